@@ -1,0 +1,145 @@
+"""`gks-eval grid` and `gks-eval demo`: many settings over one load of the base."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gks_eval.errors import UsageError
+
+if TYPE_CHECKING:
+    from gks_eval.grid import Grid
+
+__all__ = ["register"]
+
+DEMO_SETTINGS = "base,arrow,gks:en,gks:de,gks:fr,gks:avg"
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``grid`` and ``demo`` to the application."""
+    app.command("grid")(_grid)
+    app.command("demo")(_demo)
+
+
+def _grid(
+    settings: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: base, arrow, gks:en+de, uniform, expert:NAME; arguments of the "
+            "model after ';', as in 'gks:avg;rule=delta;top_k=5'."
+        ),
+    ],
+    tasks: Annotated[str, typer.Option(help="Comma-separated names of tasks or groups.")],
+    output: Annotated[Path, typer.Option(help="Folder that gets one sub-folder a setting.")],
+    library: Annotated[str | None, typer.Option(help="Bundled name, folder or hub id.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Base model; default: the library's.")
+    ] = None,
+    model_args: Annotated[
+        str, typer.Option(help="Further arguments of the model, as lm_eval takes them.")
+    ] = "",
+    batch_size: Annotated[str, typer.Option(help="A number, or auto.")] = "8",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Items a task (a share of them below 1); for testing.")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt.")] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Wrap prompts in the chat template.")
+    ] = False,
+    include_path: Annotated[
+        list[str] | None, typer.Option(help="Further folders of task YAMLs.")
+    ] = None,
+) -> None:
+    """Evaluate several settings on one load of the base; a killed run goes on where it stopped."""
+    from gks_eval.grid import Grid
+
+    arguments = _model_arguments(model_args)
+    given = {"pretrained": pretrained, "batch_size": batch_size, "device": device}
+    arguments |= {name: value for name, value in given.items() if value is not None}
+    evaluation = {
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "apply_chat_template": apply_chat_template or None,
+    }
+    _run(
+        Grid(
+            settings=[part for part in settings.split(",") if part.strip()],
+            tasks=[part.strip() for part in tasks.split(",") if part.strip()],
+            output=output,
+            library=library,
+            model_arguments=arguments,
+            evaluation={name: value for name, value in evaluation.items() if value is not None},
+            include_paths=include_path or [],
+        )
+    )
+
+
+def _demo(
+    output: Annotated[Path, typer.Option(help="Where results go.")] = Path("demo-results"),
+    limit: Annotated[
+        int, typer.Option(min=1, help="Items a task, of 110; all six tasks are run.")
+    ] = 60,
+) -> None:
+    """Run base, Arrow and GenKnowSub on the bundled demo: a real 135M model, six small tasks."""
+    from gks_eval.grid import Grid
+    from gks_eval.hardware import fast_bfloat16
+
+    dtype = "bfloat16" if fast_bfloat16() else "float32"
+    _run(
+        Grid(
+            settings=DEMO_SETTINGS.split(","),
+            tasks=["gks_demo"],
+            output=output,
+            library="smollm2-demo",
+            model_arguments={"dtype": dtype, "batch_size": "16"},
+            evaluation={"limit": limit},
+        )
+    )
+
+
+def _model_arguments(text: str) -> dict[str, Any]:
+    if not text:
+        return {}
+    from lm_eval.utils import simple_parse_args_string
+
+    from gks_eval.config.setting import ARGUMENTS
+
+    try:
+        arguments: dict[str, Any] = simple_parse_args_string(text)
+    except ValueError:
+        raise UsageError(f"--model-args {text!r} is not written name=value,name=value.") from None
+    for name in arguments:
+        if name in ARGUMENTS:
+            raise UsageError(
+                f"--model-args: {name} belongs to a setting; write 'gks:avg;{name}=...'."
+            )
+    return arguments
+
+
+def _run(grid: Grid) -> None:
+    from rich.console import Console
+
+    from gks_eval.grid import Cell, run_grid
+    from gks_eval.grid_table import accuracy_table
+    from gks_eval.quiet import quiet_libraries
+
+    quiet_libraries()
+    console = Console(stderr=True)
+    started = time.monotonic()
+    total = len(grid.settings)
+    seen = 0
+
+    def report(cell: Cell, state: str) -> None:
+        nonlocal seen
+        if state != "done":
+            seen += 1
+            console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)
+
+    folders = run_grid(grid, report)
+    Console().print(accuracy_table(folders))
+    spent = time.monotonic() - started
+    console.print(f"Results in {grid.output} ({spent:.0f} s).", markup=False, highlight=False)

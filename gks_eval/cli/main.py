@@ -1,0 +1,42 @@
+"""`gks-eval`: collects the families of commands and turns errors into sentences.
+
+A family is a module of this package with ``register(app)``; it imports the wing that does the work
+only when its command runs, so that ``--help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+from gks_eval.errors import GksError
+
+__all__ = ["build_app", "main"]
+
+FAMILIES = ("run", "tasks", "grid", "compare")
+
+
+def build_app() -> typer.Typer:
+    """Return the typer application with every family registered."""
+    app = typer.Typer(
+        name="gks-eval",
+        help="Arrow-routed task LoRAs with general knowledge subtracted, in lm-eval.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for family in FAMILIES:
+        importlib.import_module(f"gks_eval.cli.{family}").register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line; a `GksError` ends in one sentence and its exit code."""
+    try:
+        build_app()()
+    except GksError as error:
+        print(f"gks-eval: error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

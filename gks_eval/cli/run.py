@@ -1,0 +1,123 @@
+"""`gks-eval run ...`: lm-eval's own command line, with the package's tasks added."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from gks_eval.errors import GksError, UsageError
+from gks_eval.paths import tasks_dir
+
+__all__ = ["folders_of_config", "harness_argv", "include_paths", "register"]
+
+_COMMANDS = frozenset({"run", "ls", "validate"})
+_FLAG = "--include_path"
+
+
+def harness_argv(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the arguments into lm-eval's own and the folders of ``--include_path``.
+
+    lm-eval takes one folder there and silently drops all but the last; we take any number.
+
+    Args:
+        arguments: What stood after ``gks-eval run``.
+
+    Returns:
+        The arguments for lm-eval, its command first, and the user's folders in their order.
+
+    Raises:
+        UsageError: ``--include_path`` comes without a folder.
+    """
+    rest: list[str] = []
+    folders: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        flag, equals, value = argument.partition("=")
+        if flag != _FLAG:
+            rest.append(argument)
+            continue
+        folder = value if equals else next(pending, "")
+        if not folder or folder.startswith("-"):
+            raise UsageError(f"{_FLAG} needs a folder of task YAMLs after it.")
+        folders.append(folder)
+    if not rest or rest[0] not in _COMMANDS:
+        rest.insert(0, "run")
+    return rest, folders
+
+
+def include_paths(named: Sequence[str], of_config: Sequence[str] = ()) -> list[str]:
+    """Return every folder that lm-eval is to read tasks from: ours, then the user's.
+
+    A later folder wins where two have a task of one name, so the user's always does.
+
+    Args:
+        named: The folders of the command line. As in lm-eval they put aside those of the file.
+        of_config: The folders of the file given as ``--config``.
+
+    Raises:
+        UsageError: A folder does not exist; lm-eval itself would go on without its tasks.
+    """
+    folders = list(named) or list(of_config)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UsageError(f"{_FLAG} {folder} is no folder: name one that holds task YAMLs.")
+    return [str(tasks_dir()), *folders]
+
+
+def folders_of_config(file: str | None) -> list[str]:
+    """Return the folders that the file of lm-eval's ``--config`` names as ``include_path``."""
+    if not file:
+        return []
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    named = EvaluatorConfig.load_yaml_config(file).get("include_path") or []
+    return [named] if isinstance(named, str) else [str(folder) for folder in named]
+
+
+def _run_harness(arguments: Sequence[str]) -> None:
+    argv, folders = harness_argv(arguments)
+
+    from lm_eval.__main__ import HarnessCLI
+    from lm_eval.utils import setup_logging
+
+    from gks_eval import _bridge
+
+    setup_logging()
+    sys.argv = ["gks-eval", *argv]  # lm-eval's parser reads it from there, and from nowhere else
+    harness = HarnessCLI()
+    parsed = harness.parse_args()
+    if getattr(parsed, "include_path", None):  # written shorter, `--include`, as argparse allows
+        folders.append(parsed.include_path)
+    parsed.include_path = include_paths(folders, folders_of_config(getattr(parsed, "config", None)))
+    _bridge.register()  # works where no .pth is read too: `pip install --target`, GKS_EVAL_BRIDGE=0
+    harness.execute(parsed)
+
+
+def _run(context: typer.Context) -> None:
+    """Run lm-eval's own command line with the gks_* tasks found; all its arguments work.
+
+    `gks-eval run --help` lists them; `gks-eval run ls tasks` lists the tasks.
+    """
+    try:
+        _run_harness(context.args)
+    except GksError:
+        raise
+    except (ValueError, OSError) as error:  # how lm-eval reports unknown names and missing files
+        logging.getLogger("gks_eval").debug("lm-eval's traceback:", exc_info=True)
+        message = " ".join(str(error).split()) or type(error).__name__
+        hint = "LMEVAL_LOG_LEVEL=DEBUG shows where"
+        raise UsageError(f"lm-eval stopped: {message} ({hint})") from error
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``run`` to the application."""
+    everything = {
+        "ignore_unknown_options": True,
+        "allow_extra_args": True,
+        "help_option_names": [],  # `--help` is lm-eval's here
+    }
+    app.command("run", context_settings=everything)(_run)

@@ -1,0 +1,78 @@
+"""`library.yaml`: which adapters make up a library, and for which base model."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from gks_eval.config.yaml import FrozenModel
+
+__all__ = ["LibraryConfig", "LoadConfig"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# Names that the command line's grammar gives a meaning of its own.
+_RESERVED = frozenset({"arrow", "uniform", "none", "base", "avg"})
+
+
+def _adapter_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no usable name: letters, digits, '_', '.' and '-' only, "
+            "the first a letter or digit"
+        )
+    if name in _RESERVED:
+        raise ValueError(f"{name!r} is a reserved word; choose another name")
+    return name
+
+
+AdapterName = Annotated[str, AfterValidator(_adapter_name)]
+Source = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class LoadConfig(FrozenModel):
+    """How the base model is loaded unless an argument says otherwise."""
+
+    quantization: Literal["none", "nf4", "int8"] = "none"
+
+
+class LibraryConfig(FrozenModel):
+    """The typed content of one library.yaml.
+
+    Attributes:
+        base_model: Hub id or path of the base model, or ``embedded:<name>``.
+        revision: Revision of the base model on the hub.
+        experts: Task adapters by name: a path relative to the file, or
+            ``org/repo[/subfolder][@revision]`` on the hub.
+        general: General-knowledge adapters by language, written likewise.
+        load: How to load the base.
+        made_by: For a library whose adapters are made locally: the commands that make them, shown
+            when they are missing.
+        hashes: SHA-256 of the weights file of an adapter, by ``experts/<name>`` or
+            ``general/<language>``; checked on loading.
+        provenance: Anything about where the adapters come from; carried along unread.
+    """
+
+    base_model: Source
+    revision: str | None = None
+    experts: dict[AdapterName, Source]
+    general: dict[AdapterName, Source] = Field(default_factory=dict)
+    load: LoadConfig = LoadConfig()
+    made_by: list[str] = Field(default_factory=list)
+    hashes: dict[str, str] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("experts")
+    @classmethod
+    def _some_expert(cls, experts: dict[str, str]) -> dict[str, str]:
+        if not experts:
+            raise ValueError("name at least one expert")
+        return experts
+
+    @model_validator(mode="after")
+    def _hashes_name_adapters(self) -> LibraryConfig:
+        known = {f"experts/{n}" for n in self.experts} | {f"general/{n}" for n in self.general}
+        if unknown := sorted(set(self.hashes) - known):
+            raise ValueError(f"hashes names adapters that are not listed: {', '.join(unknown)}")
+        return self

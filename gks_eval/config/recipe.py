@@ -1,0 +1,277 @@
+"""`recipe.yaml`: how the adapters of a library are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from gks_eval.config.library import AdapterName, Source
+from gks_eval.config.yaml import FrozenModel
+
+__all__ = [
+    "AdapterShape",
+    "BaseLoad",
+    "Clusters",
+    "ExpertMember",
+    "ExpertSection",
+    "GeneralMember",
+    "GeneralSection",
+    "Place",
+    "Recipe",
+    "Schedule",
+]
+
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class BaseLoad(FrozenModel):
+    """How the base model is held while adapters are trained on it.
+
+    Attributes:
+        quantization: ``nf4`` holds the linear layers in 4 bits (bitsandbytes, no double
+            quantisation, products in bfloat16).
+        dtype: Of everything that is not quantised.
+        device: ``auto`` takes a GPU where there is one; ``cuda`` insists on it.
+    """
+
+    quantization: Literal["none", "nf4"] = "none"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class AdapterShape(FrozenModel):
+    """The LoRA that every adapter of the library is.
+
+    Attributes:
+        rank: R of A (R,K) and B (D,R).
+        alpha: The update is scaled by alpha / rank.
+        dropout: On the adapter's input while training.
+        targets: Names of the linear layers, as PEFT's ``target_modules``.
+        init: ``default`` starts from B = 0; ``loftq`` from the factors that make up for the
+            quantisation error of the base; ``paper`` is what the published code does: it hands
+            PEFT a LoftQ configuration that PEFT ignores, hence the same start as ``default``.
+        save_dtype: Of the saved factors.
+    """
+
+    rank: PositiveInt = 4
+    alpha: PositiveFloat = 16.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    targets: Annotated[list[Text], Field(min_length=1)]
+    init: Literal["default", "loftq", "paper"] = "default"
+    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+
+class Schedule(FrozenModel):
+    """Optimisation; the defaults are the paper's for task experts.
+
+    Attributes:
+        epochs: Passes over the rows.
+        learning_rate: Peak.
+        batch_size: Rows a device and micro-step.
+        accumulation: Micro-steps an optimiser step.
+        decay: Shape of the learning rate after the warm-up.
+        warmup: Share of the steps over which the rate rises.
+        clip: Largest norm of the gradient; 0 leaves it alone.
+        weight_decay: Decoupled, as in AdamW.
+        optimizer: The 8-bit ones fall back as `gks_eval.training.sft` states.
+        gradient_checkpointing: Less memory for about a fifth more time.
+        checkpoint_steps: Optimiser steps between two checkpoints.
+    """
+
+    epochs: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = 1e-4
+    batch_size: PositiveInt = 1
+    accumulation: PositiveInt = 16
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
+    clip: Annotated[float, Field(ge=0.0)] = 2.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw"] = "paged_adamw_8bit"
+    gradient_checkpointing: bool = True
+    checkpoint_steps: PositiveInt = 50
+
+
+class Place(FrozenModel):
+    """Where rows or texts lie: a local file, or a data set on the hub.
+
+    Attributes:
+        file: Path relative to the recipe: ``.jsonl`` or ``.parquet`` (and ``.txt`` for texts:
+            paragraphs between blank lines).
+        hub: Data set id on the hub.
+        config: Its configuration.
+        split: Its split.
+        revision: Its revision; pin it for a run that can be repeated.
+        data_files: Files of it to read, instead of a configuration.
+    """
+
+    file: Source | None = None
+    hub: Source | None = None
+    config: Text | None = None
+    split: Text = "train"
+    revision: Text | None = None
+    data_files: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Place:
+        if self.file is not None and self.hub is not None:
+            raise ValueError("give `file` or `hub`, not both")
+        only_hub = {"config", "revision", "data_files", "split"} & self.model_fields_set
+        if self.file is not None and only_hub:
+            raise ValueError(f"`{sorted(only_hub)[0]}` belongs to `hub`, not to `file`")
+        return self
+
+
+class ExpertMember(Place):
+    """The rows of one task expert; what is not given is taken from the section's `data`.
+
+    Attributes:
+        source: Column of the instruction.
+        target: Column of the answer.
+        where: Columns and the value, or list of values, that a row must have.
+        fraction: Share of the rows to train on, drawn with the recipe's seed.
+        rows: Rows to train on at most, drawn likewise.
+    """
+
+    source: Text = "source"
+    target: Text = "target"
+    where: dict[str, Any] = Field(default_factory=dict)
+    fraction: Share = 1.0
+    rows: PositiveInt | None = None
+
+
+class GeneralMember(Place):
+    """The texts of one general adapter; what is not given is taken from the section's `data`.
+
+    Attributes:
+        column: Column of the text.
+        windows: Windows to train on at most.
+        prompt: Tokens of a window that are read only (unless `loss` is ``all``).
+        completion: Tokens after them.
+        cut: ``first`` takes the first window of each text that is long enough, ``packed`` joins
+            all texts with the end-of-text token between and cuts the whole.
+        min_chars: Shorter texts are passed over.
+    """
+
+    column: Text = "text"
+    windows: PositiveInt = 5000
+    prompt: PositiveInt = 507
+    completion: PositiveInt = 5
+    cut: Literal["first", "packed"] = "first"
+    min_chars: Annotated[int, Field(ge=0)] = 0
+
+
+class Clusters(FrozenModel):
+    """Experts named by a cluster file, one a cluster (`gks-eval cluster` writes it).
+
+    Attributes:
+        file: The cluster file, relative to the recipe.
+        column: Column of the rows that holds the task's name.
+    """
+
+    file: Source
+    column: Text = "task_name"
+
+
+class Section(FrozenModel):
+    """What experts and general adapters have in common.
+
+    Attributes:
+        schedule: Optimisation; what is not given is taken from the recipe's own `schedule`.
+        loss: ``completion`` trains on the answer alone, ``all`` on every token (the published
+            code).
+        format: ``chat`` is the base model's own chat template, ``plain`` is none.
+        held_out: Rows or windows kept from training, on which the base and the adapter are
+            measured at the end.
+    """
+
+    schedule: Schedule = Schedule()
+    loss: Literal["completion", "all"] = "completion"
+    format: Literal["chat", "plain"] = "chat"
+    held_out: Annotated[int, Field(ge=0)] = 0
+
+
+class ExpertSection(Section):
+    """The task experts.
+
+    Attributes:
+        data: Defaults of the members.
+        members: The experts by name.
+        clusters: In place of members: one expert a cluster.
+        max_tokens: Longest row; a longer one loses the end of its source, never of its target.
+        prompt: Text before the target where `format` is ``plain``.
+    """
+
+    data: ExpertMember = ExpertMember()
+    members: dict[AdapterName, ExpertMember] = Field(default_factory=dict)
+    clusters: Clusters | None = None
+    max_tokens: Annotated[int, Field(ge=8)] = 4000
+    prompt: Text = "{source}\n"
+
+    @model_validator(mode="after")
+    def _named(self) -> ExpertSection:
+        if bool(self.members) == (self.clusters is not None):
+            raise ValueError("name the experts by `members` or by `clusters`, one of the two")
+        if "{source}" not in self.prompt:
+            raise ValueError("`prompt` must say where the source goes: {source}")
+        for name, member in self.members.items():
+            _check_placed(name, member, self.data)
+        if self.clusters is not None:
+            _check_placed("data", self.data, self.data)
+        return self
+
+
+class GeneralSection(Section):
+    """The general-knowledge adapters, by language."""
+
+    format: Literal["chat", "plain"] = "plain"
+    data: GeneralMember = GeneralMember()
+    members: Annotated[dict[AdapterName, GeneralMember], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _placed(self) -> GeneralSection:
+        for name, member in self.members.items():
+            _check_placed(name, member, self.data)
+        return self
+
+
+class Recipe(FrozenModel):
+    """The typed content of one recipe.yaml.
+
+    Attributes:
+        base_model: Hub id or path (relative to the recipe when it starts with a dot), or
+            ``embedded:<name>``.
+        revision: Revision of the base model on the hub.
+        load: How the base is held.
+        adapter: The LoRA.
+        seed: Of the draw of rows, their order, dropout and the start of A.
+        start: ``shared`` starts every adapter from the same A, ``own`` each from its own, drawn
+            from the seed and its name.
+        schedule: Optimisation; a section's own `schedule` wins, key by key.
+        experts: The task experts.
+        general: The general-knowledge adapters.
+    """
+
+    base_model: Source
+    revision: Text | None = None
+    load: BaseLoad = BaseLoad()
+    adapter: AdapterShape
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    start: Literal["shared", "own"] = "own"
+    schedule: Schedule = Schedule()
+    experts: ExpertSection | None = None
+    general: GeneralSection | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Recipe:
+        if self.experts is None and self.general is None:
+            raise ValueError("a recipe trains `experts`, `general` adapters, or both")
+        if self.adapter.init == "loftq" and self.load.quantization == "none":
+            raise ValueError("`init: loftq` needs a quantised base: `load: {quantization: nf4}`")
+        return self
+
+
+def _check_placed(name: str, member: Place, default: Place) -> None:
+    if not (member.file or member.hub or default.file or default.hub):
+        raise ValueError(f"{name} has no rows: give it `file` or `hub`, or give `data` one")

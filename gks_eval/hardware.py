@@ -1,0 +1,14 @@
+"""What this machine computes well."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["fast_bfloat16"]
+
+
+def fast_bfloat16() -> bool:
+    """Tell whether bfloat16 is the faster type: on GPUs and on CPUs with instructions for it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

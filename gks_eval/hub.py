@@ -1,0 +1,128 @@
+"""Fetching libraries and adapters from the Hugging Face hub, with errors that say the mend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gks_eval.errors import HubError, LibraryError
+from gks_eval.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE
+
+__all__ = ["HubSource", "fetch_adapter", "fetch_library"]
+
+_PART = r"[A-Za-z0-9][\w.-]*"
+_SOURCE = re.compile(
+    rf"(?P<repo>{_PART}/{_PART})(?:/(?P<folder>[\w.-]+(?:/[\w.-]+)*))?(?:@(?P<revision>[\w./-]+))?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """``org/repo[/subfolder][@revision]``."""
+
+    repo: str
+    folder: str
+    revision: str | None
+
+    @staticmethod
+    def looks_like(text: str) -> bool:
+        """Tell whether `text` has the form of a hub source."""
+        return _SOURCE.fullmatch(text) is not None and ".." not in text.split("/")
+
+    @classmethod
+    def parse(cls, text: str) -> HubSource:
+        """Read a source that `looks_like` one.
+
+        Raises:
+            HubError: It does not.
+        """
+        match = _SOURCE.fullmatch(text)
+        if match is None:
+            raise HubError(f"{text!r} is not written org/repo[/subfolder][@revision].")
+        return cls(match["repo"], match["folder"] or "", match["revision"])
+
+    def __str__(self) -> str:
+        path = f"{self.repo}/{self.folder}" if self.folder else self.repo
+        return f"{path}@{self.revision}" if self.revision else path
+
+
+def fetch_adapter(source: HubSource) -> Path:
+    """Download one PEFT adapter (config and safetensors only) and return its local folder.
+
+    Raises:
+        HubError: The hub cannot be reached or does not have it.
+        LibraryError: The adapter is there as a pickle only.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    prefix = f"{source.folder}/" if source.folder else ""
+    with _sentences(source):
+        config = hf_hub_download(source.repo, prefix + CONFIG_FILE, revision=source.revision)
+        try:
+            hf_hub_download(source.repo, prefix + WEIGHTS_FILE, revision=source.revision)
+        except RemoteEntryNotFoundError:
+            raise LibraryError(
+                f"adapter {source} on the hub has no {WEIGHTS_FILE}; if it has {PICKLED[0]}, "
+                "download that, convert it with `gks-eval convert bin FOLDER`, and name the folder."
+            ) from None
+    return Path(config).parent
+
+
+def fetch_library(source: HubSource, manifest: str) -> Path:
+    """Download a library's repository (YAML, JSON and safetensors) and return its manifest.
+
+    Raises:
+        HubError: The hub cannot be reached or does not have it.
+        LibraryError: The repository has no manifest.
+    """
+    from huggingface_hub import snapshot_download
+
+    prefix = f"{source.folder}/" if source.folder else ""
+    patterns = [f"{prefix}*.yaml", f"{prefix}*{CONFIG_FILE}", f"{prefix}*{WEIGHTS_FILE}"]
+    with _sentences(source):
+        folder = snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns)
+    path = Path(folder) / source.folder / manifest
+    if not path.is_file():
+        raise LibraryError(f"{source} on the hub has no {manifest}; it is not a library.")
+    return path
+
+
+@contextmanager
+def _sentences(source: HubSource) -> Iterator[None]:
+    """Turn the hub client's many exceptions into one sentence."""
+    from huggingface_hub import errors
+
+    # The bases of the hub's HTTP error are those of its HTTP client, which has changed over time.
+    failures: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(
+            f"{source} is gated: accept its terms on the hub, then `hf auth login`."
+        ) from None
+    except errors.LocalEntryNotFoundError:
+        raise HubError(
+            f"{source} is not in the local cache and the hub cannot be reached; go online once "
+            "(and unset HF_HUB_OFFLINE), or name a local folder instead."
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise HubError(
+            f"{source} is not on the hub, or you have no access to it; check the name, or name a "
+            "local folder."
+        ) from None
+    except errors.EntryNotFoundError as error:
+        raise HubError(f"{source} on the hub lacks a file: {_first_line(error)}") from None
+    except failures as error:
+        raise HubError(
+            f"{source} could not be downloaded ({_first_line(error)}); try again when the hub "
+            "can be reached, or name a local folder instead."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,256 @@
+"""A library of adapters: task experts and general-knowledge adapters for one base model.
+
+A library is a folder (or hub repository) with a ``library.yaml``; see
+`gks_eval.config.library.LibraryConfig` for its fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gks_eval.config.library import LibraryConfig
+from gks_eval.config.setting import Setting
+from gks_eval.config.yaml import load_typed
+from gks_eval.errors import CompatibilityError, LibraryError, UsageError, did_you_mean
+from gks_eval.hub import HubSource, fetch_adapter, fetch_library
+from gks_eval.lora import LoraPair, same_factors
+from gks_eval.paths import adapters_dir
+from gks_eval.peft_adapter import Adapter, read_adapter
+
+__all__ = ["MANIFEST", "Library", "bundled_libraries", "load_library", "read_manifest"]
+
+MANIFEST: Final = "library.yaml"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library as loaded; its adapters are never written to.
+
+    Attributes:
+        name: What the user called it.
+        path: Its library.yaml.
+        config: The typed content of that file.
+        experts: Task adapters by name, in the order of the file.
+        general: General adapters by language, likewise.
+        content_hash: SHA-256 over the base and all adapters, hex; equal content, equal hash,
+            wherever the folder lies.
+    """
+
+    name: str
+    path: Path
+    config: LibraryConfig
+    experts: Mapping[str, Adapter]
+    general: Mapping[str, Adapter]
+    content_hash: str
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Return the names of the linear layers that the adapters update, sorted."""
+        return tuple(next(iter(self.experts.values())).pairs)
+
+    def languages(self, setting: Setting) -> tuple[str, ...]:
+        """Return the general adapters that `setting` averages and subtracts."""
+        return tuple(self.general) if setting.subtract == ("avg",) else setting.subtract
+
+    def chosen_experts(self, setting: Setting) -> tuple[str, ...]:
+        """Return the experts that take part: all, or the one the router names."""
+        if setting.router in ("arrow", "uniform"):
+            return tuple(self.experts)
+        return (setting.router,) if setting.uses_library else ()
+
+    def layer(self, module: str, setting: Setting) -> tuple[list[LoraPair], list[LoraPair]]:
+        """Return the experts' and the general adapters' pairs at one linear layer."""
+        return (
+            [self.experts[name].pairs[module] for name in self.chosen_experts(setting)],
+            [self.general[name].pairs[module] for name in self.languages(setting)],
+        )
+
+    def check(self, setting: Setting) -> None:
+        """Check that the setting can be run with these adapters.
+
+        Raises:
+            UsageError: Unknown language or expert, or top_k above the number of experts.
+            CompatibilityError: Ranks or scalings differ where the formula needs them equal.
+        """
+        if not setting.uses_library:
+            return
+        if setting.router not in ("arrow", "uniform", *self.experts):
+            known = ["arrow", "uniform", "none", *self.experts]
+            raise UsageError(
+                f"router={setting.router} is neither a router nor an expert of library "
+                f"{self.name}; {did_you_mean(setting.router, known)}."
+            )
+        if setting.subtract == ("avg",) and not self.general:
+            raise UsageError(
+                f"subtract=avg: library {self.name} has no general adapters; use subtract=none."
+            )
+        known_languages = ", ".join(self.general) or "none"
+        for language in self.languages(setting):
+            if language not in self.general:
+                raise UsageError(
+                    f"subtract={language}: library {self.name} has no general adapter of that "
+                    f"name; known: {known_languages}."
+                )
+        if setting.router == "arrow" and setting.top_k > len(self.experts):
+            raise UsageError(
+                f"top_k={setting.top_k} is above the {len(self.experts)} experts of library "
+                f"{self.name}; use at most that many."
+            )
+        self._check_factors(setting)
+
+    def _check_factors(self, setting: Setting) -> None:
+        by_factors = bool(self.languages(setting)) and setting.rule != "delta"
+        for module in self.modules:
+            experts, general = self.layer(module, setting)
+            try:
+                if setting.combine == "factors":
+                    same_factors(experts, "combine=factors")
+                if by_factors:
+                    same_factors([*experts, *general], f"rule={setting.rule}")
+            except CompatibilityError as error:
+                raise CompatibilityError(f"library {self.name}, {module}: {error}") from None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what results record about the library, as plain JSON values."""
+        return {
+            "name": self.name,
+            "content_hash": self.content_hash,
+            "base_model": self.config.base_model,
+            "revision": self.config.revision,
+            "experts": {name: adapter.digest for name, adapter in self.experts.items()},
+            "general": {name: adapter.digest for name, adapter in self.general.items()},
+        }
+
+
+def bundled_libraries() -> list[str]:
+    """Return the names of the libraries that come with the package."""
+    return sorted(path.parent.name for path in adapters_dir().glob(f"*/{MANIFEST}"))
+
+
+def read_manifest(reference: str) -> tuple[Path, LibraryConfig]:
+    """Find a library and read its library.yaml, without reading any adapter.
+
+    Args:
+        reference: A folder, a library.yaml, the name of a bundled library, or
+            ``org/repo[/subfolder][@revision]`` on the hub; tried in that order.
+
+    Raises:
+        LibraryError: There is no such library.
+        ConfigError: Its library.yaml has faults; all are listed.
+        HubError: It would have to come from the hub, which cannot be reached.
+    """
+    path = _find(reference)
+    return path, load_typed(path, LibraryConfig)
+
+
+def load_library(reference: str) -> Library:
+    """Load a library with all its adapters.
+
+    Args:
+        reference: As for `read_manifest`.
+
+    Raises:
+        LibraryError: No such library, or an adapter is missing, broken, unsafe or unsupported.
+        CompatibilityError: The adapters are not for the same linear layers.
+        ConfigError: library.yaml has faults.
+        HubError: The hub is needed and cannot be reached.
+    """
+    path, config = read_manifest(reference)
+    experts = _read_all("experts", config.experts, config, path)
+    general = _read_all("general", config.general, config, path)
+    _check_same_layers([*experts.values(), *general.values()], path)
+    digests = {
+        "base_model": config.base_model,
+        "revision": config.revision,
+        "experts": {name: adapter.digest for name, adapter in experts.items()},
+        "general": {name: adapter.digest for name, adapter in general.items()},
+    }
+    content = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    return Library(reference, path, config, experts, general, content)
+
+
+def _find(reference: str) -> Path:
+    local = Path(reference).expanduser()
+    if local.is_dir():
+        manifest = local / MANIFEST
+        if not manifest.is_file():
+            raise LibraryError(
+                f"{local} has no {MANIFEST}; write one that names the base model and the experts."
+            )
+        return manifest
+    if local.is_file():
+        return local
+    bundled = adapters_dir() / reference / MANIFEST
+    if bundled.is_file():
+        return bundled
+    if HubSource.looks_like(reference):
+        return fetch_library(HubSource.parse(reference), MANIFEST)
+    raise LibraryError(
+        f"library {reference!r} is neither a folder, nor bundled, nor a hub id; "
+        f"{did_you_mean(reference, bundled_libraries())}."
+    )
+
+
+def _read_all(
+    kind: str, sources: Mapping[str, str], config: LibraryConfig, manifest: Path
+) -> dict[str, Adapter]:
+    adapters = {}
+    for name, source in sources.items():
+        folder = _adapter_folder(f"{kind}/{name}", source, config, manifest)
+        adapter = read_adapter(folder, name)
+        expected = config.hashes.get(f"{kind}/{name}")
+        if expected is not None and expected != adapter.weights_sha256:
+            raise LibraryError(
+                f"{folder}: the weights of adapter {name!r} have another SHA-256 than {manifest} "
+                "says; copy them anew, or correct the file if the change was meant."
+            )
+        adapters[name] = adapter
+    return adapters
+
+
+def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Path) -> Path:
+    root = manifest.parent.resolve()
+    path = Path(source).expanduser()
+    if path.is_absolute() and path.is_dir():
+        return path
+    folder = (root / path).resolve()
+    if not path.is_absolute() and not folder.is_relative_to(root):
+        raise LibraryError(
+            f"{manifest}: {label} points outside its folder ({source}); "
+            "write an absolute path if that is meant."
+        )
+    if folder.is_dir():
+        return folder
+    if config.made_by:
+        commands = " && ".join(config.made_by)
+        raise LibraryError(
+            f"{manifest}: {label} is not there yet ({folder}); make it with: {commands}"
+        )
+    if HubSource.looks_like(source):
+        return fetch_adapter(HubSource.parse(source))
+    raise LibraryError(f"{manifest}: {label} names {source}, which does not exist; check the path.")
+
+
+def _check_same_layers(adapters: Sequence[Adapter], manifest: Path) -> None:
+    first = adapters[0]
+    for other in adapters[1:]:
+        if differing := sorted(set(first.pairs) ^ set(other.pairs)):
+            lacking = other if differing[0] in first.pairs else first
+            raise CompatibilityError(
+                f"{manifest}: adapters {first.name!r} and {other.name!r} update different layers: "
+                f"{lacking.name!r} lacks {differing[0]}"
+                + (f" and {len(differing) - 1} more differ" if len(differing) > 1 else "")
+                + "; train them with the same target_modules."
+            )
+        for module, pair in first.pairs.items():
+            if pair.shape != other.pairs[module].shape:
+                raise CompatibilityError(
+                    f"{manifest}: at {module} adapter {first.name!r} is for a layer of shape "
+                    f"{pair.shape} and {other.name!r} for {other.pairs[module].shape}; "
+                    "they belong to different base models."
+                )

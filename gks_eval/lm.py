@@ -1,0 +1,319 @@
+"""`gks_arrow`: the model class that lm-eval runs."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedModel
+
+from gks_eval.base_model import BaseModel, check_unknown, quantization_config
+from gks_eval.config.setting import ARGUMENTS, NOT_GIVEN, NotGiven, Setting, digest
+from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.fit import check_fit, meta_shapes
+from gks_eval.inject import Attachment, attach
+from gks_eval.library import Library, load_library, read_manifest
+from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.quantized import keep_portable_layout
+from gks_eval.request_cache import CountingHook, stamp
+from gks_eval.versions import versions
+from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
+
+__all__ = ["CREATED", "DEFAULT_LIBRARY", "GksArrowLM"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LIBRARY = "phi3-mini"
+
+# How many instances this process has made: tasks that only this class can score look here before
+# they build thousands of requests.
+CREATED = 0
+
+_OWN_ARGUMENTS = frozenset({"library", "scoring", "load_in_4bit", "load_in_8bit"}) | ARGUMENTS
+# Arguments of HFLM that place or batch the work and leave the scores as they are.
+_PLACEMENT = frozenset(
+    "batch_size max_batch_size device parallelize max_memory_per_gpu max_cpu_memory "
+    "offload_folder logits_cache token cache_dir local_files_only force_download proxies".split()
+)
+Request = tuple[Any, list[int], list[int]]
+
+
+class GksArrowLM(HFLM):  # type: ignore[misc]
+    """A causal LM with a library of task LoRAs, general knowledge subtracted, routed by Arrow.
+
+    Takes every argument of lm-eval's ``hf`` and those below. Lists are joined by ``+``, which the
+    command line can say: ``--model_args library=phi3-mini,subtract=en+de``.
+
+    Args:
+        pretrained: Base model; default: the library's.
+        library: Bundled name, folder, or hub id of the adapters.
+        subtract: ``none``, ``avg`` (of all languages the library has), or languages.
+        preset: ``paper`` (rule factors, combine factors), ``peft`` (factors, outputs) or ``exact``
+            (delta, outputs); arguments named beside it win.
+        rule: ``factors``, ``delta`` or ``orthogonal``, see `gks_eval.subtract`.
+        combine: ``factors`` or ``outputs``, see `gks_eval.routed`.
+        router: ``arrow``, ``uniform``, the name of one expert, or ``none`` for the base alone.
+        top_k: Experts mixed for a token.
+        temperature: Divides Arrow's scores before the softmax.
+        load_in_4bit: NF4, bfloat16 computation, no double quantisation.
+        load_in_8bit: LLM.int8.
+        scoring: ``plain`` is lm-eval's own scorer.
+
+    Raises:
+        GksError: A subclass says what is wrong with the arguments, library or base; all that can
+            be known beforehand is raised before the base model's weights are read.
+    """
+
+    SCORINGS: ClassVar[tuple[str, ...]] = ("plain",)
+    cache_hook: Any
+    batch_size_per_gpu: Any
+    batch_schedule: float
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel | None = None,
+        *,
+        library: str | NotGiven = NOT_GIVEN,
+        subtract: str | Iterable[str] | NotGiven | None = NOT_GIVEN,
+        preset: str | NotGiven = NOT_GIVEN,
+        rule: str | NotGiven = NOT_GIVEN,
+        combine: str | NotGiven = NOT_GIVEN,
+        router: str | NotGiven | None = NOT_GIVEN,
+        top_k: int | NotGiven = NOT_GIVEN,
+        temperature: float | NotGiven = NOT_GIVEN,
+        load_in_4bit: bool | NotGiven = NOT_GIVEN,
+        load_in_8bit: bool | NotGiven = NOT_GIVEN,
+        scoring: str = "plain",
+        revision: str | NotGiven | None = NOT_GIVEN,
+        **hf_arguments: Any,
+    ) -> None:
+        setting = Setting.from_arguments(
+            preset=preset,
+            subtract=subtract,
+            rule=rule,
+            combine=combine,
+            router=router,
+            top_k=top_k,
+            temperature=temperature,
+        )
+        self.choose_scoring(scoring)
+        self.setting = setting
+        self.library: Library | None = None
+        self.attachment: Attachment | None = None
+        self._extra_arguments = {k: v for k, v in hf_arguments.items() if k not in _HF_ARGUMENTS}
+
+        manifest = None
+        named = None if isinstance(library, NotGiven) else library
+        if setting.uses_library:
+            if hf_arguments.get("peft"):
+                raise UsageError("peft= cannot be combined with a library; use router=none.")
+            self.library = load_library(named or DEFAULT_LIBRARY)
+            self.library.check(setting)
+            manifest = self.library.config
+        elif named or pretrained is None:
+            _, manifest = read_manifest(named or DEFAULT_LIBRARY)
+
+        self.base: BaseModel | None = None
+        if not isinstance(pretrained, PreTrainedModel):
+            self.base = BaseModel.resolve(
+                pretrained, revision, manifest, load_in_4bit, load_in_8bit
+            )
+            pretrained = self.base.source
+            if self.base.differs_from_library and self.library is not None:
+                logger.warning(
+                    "Library %s was made for %s; running it on %s.",
+                    self.library.name,
+                    self.library.config.base_model,
+                    self.base.name,
+                )
+            hf_arguments["revision"] = self.base.revision
+            if hf_arguments.get("device") is None:
+                hf_arguments["device"] = _default_device()
+        self._identity_arguments = {
+            name: str(value)
+            for name, value in sorted(hf_arguments.items())
+            if name not in _PLACEMENT and value is not None
+        }
+        super().__init__(pretrained, **hf_arguments)
+        if self.backend != "causal":
+            raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")
+        keep_portable_layout(self.model)
+        self.apply(setting)
+        global CREATED
+        CREATED += 1
+
+    def apply(self, setting: Setting, library: Library | None = None) -> None:
+        """Run by another setting from now on, on the base that is loaded.
+
+        Args:
+            setting: The new setting.
+            library: Its library; default: the one in use.
+
+        Raises:
+            UsageError: No library is there, or it lacks what the setting names.
+            CompatibilityError: The adapters do not fit the base or the setting.
+        """
+        wanted = library or self.library
+        if setting.uses_library and wanted is None:
+            raise UsageError("this setting needs a library; name one with library=...")
+        if self.attachment is not None and (
+            not setting.uses_library or wanted is not self.attachment.library
+        ):
+            self.attachment.detach()
+            self.attachment = None
+        if setting.uses_library and wanted is not None:
+            if self.attachment is None:
+                self.attachment = attach(self.model, wanted, setting)
+            else:
+                self.attachment.apply(setting)
+        self.library, self.setting = wanted, setting
+
+    def choose_scoring(self, scoring: str | None) -> None:
+        """Score by another scorer from now on; None means the default.
+
+        Raises:
+            UsageError: There is no such scorer.
+        """
+        chosen = scoring or self.SCORINGS[0]
+        if chosen not in self.SCORINGS:
+            raise UsageError(
+                f"scoring={scoring} is unknown; {did_you_mean(chosen, self.SCORINGS)}."
+            )
+        self.scoring = chosen
+
+    def choose_batch_size(self, batch_size: int | str) -> None:
+        """Batch as ``batch_size=...`` would, from now on.
+
+        Raises:
+            UsageError: It is neither a number above 0 nor ``auto``.
+        """
+        word, _, schedule = str(batch_size).partition(":")
+        if word == "auto":
+            self.batch_size_per_gpu = word
+            self.batch_schedule = float(schedule) if schedule else 1
+        elif word.isdecimal() and int(word) > 0 and not schedule:
+            self.batch_size_per_gpu = int(word)
+        else:
+            raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
+
+    def _get_config(self, pretrained: str, **how: Any) -> None:
+        # The first moment at which the base's shape is known; its weights are read much later.
+        super()._get_config(pretrained, **how)
+        check_unknown(self._extra_arguments, _HF_ARGUMENTS | _OWN_ARGUMENTS, self.config)
+        if self.library is None:
+            return
+        try:
+            shapes = meta_shapes(self.config)
+        except Exception as error:
+            logger.debug("The base could not be built without weights: %s", error)
+            return
+        check_fit(self.library, shapes, self.base.name if self.base else pretrained)
+
+    def _create_model(self, pretrained: str, **how: Any) -> None:
+        # HFLM hands load_in_4bit to transformers 5, which knows quantization_config only.
+        asked = quantization_config(self.base.quantization) if self.base else None
+        if asked is not None and how.get("quantization_config") is None:
+            how["quantization_config"] = asked
+        super()._create_model(pretrained, **how)
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Score requests; those of the whole-text protocol are tokenised as one text."""
+        whole = [n for n, request in enumerate(requests) if is_whole_text(request.args)]
+        if not whole:
+            scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+            return scored
+        results: dict[int, tuple[float, bool]] = {}
+        paired = sorted(set(range(len(requests))) - set(whole))
+        if paired:
+            answers = super().loglikelihood([requests[n] for n in paired], disable_tqdm)
+            results |= dict(zip(paired, answers, strict=True))
+        texts = [self._whole_text_request(requests[n].args) for n in whole]
+        answers = self._loglikelihood_tokens(texts, disable_tqdm=disable_tqdm)
+        results |= dict(zip(whole, answers, strict=True))
+        return [results[n] for n in range(len(requests))]
+
+    def _whole_text_request(self, arguments: tuple[Any, ...]) -> Request:
+        limit = min(max_tokens(arguments), self.max_length + 1)
+        tokens = self.tok_encode(arguments[0] + arguments[1])
+        context, scored = split_tokens(tokens, limit)
+        return arguments, context, scored
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        counts = [len(continuation) for _, _, continuation in requests]
+        hook = self.cache_hook
+        self.cache_hook = CountingHook(
+            hook,
+            {
+                request[0]: count
+                for request, count in zip(requests, counts, strict=True)
+                if request[0] is not None
+            },
+        )
+        try:
+            pairs = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        finally:
+            self.cache_hook = hook
+        return [
+            TokenLogLikelihood(log_likelihood, is_greedy, count)
+            for (log_likelihood, is_greedy), count in zip(pairs, counts, strict=True)
+        ]
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take lm-eval's request cache, unless another setting filled it.
+
+        Raises:
+            UsageError: It was.
+        """
+        if getattr(cache_hook, "dbdict", None) is not None:
+            stamp(cache_hook.dbdict, self.identity())
+        super().set_cache_hook(cache_hook)
+
+    def identity(self) -> str:
+        """Return a digest of everything that makes this run's scores what they are."""
+        base, library = self.base, self.library
+        return digest(
+            {
+                "base": base.name if base else str(self.model.name_or_path),
+                "quantization": base.quantization if base else "none",
+                "arguments": self._identity_arguments,
+                "dtype": str(self.model.dtype),
+                "library": library.content_hash if library and self.setting.uses_library else None,
+                "setting": self.setting.identity(),
+            }
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval records in a results file, with ours under ``gks_eval``."""
+        info: dict[str, Any] = super().get_model_info()
+        base, library = self.base, self.library
+        info["gks_eval"] = {
+            "identity": self.identity(),
+            "setting": self.setting.identity(),
+            "library": library.describe() if library and self.setting.uses_library else None,
+            "base_model": base.name if base else str(self.model.name_or_path),
+            "revision": base.revision if base else None,
+            "quantization": base.quantization if base else "none",
+            "scoring": self.scoring,
+            "versions": versions(),
+        }
+        return info
+
+
+def _default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+_HF_ARGUMENTS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}

@@ -1,0 +1,35 @@
+"""What scoring one request returns: lm-eval's pair, which also knows its token count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["TokenLogLikelihood"]
+
+
+class TokenLogLikelihood(tuple[float, bool]):
+    """A (log-likelihood, is greedy) pair that carries the number of scored tokens.
+
+    lm-eval's built-in tasks take exactly two items from a result, so the count rides along as an
+    attribute and survives pickling into lm-eval's request cache.
+
+    Attributes:
+        tokens: Number of tokens whose log-likelihoods were summed.
+    """
+
+    tokens: int
+
+    def __new__(cls, log_likelihood: float, is_greedy: bool, tokens: int) -> TokenLogLikelihood:
+        """Make the pair.
+
+        Args:
+            log_likelihood: Sum over the scored tokens, natural logarithm.
+            is_greedy: Whether every scored token was the model's first choice.
+            tokens: Number of scored tokens.
+        """
+        pair = super().__new__(cls, (float(log_likelihood), bool(is_greedy)))
+        pair.tokens = int(tokens)
+        return pair
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self[0], self[1], self.tokens)

@@ -1,0 +1,119 @@
+"""A low-rank update of one linear layer, as a pair of factors.
+
+Shapes throughout the package: T tokens, E experts, R rank, K input width, D output width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gks_eval.errors import CompatibilityError
+
+__all__ = ["LoraPair", "average_factors", "same_factors", "stack"]
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The update dW = scaling * B @ A of one linear layer (Hu et al. 2021, arXiv:2106.09685).
+
+    Attributes:
+        A: (R, K), reads the layer's input.
+        B: (D, R), writes to its output.
+        scaling: lora_alpha / R, or lora_alpha / sqrt(R) for rank-stabilised LoRA.
+
+    Raises:
+        ValueError: The shapes of A and B do not belong together.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
+            raise ValueError(
+                f"A {tuple(self.A.shape)} and B {tuple(self.B.shape)} are not (R, K) and (D, R)"
+            )
+
+    @property
+    def rank(self) -> int:
+        """Return R, the number of rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (D, K), the shape of the layer's weight."""
+        return self.B.shape[0], self.A.shape[1]
+
+    def delta(self) -> torch.Tensor:
+        """Return dW = scaling * B @ A, (D, K)."""
+        return self.scaling * (self.B @ self.A)
+
+    def to(self, dtype: torch.dtype) -> LoraPair:
+        """Return the pair with factors of another dtype."""
+        return LoraPair(self.A.to(dtype), self.B.to(dtype), self.scaling)
+
+
+def stack(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:
+    """Return one pair whose update is the weighted sum of the updates.
+
+    ``dW = sum_i w_i s_i B_i A_i`` with ``B = [w_1 s_1 B_1 | ...]``, ``A = [A_1; ...]`` and scaling
+    1; its rank is the sum of the ranks, so ranks and scalings may differ.
+
+    Raises:
+        ValueError: No pair, or not one weight each.
+        CompatibilityError: The pairs are for layers of different shape.
+    """
+    if not pairs or len(pairs) != len(weights):
+        raise ValueError("stack needs one weight for each of at least one pair")
+    if len({pair.shape for pair in pairs}) > 1:
+        raise CompatibilityError(
+            "updates of layers of different shape cannot be added: "
+            + ", ".join(str(pair.shape) for pair in pairs)
+        )
+    factors_B = [w * pair.scaling * pair.B for pair, w in zip(pairs, weights, strict=True)]
+    return LoraPair(torch.cat([pair.A for pair in pairs]), torch.cat(factors_B, dim=1))
+
+
+def same_factors(pairs: Sequence[LoraPair], why: str) -> None:
+    """Check that factors can be added entry by entry.
+
+    Raises:
+        CompatibilityError: Shapes, ranks or scalings differ; the sentence starts with `why`.
+    """
+    first = pairs[0]
+    for pair in pairs[1:]:
+        if pair.shape != first.shape:
+            raise CompatibilityError(
+                f"{why} needs adapters for layers of one shape, not {first.shape} and {pair.shape}."
+            )
+        if pair.rank != first.rank:
+            raise CompatibilityError(
+                f"{why} needs one rank, not {first.rank} and {pair.rank}; "
+                "rule=delta with combine=outputs (preset=exact) allows different ranks."
+            )
+        # Scalings are quotients of small numbers; 1e-6 tells 2.0 from 2.0 written otherwise.
+        if abs(pair.scaling - first.scaling) > 1e-6 * abs(first.scaling):
+            raise CompatibilityError(
+                f"{why} needs one scaling, not {first.scaling:g} and {pair.scaling:g}; "
+                "rule=delta with combine=outputs (preset=exact) allows different scalings."
+            )
+
+
+def average_factors(pairs: Sequence[LoraPair]) -> LoraPair:
+    """Return the mean factors, ``A = mean(A_i)``, ``B = mean(B_i)``, as published code does.
+
+    Its update is not the mean of the updates; for that, `stack` with weights 1/n.
+
+    Raises:
+        CompatibilityError: Shapes, ranks or scalings differ.
+    """
+    same_factors(pairs, "averaging the factors of general adapters")
+    return LoraPair(
+        torch.stack([pair.A for pair in pairs]).mean(0),
+        torch.stack([pair.B for pair in pairs]).mean(0),
+        pairs[0].scaling,
+    )

@@ -1,0 +1,244 @@
+"""Reading one PEFT LoRA folder: adapter_config.json and adapter_model.safetensors.
+
+Whatever a routed layer could not reproduce exactly is refused rather than approximated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gks_eval.errors import LibraryError
+from gks_eval.lora import LoraPair
+
+__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "read_adapter"]
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+PICKLED: Final = (
+    "adapter_model.bin",
+    "adapter_model.pt",
+    "adapter_model.pth",
+    "adapter_model.ckpt",
+)
+
+_KEY = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
+)
+
+# Fields of a LoRA config that, when set, make the forward more than dW = s B A.
+_UNSUPPORTED: Final = {
+    "use_dora": "DoRA",
+    "lora_bias": "a bias in B",
+    "fan_in_fan_out": "transposed (Conv1D) weights",
+    "modules_to_save": "fully trained modules (modules_to_save)",
+    "trainable_token_indices": "trained token embeddings",
+    "layer_replication": "replicated layers",
+    "use_qalora": "QA-LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "target_parameters": "parameters outside linear layers",
+    "arrow_config": "a router of its own",
+}
+# Starts that also change the base's weights, which the adapter then relies on.
+_CHANGES_BASE: Final = ("pissa", "olora", "corda")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter as loaded.
+
+    Attributes:
+        name: How messages call it.
+        folder: Where it was read from.
+        pairs: Its update of each linear layer, by the layer's name in the base model.
+        base_model: Name of the base it was trained on, as its config says; may be empty.
+        digest: SHA-256 of its config and weights, hex.
+        weights_sha256: SHA-256 of the weights file alone, hex.
+        init: The config's ``init_lora_weights``.
+        partial_layers: Whether its config limits it to some layers on purpose.
+    """
+
+    name: str
+    folder: Path
+    pairs: Mapping[str, LoraPair]
+    base_model: str
+    digest: str
+    weights_sha256: str
+    init: Any
+    partial_layers: bool
+
+
+def read_adapter(folder: Path, name: str) -> Adapter:
+    """Read the adapter in `folder`; factors come in float32.
+
+    Raises:
+        LibraryError: A file is missing, pickled, truncated or malformed, a tensor is not finite, or
+            the adapter is of a kind that routed layers do not support.
+    """
+    config, config_bytes = _read_config(folder, name)
+    _refuse_unsupported(config, folder, name)
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise _missing_weights(folder, name)
+    factors = _read_factors(weights, name)
+    scaling = _Scaling(config, folder / CONFIG_FILE)
+    pairs: dict[str, LoraPair] = {}
+    for module, found in sorted(factors.items()):
+        if set(found) != {"A", "B"}:
+            lacking = "A" if "B" in found else "B"
+            raise LibraryError(
+                f"{weights}: {module} has no lora_{lacking}; the file is incomplete, copy it anew."
+            )
+        A, B = found["A"], found["B"]
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] == 0:
+            raise LibraryError(
+                f"{weights}: {module} has factors of shape {tuple(A.shape)} and {tuple(B.shape)}, "
+                "which are not (rank, in) and (out, rank); export the adapter anew."
+            )
+        pairs[module] = LoraPair(A, B, scaling.of(module, A.shape[0]))
+    weights_sha256 = _sha256(weights)
+    return Adapter(
+        name=name,
+        folder=folder,
+        pairs=pairs,
+        base_model=str(config.get("base_model_name_or_path") or ""),
+        digest=hashlib.sha256(config_bytes + weights_sha256.encode()).hexdigest(),
+        weights_sha256=weights_sha256,
+        init=config.get("init_lora_weights"),
+        partial_layers=config.get("layers_to_transform") is not None,
+    )
+
+
+def _read_config(folder: Path, name: str) -> tuple[dict[str, Any], bytes]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise LibraryError(
+            f"{folder} (adapter {name!r}) has no {CONFIG_FILE}; point at the folder that PEFT's "
+            "save_pretrained wrote."
+        )
+    try:
+        raw = path.read_bytes()
+        config = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise LibraryError(f"{path} is not valid JSON ({error}); copy it anew.") from None
+    if not isinstance(config, dict):
+        raise LibraryError(f"{path} holds no JSON object; copy it anew.")
+    return config, raw
+
+
+def _refuse_unsupported(config: Mapping[str, Any], folder: Path, name: str) -> None:
+    path = folder / CONFIG_FILE
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise LibraryError(f"{path}: adapter {name!r} is of kind {kind}; only LORA can be routed.")
+    for field, what in _UNSUPPORTED.items():
+        if config.get(field):
+            raise LibraryError(
+                f"{path}: adapter {name!r} uses {what} ({field}), which routed layers do not "
+                "support; train it without."
+            )
+    if config.get("bias", "none") != "none":
+        raise LibraryError(
+            f"{path}: adapter {name!r} trained biases (bias={config['bias']!r}), which routed "
+            "layers do not support; train it with bias='none'."
+        )
+    init = str(config.get("init_lora_weights", "")).lower()
+    if init.startswith(_CHANGES_BASE):
+        raise LibraryError(
+            f"{path}: adapter {name!r} started from {init}, which changes the base's weights; "
+            "convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion."
+        )
+
+
+def _missing_weights(folder: Path, name: str) -> LibraryError:
+    for pickled in PICKLED:
+        if (folder / pickled).exists():
+            return LibraryError(
+                f"{folder / pickled} (adapter {name!r}) is a pickle, which can run code when read; "
+                f"convert it once with: gks-eval convert bin {folder}"
+            )
+    return LibraryError(f"{folder} (adapter {name!r}) has no {WEIGHTS_FILE}; copy it anew.")
+
+
+def _read_factors(path: Path, name: str) -> dict[str, dict[str, torch.Tensor]]:
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                match = _KEY.fullmatch(key)
+                if match is None:
+                    raise LibraryError(
+                        f"{path}: adapter {name!r} holds {key!r}, which is no LoRA factor of a "
+                        "linear layer; only plain LoRA can be routed."
+                    )
+                tensor = file.get_tensor(key)
+                if not tensor.is_floating_point():
+                    raise LibraryError(f"{path}: {key} is of type {tensor.dtype}, not of floats.")
+                if not bool(torch.isfinite(tensor).all()):
+                    raise LibraryError(
+                        f"{path}: {key} holds NaN or Inf; the training diverged, train it anew."
+                    )
+                factors.setdefault(match["module"], {})[match["factor"]] = tensor.float()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LibraryError(
+            f"{path} (adapter {name!r}) is no readable safetensors file ({error}); copy it anew."
+        ) from None
+    if not factors:
+        raise LibraryError(f"{path} (adapter {name!r}) holds no LoRA factors; export it anew.")
+    return factors
+
+
+class _Scaling:
+    """lora_alpha / rank of each module, with PEFT's per-module patterns."""
+
+    def __init__(self, config: Mapping[str, Any], path: Path) -> None:
+        self._alpha = self._number(config.get("lora_alpha", 8), path, "lora_alpha")
+        patterns = config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise LibraryError(f"{path}: alpha_pattern is no mapping of names to numbers.")
+        self._patterns = {
+            self._pattern(str(key), path): self._number(value, path, f"alpha_pattern.{key}")
+            for key, value in patterns.items()
+        }
+        self._rank_stabilised = bool(config.get("use_rslora"))
+
+    @staticmethod
+    def _pattern(text: str, path: Path) -> re.Pattern[str]:
+        try:
+            return re.compile(rf"(.*\.)?({text})$")
+        except re.error as error:
+            raise LibraryError(f"{path}: alpha_pattern {text!r} is malformed ({error}).") from None
+
+    @staticmethod
+    def _number(value: Any, path: Path, field: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise LibraryError(f"{path}: {field} is {value!r}, not a number above 0.")
+        if not math.isfinite(value):
+            raise LibraryError(f"{path}: {field} is {value!r}, not a finite number.")
+        return float(value)
+
+    def of(self, module: str, rank: int) -> float:
+        alpha = self._alpha
+        for pattern, value in self._patterns.items():
+            # PEFT's own rule: a regular expression for a whole dotted suffix of the name.
+            if pattern.match(module):
+                alpha = value
+                break
+        return alpha / (math.sqrt(rank) if self._rank_stabilised else rank)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""lm-eval's request cache (``--use_cache``), kept from mixing the scores of two settings.
+
+The cache is keyed by a request's text alone. A stamp inside the file names the model and setting
+that filled it; a run with another stamp is refused rather than handed foreign scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
+
+from gks_eval.errors import UsageError
+from gks_eval.loglikelihood import TokenLogLikelihood
+
+__all__ = ["STAMP_KEY", "CountingHook", "stamp"]
+
+STAMP_KEY: Final = "gks_eval:identity"
+
+
+def stamp(database: MutableMapping[str, Any], identity: str) -> None:
+    """Mark an empty cache with `identity`, or check the mark of a filled one.
+
+    Args:
+        database: lm-eval's open cache (a SqliteDict).
+        identity: Digest of everything that makes this run's scores what they are.
+
+    Raises:
+        UsageError: The cache was filled by another model or setting, or by one that left no stamp.
+    """
+    found = database.get(STAMP_KEY)
+    if found is None and len(database) == 0:
+        database[STAMP_KEY] = identity
+    elif found != identity:
+        filled_by = "another model or setting" if found else "a model that leaves no stamp"
+        raise UsageError(
+            f"the request cache {getattr(database, 'filename', '(--use_cache)')} was filled by "
+            f"{filled_by}; give every setting a --use_cache file of its own, or delete this one."
+        )
+
+
+class CountingHook:
+    """Adds token counts to the log-likelihoods that lm-eval's scorer caches as it goes.
+
+    Without it a run resumed from the cache would know the counts of some items only.
+    """
+
+    def __init__(self, hook: Any, tokens: Mapping[tuple[Any, ...], int]) -> None:
+        self._hook = hook
+        self._tokens = tokens
+
+    def add_partial(self, kind: str, request: tuple[Any, ...], result: Any) -> None:
+        """Pass one result on to the cache."""
+        log_likelihood, is_greedy = result
+        counted = TokenLogLikelihood(log_likelihood, is_greedy, self._tokens[request])
+        self._hook.add_partial(kind, request, counted)

@@ -1,0 +1,30 @@
+"""Versions of what a number depends on, for results and provenance."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+__all__ = ["versions"]
+
+_PACKAGES = (
+    "gks-eval",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "lm-eval",
+    "datasets",
+    "tokenizers",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,52 @@
+"""The authors' protocol as a kind of request: a whole text is scored, prompt included.
+
+An lm-eval Instance with the three arguments ``(prompt, continuation, {"protocol": "whole_text",
+"max_tokens": N})`` asks for the text ``prompt + continuation``, cut on the right at N tokens, with
+its first token unscored and all others scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from gks_eval.errors import DataError, UsageError
+
+__all__ = ["PROTOCOL", "is_whole_text", "max_tokens", "split_tokens"]
+
+PROTOCOL: Final = "whole_text"
+
+
+def is_whole_text(arguments: Sequence[Any]) -> bool:
+    """Tell whether a request's arguments ask for whole-text scoring.
+
+    Raises:
+        UsageError: They have a third item of another protocol.
+    """
+    if len(arguments) < 3:
+        return False
+    options = arguments[2]
+    if not isinstance(options, dict) or options.get("protocol") != PROTOCOL:
+        raise UsageError(f"a request asks for the unknown scoring protocol {options!r}.")
+    return True
+
+
+def max_tokens(arguments: Sequence[Any]) -> int:
+    """Return the limit that the request sets."""
+    return int(arguments[2]["max_tokens"])
+
+
+def split_tokens(tokens: list[int], limit: int) -> tuple[list[int], list[int]]:
+    """Split a text's tokens into the unscored first one and the scored rest.
+
+    Args:
+        tokens: The whole text, with a BOS only if the tokenizer adds one.
+        limit: Tokens kept, from the left.
+
+    Raises:
+        DataError: Fewer than two tokens are left, so nothing could be scored.
+    """
+    kept = tokens[:limit]
+    if len(kept) < 2:
+        raise DataError("a whole-text request has fewer than two tokens; nothing can be scored.")
+    return kept[:1], kept[1:]
