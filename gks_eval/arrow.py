@@ -16,8 +16,9 @@ from gks_eval.lora import LoraPair
 
 __all__ = ["arrow_coefficients", "prototype", "prototypes"]
 
-# Below this share of |B| |A| the top singular value of an update is rounding, not a direction.
-_ZERO_UPDATE = 1e-10
+# Below this share of sum_r |B_r| |A_r| an update is the rounding of its float32 factors (1.2e-7 an
+# entry) and not a direction: the terms have cancelled.
+_ZERO_UPDATE = 1e-6
 
 
 def prototype(pair: LoraPair) -> torch.Tensor:
@@ -37,8 +38,9 @@ def prototype(pair: LoraPair) -> torch.Tensor:
         core_B = torch.linalg.qr(B, mode="r").R
         _, singular, right = torch.linalg.svd(core_B @ core_A.T)
         vector = basis_A @ right[0]
-    if singular[0] <= _ZERO_UPDATE * A.norm() * B.norm():
-        return torch.zeros(A.shape[1])
+    # Summed over the rank: rows of very different size are common in stacked pairs.
+    if singular[0] <= _ZERO_UPDATE * (A.norm(dim=1) @ B.norm(dim=0)):
+        return torch.zeros_like(vector, dtype=torch.float32)
     signed: torch.Tensor = vector * torch.sign(vector[vector.abs().argmax()])
     return signed.float()
 

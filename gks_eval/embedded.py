@@ -147,7 +147,7 @@ def _dequantise(source: Path, folder: Path) -> None:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
         tokenizer = AutoTokenizer.from_pretrained(**place)
@@ -157,7 +157,7 @@ def _dequantise(source: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
@@ -168,7 +168,7 @@ def _forget_quantization(model: PreTrainedModel) -> None:
     for mark in ("hf_quantizer", "quantization_method"):
         if hasattr(model, mark):
             delattr(model, mark)
-    model.is_quantized = False
+    model.is_quantized = False  # type: ignore[assignment]
 
 
 def _publish(aside: Path, target: Path) -> None:

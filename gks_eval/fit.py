@@ -44,7 +44,7 @@ def check_fit(library: Library, shapes: Mapping[str, tuple[int, int]], base: str
     if missing:
         raise CompatibilityError(
             f"{where}: it has no linear layer {missing[0]}"
-            + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else "")
+            + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else "")
             + f"; the adapters were made for {adapter.base_model or 'another model'}."
         )
     for module, pair in adapter.pairs.items():

@@ -117,6 +117,11 @@ def _sentences(source: HubSource) -> Iterator[None]:
         ) from None
     except errors.EntryNotFoundError as error:
         raise HubError(f"{source} on the hub lacks a file: {_first_line(error)}") from None
+    except errors.HFValidationError as error:
+        raise HubError(
+            f"{source} is no name that the hub allows ({_first_line(error)}); check it, or name a "
+            "local folder."
+        ) from None
     except failures as error:
         raise HubError(
             f"{source} could not be downloaded ({_first_line(error)}); try again when the hub "

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gks_eval.config.setting import Setting
+from gks_eval.errors import UsageError
 from gks_eval.fit import check_fit, linear_layers, linear_shapes
 from gks_eval.library import Library
 from gks_eval.quantized import compute_dtype, keep_portable_layout
@@ -160,14 +161,20 @@ def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
 
     Raises:
         CompatibilityError: The adapters do not fit the model or the setting.
-        UsageError: The library has not what the setting names.
+        UsageError: The library has not what the setting names, or one is attached already.
     """
     library.check(setting)
+    if any(isinstance(module, RoutedLinear) for module in model.modules()):
+        raise UsageError("the model already carries a library; detach that one first.")
     shapes = linear_shapes(model)
     check_fit(library, shapes, getattr(model, "name_or_path", "") or type(model).__name__)
     keep_portable_layout(model)
     attachment = Attachment(model, library)
-    attachment.apply(setting)
+    try:
+        attachment.apply(setting)
+    except BaseException:
+        attachment.detach()
+        raise
     logger.info("Attached library %s to %d linear layers.", library.name, len(attachment.layers))
     return attachment
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from gks_eval.config.library import LibraryConfig
 from gks_eval.config.setting import Setting
 from gks_eval.config.yaml import load_typed
-from gks_eval.errors import CompatibilityError, LibraryError, UsageError, did_you_mean
+from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageError, did_you_mean
 from gks_eval.hub import HubSource, fetch_adapter, fetch_library
 from gks_eval.lora import LoraPair, same_factors
 from gks_eval.paths import adapters_dir
@@ -104,16 +104,24 @@ class Library:
         self._check_factors(setting)
 
     def _check_factors(self, setting: Setting) -> None:
-        by_factors = bool(self.languages(setting)) and setting.rule != "delta"
-        for module in self.modules:
-            experts, general = self.layer(module, setting)
-            try:
-                if setting.combine == "factors":
-                    same_factors(experts, "combine=factors")
-                if by_factors:
-                    same_factors([*experts, *general], f"rule={setting.rule}")
-            except CompatibilityError as error:
-                raise CompatibilityError(f"library {self.name}, {module}: {error}") from None
+        experts = [self.experts[name] for name in self.chosen_experts(setting)]
+        general = [self.general[name] for name in self.languages(setting)]
+        if setting.combine == "factors":
+            self._check_equal(experts, "combine=factors")
+        if general and setting.rule != "delta":
+            self._check_equal([*experts, *general], f"rule={setting.rule}")
+
+    def _check_equal(self, adapters: Sequence[Adapter], why: str) -> None:
+        first, *others = adapters
+        for module, pair in first.pairs.items():
+            for other in others:
+                try:
+                    same_factors([pair, other.pairs[module]], why)
+                except CompatibilityError as error:
+                    raise CompatibilityError(
+                        f"library {self.name}, adapters {first.name!r} and {other.name!r} at "
+                        f"{module}: {error}"
+                    ) from None
 
     def describe(self) -> dict[str, Any]:
         """Return what results record about the library, as plain JSON values."""
@@ -174,8 +182,21 @@ def load_library(reference: str) -> Library:
     return Library(reference, path, config, experts, general, content)
 
 
+def _local(text: str) -> Path | None:
+    """Return `text` as a path, or None where no file system could hold it."""
+    try:
+        path = Path(text).expanduser()
+        path.resolve().is_dir()
+    except (OSError, RuntimeError, ValueError):
+        # A name that is too long, an unknown user after ~, a null byte.
+        return None
+    return path
+
+
 def _find(reference: str) -> Path:
-    local = Path(reference).expanduser()
+    local = _local(reference)
+    if local is None:
+        raise LibraryError(f"library {reference!r:.80} is no usable path or name; check it.")
     if local.is_dir():
         manifest = local / MANIFEST
         if not manifest.is_file():
@@ -215,7 +236,9 @@ def _read_all(
 
 def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Path) -> Path:
     root = manifest.parent.resolve()
-    path = Path(source).expanduser()
+    path = _local(source)
+    if path is None:
+        raise LibraryError(f"{manifest}: {label} is no usable path ({source!r:.80}); correct it.")
     if path.is_absolute() and path.is_dir():
         return path
     folder = (root / path).resolve()
@@ -232,7 +255,11 @@ def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Pa
             f"{manifest}: {label} is not there yet ({folder}); make it with: {commands}"
         )
     if HubSource.looks_like(source):
-        return fetch_adapter(HubSource.parse(source))
+        try:
+            return fetch_adapter(HubSource.parse(source))
+        except HubError as error:
+            # More often a misspelt folder than a hub id that cannot be fetched.
+            raise HubError(f"{manifest}: {label} is no folder ({folder}), and {error}") from None
     raise LibraryError(f"{manifest}: {label} names {source}, which does not exist; check the path.")
 
 

@@ -70,6 +70,7 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
 
     SCORINGS: ClassVar[tuple[str, ...]] = ("plain",)
     cache_hook: Any
+    softmax_dtype: torch.dtype | None
     batch_size_per_gpu: Any
     batch_schedule: float
 
@@ -234,9 +235,19 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
             answers = super().loglikelihood([requests[n] for n in paired], disable_tqdm)
             results |= dict(zip(paired, answers, strict=True))
         texts = [self._whole_text_request(requests[n].args) for n in whole]
-        answers = self._loglikelihood_tokens(texts, disable_tqdm=disable_tqdm)
+        answers = self._score_texts(texts, disable_tqdm)
         results |= dict(zip(whole, answers, strict=True))
         return [results[n] for n in range(len(requests))]
+
+    def _score_texts(self, texts: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        # lm-eval sums in the model's type: in bfloat16 a whole text's sum comes in steps of 2, and
+        # choices that differ by less would tie.
+        own = self.softmax_dtype
+        self.softmax_dtype = own or torch.float32
+        try:
+            return self._loglikelihood_tokens(texts, disable_tqdm=disable_tqdm)
+        finally:
+            self.softmax_dtype = own
 
     def _whole_text_request(self, arguments: tuple[Any, ...]) -> Request:
         limit = min(max_tokens(arguments), self.max_length + 1)
@@ -254,11 +265,11 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         hook = self.cache_hook
         self.cache_hook = CountingHook(
             hook,
-            {
-                request[0]: count
+            [
+                (request[0], count)
                 for request, count in zip(requests, counts, strict=True)
                 if request[0] is not None
-            },
+            ],
         )
         try:
             pairs = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,15 @@ _UNSUPPORTED: Final = {
     "trainable_token_indices": "trained token embeddings",
     "layer_replication": "replicated layers",
     "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
     "alora_invocation_tokens": "activated LoRA",
     "target_parameters": "parameters outside linear layers",
     "arrow_config": "a router of its own",
 }
 # Starts that also change the base's weights, which the adapter then relies on.
-_CHANGES_BASE: Final = ("pissa", "olora", "corda")
+_CHANGES_BASE: Final = ("pissa", "olora", "corda", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,8 @@ def _read_config(folder: Path, name: str) -> tuple[dict[str, Any], bytes]:
     try:
         raw = path.read_bytes()
         config = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise LibraryError(f"{path} is not valid JSON ({error}); copy it anew.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LibraryError(f"{path} is no readable JSON ({error}); copy it anew.") from None
     if not isinstance(config, dict):
         raise LibraryError(f"{path} holds no JSON object; copy it anew.")
     return config, raw
@@ -146,7 +150,7 @@ def _refuse_unsupported(config: Mapping[str, Any], folder: Path, name: str) -> N
                 f"{path}: adapter {name!r} uses {what} ({field}), which routed layers do not "
                 "support; train it without."
             )
-    if config.get("bias", "none") != "none":
+    if (config.get("bias") or "none") != "none":
         raise LibraryError(
             f"{path}: adapter {name!r} trained biases (bias={config['bias']!r}), which routed "
             "layers do not support; train it with bias='none'."
@@ -182,12 +186,23 @@ def _read_factors(path: Path, name: str) -> dict[str, dict[str, torch.Tensor]]:
                     )
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
-                    raise LibraryError(f"{path}: {key} is of type {tensor.dtype}, not of floats.")
-                if not bool(torch.isfinite(tensor).all()):
+                    raise LibraryError(
+                        f"{path}: {key} is of type {tensor.dtype}, not of floats; export the "
+                        "adapter anew."
+                    )
+                # Checked as float32, which a large float64 overflows.
+                values = tensor.float()
+                if not bool(torch.isfinite(values).all()):
                     raise LibraryError(
                         f"{path}: {key} holds NaN or Inf; the training diverged, train it anew."
                     )
-                factors.setdefault(match["module"], {})[match["factor"]] = tensor.float()
+                found = factors.setdefault(match["module"], {})
+                if match["factor"] in found:
+                    raise LibraryError(
+                        f"{path}: {key} is a second lora_{match['factor']} of the same layer; "
+                        "save one adapter a folder."
+                    )
+                found[match["factor"]] = values
     except (SafetensorError, OSError, ValueError) as error:
         raise LibraryError(
             f"{path} (adapter {name!r}) is no readable safetensors file ({error}); copy it anew."
@@ -201,38 +216,61 @@ class _Scaling:
     """lora_alpha / rank of each module, with PEFT's per-module patterns."""
 
     def __init__(self, config: Mapping[str, Any], path: Path) -> None:
-        self._alpha = self._number(config.get("lora_alpha", 8), path, "lora_alpha")
-        patterns = config.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise LibraryError(f"{path}: alpha_pattern is no mapping of names to numbers.")
-        self._patterns = {
-            self._pattern(str(key), path): self._number(value, path, f"alpha_pattern.{key}")
-            for key, value in patterns.items()
-        }
+        self._path = path
+        self._alpha = self._number(config.get("lora_alpha", 8), "lora_alpha")
+        self._rank = self._number(config["r"], "r") if config.get("r") is not None else None
+        self._alphas = self._patterns(config, "alpha_pattern")
+        self._ranks = self._patterns(config, "rank_pattern")
         self._rank_stabilised = bool(config.get("use_rslora"))
 
-    @staticmethod
-    def _pattern(text: str, path: Path) -> re.Pattern[str]:
+    def _patterns(
+        self, config: Mapping[str, Any], field: str
+    ) -> list[tuple[re.Pattern[str], float]]:
+        patterns = config.get(field) or {}
+        if not isinstance(patterns, dict):
+            raise LibraryError(
+                f"{self._path}: {field} is no mapping of names to numbers; correct it, or copy the "
+                "file anew."
+            )
+        return [
+            (self._pattern(str(key), field), self._number(value, f"{field}.{key}"))
+            for key, value in patterns.items()
+        ]
+
+    def _pattern(self, text: str, field: str) -> re.Pattern[str]:
         try:
+            # PEFT's own rule: a regular expression for a whole dotted suffix of the name.
             return re.compile(rf"(.*\.)?({text})$")
         except re.error as error:
-            raise LibraryError(f"{path}: alpha_pattern {text!r} is malformed ({error}).") from None
+            raise LibraryError(
+                f"{self._path}: {field} {text!r} is malformed ({error}); correct it."
+            ) from None
 
-    @staticmethod
-    def _number(value: Any, path: Path, field: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise LibraryError(f"{path}: {field} is {value!r}, not a number above 0.")
-        if not math.isfinite(value):
-            raise LibraryError(f"{path}: {field} is {value!r}, not a finite number.")
+    def _number(self, value: Any, field: str) -> float:
+        # Compared as they are: JSON admits whole numbers that no float can hold.
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value <= sys.float_info.max:
+            raise LibraryError(
+                f"{self._path}: {field} is {value!r:.40}, not a finite number above 0; correct it, "
+                "or copy the file anew."
+            )
         return float(value)
 
+    @staticmethod
+    def _first(
+        patterns: list[tuple[re.Pattern[str], float]], module: str, default: float | None
+    ) -> float | None:
+        return next((value for pattern, value in patterns if pattern.match(module)), default)
+
     def of(self, module: str, rank: int) -> float:
-        alpha = self._alpha
-        for pattern, value in self._patterns.items():
-            # PEFT's own rule: a regular expression for a whole dotted suffix of the name.
-            if pattern.match(module):
-                alpha = value
-                break
+        said = self._first(self._ranks, module, self._rank)
+        if said is not None and said != rank:
+            raise LibraryError(
+                f"{self._path}: says rank {said:g} for {module}, whose factors are of rank {rank}; "
+                "config and weights belong to different adapters, copy both anew."
+            )
+        alpha = self._first(self._alphas, module, self._alpha)
+        assert alpha is not None
         return alpha / (math.sqrt(rank) if self._rank_stabilised else rank)
 
 

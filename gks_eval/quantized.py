@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gks_eval.errors import CompatibilityError
+
 __all__ = ["compute_dtype", "is_quantized", "keep_portable_layout"]
 
 
@@ -32,7 +34,18 @@ def keep_portable_layout(model: nn.Module) -> None:
     for a kernel of its own; afterwards dequantising them, and gradients through them, are silently
     wrong. With the flag off every forward uses the portable kernel and the weights stay as loaded.
     Call before the first forward.
+
+    Raises:
+        CompatibilityError: A forward has repacked weights already; bitsandbytes cannot undo that,
+            for it rounds the scales to bfloat16.
     """
-    for module in model.modules():
+    for name, module in model.named_modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
+            state = getattr(module.weight, "quant_state", None)
+            if getattr(state, "packing_format_for_cpu", False):
+                raise CompatibilityError(
+                    f"the 4-bit weights of {name} were repacked by an earlier forward on this CPU, "
+                    "after which gradients are wrong; load the base model anew and attach the "
+                    "library before its first forward."
+                )
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no nn.Module field

@@ -6,7 +6,8 @@ that filled it; a run with another stamp is refused rather than handed foreign s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import json
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Final
 
 from gks_eval.errors import UsageError
@@ -44,12 +45,17 @@ class CountingHook:
     Without it a run resumed from the cache would know the counts of some items only.
     """
 
-    def __init__(self, hook: Any, tokens: Mapping[tuple[Any, ...], int]) -> None:
+    def __init__(self, hook: Any, counts: Iterable[tuple[tuple[Any, ...], int]]) -> None:
+        """Wrap `hook`; `counts` pairs each request's arguments with its scored tokens."""
         self._hook = hook
-        self._tokens = tokens
+        self._tokens = {_key(request): count for request, count in counts}
 
     def add_partial(self, kind: str, request: tuple[Any, ...], result: Any) -> None:
         """Pass one result on to the cache."""
         log_likelihood, is_greedy = result
-        counted = TokenLogLikelihood(log_likelihood, is_greedy, self._tokens[request])
+        counted = TokenLogLikelihood(log_likelihood, is_greedy, self._tokens[_key(request)])
         self._hook.add_partial(kind, request, counted)
+
+
+def _key(request: tuple[Any, ...]) -> str:
+    return json.dumps(request)  # arguments may hold a dict, which has no hash

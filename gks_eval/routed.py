@@ -107,7 +107,7 @@ class RoutedWeights:
     @property
     def fused(self) -> bool:
         """Whether the prototypes are the first rows of `read`."""
-        return self.router.needs_scores and self.prototypes is None
+        return self.read.shape[0] > self.write.shape[0]
 
     def nbytes(self) -> int:
         """Return the memory of all tensors, in bytes."""
@@ -137,18 +137,20 @@ def build(
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule or combination needs them equal.
     """
-    residuals = [subtract(pair.to(torch.float32), general, setting.rule) for pair in experts]
+    experts = [pair.to(torch.float32) for pair in experts]
+    general = [pair.to(torch.float32) for pair in general]
+    residuals = [subtract(pair, general, setting.rule) for pair in experts]
     exact = bool(general) and setting.rule == "delta"
     # Under the exact rule the mixture is taken over the task adapters and the general part
     # subtracted once; only the prototypes come from the residuals.
-    mixed = [pair.to(torch.float32) for pair in experts] if exact else residuals
+    mixed = experts if exact else residuals
     if setting.combine == "factors":
         same_factors(mixed, "combine=factors")
     parts_A = [pair.A for pair in mixed]
     parts_B = [pair.scaling * pair.B.T for pair in mixed]
     owner = torch.cat([torch.full((pair.rank,), e) for e, pair in enumerate(mixed)])
     if exact:
-        once = general_update([pair.to(torch.float32) for pair in general])
+        once = general_update(general)
         parts_A.append(once.A)
         parts_B.append(-once.B.T)
 
@@ -185,15 +187,15 @@ def inner(x_TK: torch.Tensor, weights: RoutedWeights) -> tuple[torch.Tensor, tor
     """
     read_TN = x_TK @ weights.read.T
     experts = weights.experts
-    if weights.fused:
-        scores_TE, z_TM = read_TN[:, :experts], read_TN[:, experts:]
+    fused = experts if weights.fused else 0
+    z_TM = read_TN[:, fused:]
+    if not weights.router.needs_scores:
+        scores_TE = x_TK.new_empty((0, experts), dtype=torch.float32)
+    elif weights.prototypes is None:
+        assert fused, "a router that reads scores needs weights built with prototypes"
+        scores_TE = read_TN[:, :experts]
     else:
-        scores_TE = (
-            x_TK.new_empty((0, experts), dtype=torch.float32)
-            if weights.prototypes is None
-            else x_TK.float() @ weights.prototypes.T
-        )
-        z_TM = read_TN
+        scores_TE = x_TK.float() @ weights.prototypes.T
     c_TE = weights.router.coefficients(scores_TE)
     stacked = weights.owner.shape[0]
     experts_TM = z_TM[:, :stacked]
@@ -204,6 +206,9 @@ def inner(x_TK: torch.Tensor, weights: RoutedWeights) -> tuple[torch.Tensor, tor
     else:
         mixed_TM = c_TE[:, weights.owner] * experts_TM
     # Coefficients are float32: the products are rounded to the layer's type once, here.
+    if torch.is_grad_enabled():
+        # The backward pass still needs what writing in place would overwrite.
+        return torch.cat([mixed_TM.to(z_TM.dtype), z_TM[:, stacked:]], dim=1), c_TE
     z_TM[:, :stacked] = mixed_TM
     return z_TM, c_TE
 

@@ -20,7 +20,17 @@ import torch
 from gks_eval.config.setting import Rule
 from gks_eval.lora import LoraPair, average_factors, same_factors, stack
 
-__all__ = ["RULES", "general_update", "subtract", "subtract_delta", "subtract_factors"]
+__all__ = [
+    "RULES",
+    "general_update",
+    "subtract",
+    "subtract_delta",
+    "subtract_factors",
+    "subtract_orthogonal",
+]
+
+# Differences below this many units in the last place of a factor are rounding.
+_ROUNDING: Final = 16
 
 
 def subtract(task: LoraPair, general: Sequence[LoraPair], rule: Rule) -> LoraPair:
@@ -44,7 +54,7 @@ def subtract_factors(task: LoraPair, general: Sequence[LoraPair]) -> LoraPair:
     """``A = A_t - mean(A_g)``, ``B = B_t - mean(B_g)``, scaling of the task; rank R."""
     same_factors([task, *general], "rule=factors")
     mean = average_factors(general)
-    return LoraPair(task.A - mean.A, task.B - mean.B, task.scaling)
+    return _without_rounding(task.A - mean.A, task.B - mean.B, task)
 
 
 def subtract_delta(task: LoraPair, general: Sequence[LoraPair]) -> LoraPair:
@@ -62,10 +72,11 @@ def subtract_orthogonal(task: LoraPair, general: Sequence[LoraPair]) -> LoraPair
     same_factors([task, *general], "rule=orthogonal")
     mean = average_factors(general)
     basis_A, basis_B = _range(mean.A.T), _range(mean.B)
-    return LoraPair(
-        task.A - (task.A @ basis_A) @ basis_A.T,
-        task.B - basis_B @ (basis_B.T @ task.B),
-        task.scaling,
+    A, B = task.A.double(), task.B.double()
+    return _without_rounding(
+        (A - (A @ basis_A) @ basis_A.T).to(task.A.dtype),
+        (B - basis_B @ (basis_B.T @ B)).to(task.B.dtype),
+        task,
     )
 
 
@@ -81,15 +92,25 @@ RULES: Final[dict[str, Callable[[LoraPair, Sequence[LoraPair]], LoraPair]]] = {
 }
 
 
+def _without_rounding(A: torch.Tensor, B: torch.Tensor, task: LoraPair) -> LoraPair:
+    """Return the pair with rows of A and columns of B that are mere rounding set to zero.
+
+    Where task and general agree, the difference is not always exactly zero; what is left would be
+    a direction out of nothing for the router's prototype.
+    """
+    noise = _ROUNDING * torch.finfo(A.dtype).eps
+    dead_A = A.norm(dim=1, keepdim=True) <= noise * task.A.norm(dim=1, keepdim=True)
+    dead_B = B.norm(dim=0, keepdim=True) <= noise * task.B.norm(dim=0, keepdim=True)
+    return LoraPair(A.masked_fill(dead_A, 0.0), B.masked_fill(dead_B, 0.0), task.scaling)
+
+
 def _range(matrix: torch.Tensor) -> torch.Tensor:
-    """Return an orthonormal basis of the column space.
+    """Return an orthonormal basis of the column space, in float64.
 
     By the SVD rather than QR: of rank-deficient columns (an untrained B is zero) QR returns
     directions that are not in the space at all.
     """
     left: torch.Tensor
-    left, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
-    if singular.numel() == 0 or singular[0] == 0:
-        return left[:, :0]
-    tolerance = singular[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
-    return left[:, singular > tolerance]
+    left, singular, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+    noise = _ROUNDING * torch.finfo(matrix.dtype).eps
+    return left[:, singular > noise * singular.max().clamp_min(torch.finfo(matrix.dtype).tiny)]

@@ -16,6 +16,7 @@ _PACKAGES = (
     "lm-eval",
     "datasets",
     "tokenizers",
+    "trl",
 )
 
 

@@ -15,7 +15,7 @@ from gks_eval.errors import GksError
 
 __all__ = ["build_app", "main"]
 
-FAMILIES = ("run", "tasks", "grid", "compare")
+FAMILIES = ("run", "tasks", "grid", "compare", "gate")
 
 
 def build_app() -> typer.Typer:

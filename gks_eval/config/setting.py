@@ -87,7 +87,8 @@ class Setting(FrozenModel):
         given = {
             "rule": rule,
             "combine": combine,
-            "router": "none" if router is None else router,
+            # lm-eval's command line turns an expert called 7 into a number.
+            "router": router if isinstance(router, NotGiven) else _word(router),
             "top_k": top_k,
             "temperature": temperature,
         }
@@ -98,6 +99,9 @@ class Setting(FrozenModel):
             word = str(values[name])
             if word not in choices:
                 raise UsageError(f"{name}={word} is unknown; {did_you_mean(word, choices)}.")
+        for name in ("top_k", "temperature"):
+            if isinstance(values.get(name), bool):
+                raise UsageError(f"{name}={values[name]}: {_expectation(name)}.")
         try:
             return cls(**values)
         except ValidationError as error:
@@ -170,10 +174,15 @@ def digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _word(value: object) -> str:
+    return "none" if value is None else str(value).strip()
+
+
 def _languages(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    parts = value.split("+") if isinstance(value, str) else [str(part) for part in value]
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        parts = [_word(part) for part in value]
+    else:
+        parts = _word(value).split("+")
     names = tuple(part.strip() for part in parts)
     if names == ("none",) or not names:
         return ()
@@ -187,7 +196,7 @@ def _languages(value: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def _kind(head: str, text: str) -> dict[str, str]:
-    kind, colon, value = head.partition(":")
+    kind, colon, value = (part.strip() for part in head.partition(":"))
     plain = {"base": "none", "arrow": "arrow", "uniform": "uniform"}
     if kind in plain:
         if colon:
@@ -197,6 +206,8 @@ def _kind(head: str, text: str) -> dict[str, str]:
         if not value:
             what = "languages, as gks:en+de" if kind == "gks" else "an expert's name"
             raise UsageError(f"setting {text!r}: {kind}: needs {what}.")
+        if kind == "expert" and value in ("arrow", "uniform", "none"):
+            raise UsageError(f"setting {text!r}: {value} is no expert; name one of the library's.")
         return (
             {"router": "arrow", "subtract": value}
             if kind == "gks"

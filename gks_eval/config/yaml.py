@@ -19,6 +19,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 MAX_BYTES = 1 << 20
 MAX_NODES = 20_000
 MAX_DEPTH = 40
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class FrozenModel(BaseModel):
@@ -115,17 +116,22 @@ class _Builder:
             )
         line = node.start_mark.line + 1
         self.lines[path] = line
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+            raise ConfigError(f"{self._source} line {line}: the tag {node.tag} is not allowed.")
         if isinstance(node, yaml.MappingNode):
             built: dict[Any, Any] = {}
             for key_node, value_node in node.value:
                 key = self.build(key_node, (*path, "<key>"), depth + 1)
+                where = f"{self._source} line {key_node.start_mark.line + 1}"
                 if isinstance(key, (dict, list)):
-                    raise ConfigError(f"{self._source} line {line}: a key must be a plain word.")
-                if key in built:
+                    raise ConfigError(f"{where}: a key must be a plain word.")
+                if key is None or isinstance(key, bool):
+                    # YAML 1.1 reads the language code of Norwegian as False.
                     raise ConfigError(
-                        f"{self._source} line {key_node.start_mark.line + 1}: the key {key!r} "
-                        "stands twice; keep one."
+                        f"{where}: the key {key_node.value!r} means {key} in YAML; quote it."
                     )
+                if key in built:
+                    raise ConfigError(f"{where}: the key {key!r} stands twice; keep one.")
                 built[key] = self.build(value_node, (*path, key), depth + 1)
                 self.lines[path + (key,)] = key_node.start_mark.line + 1
             return built
@@ -156,12 +162,24 @@ def _sentence(fault: ErrorDetails, lines: dict[KeyPath, int], model: type[BaseMo
 def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Names of the fields of the sub-model that `path` leads to, as far as it can be followed."""
     current: Any = model
+    in_container = False
     for part in path:
+        if in_container:
+            in_container = False  # `part` is an index or a free key: its item is the model found
+            continue
         fields = getattr(current, "model_fields", {})
         if part not in fields:
             return []
-        current = fields[part].annotation
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            members = [a for a in getattr(current, "__args__", ()) if hasattr(a, "model_fields")]
-            current = members[0] if members else None
-    return list(getattr(current, "model_fields", {}))
+        current, in_container = _model_in(fields[part].annotation)
+    return [] if in_container else list(getattr(current, "model_fields", {}))
+
+
+def _model_in(annotation: Any) -> tuple[Any, bool]:
+    """Return the first model an annotation holds, and whether a list or mapping holds it."""
+    if hasattr(annotation, "model_fields"):
+        return annotation, False
+    for argument in getattr(annotation, "__args__", ()):
+        found, nested = _model_in(argument)
+        if found is not None:
+            return found, nested or getattr(annotation, "__origin__", None) in (list, tuple, dict)
+    return None, False

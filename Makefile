@@ -1,0 +1,47 @@
+# On a fresh machine with Python 3.10 or newer and nothing else: `make demo`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# The tests are many small runs: a core each serves them better than threads that wait.
+export OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint format test-install dist clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
+
+setup:  ## an environment in .venv with everything (about two minutes; nothing when unchanged)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "setup: $(PYTHON) is missing or older than 3.10: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) .ci/setup_env.py $(VENV) -e '.[dev]'
+
+demo: setup  ## base, Arrow and GenKnowSub on a small model, side by side
+	@unset OMP_NUM_THREADS; $(BIN)/gks-eval demo
+
+test: setup  ## all tests but those of the installation
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test  ## what has to pass before a change goes in
+
+format: setup  ## set the style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-install: setup  ## install into fresh environments and use them (some minutes)
+	$(BIN)/python -m pytest -m install tests/install
+
+dist: setup  ## a wheel and a source archive in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+clean:  ## remove everything that can be made again, .venv too
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

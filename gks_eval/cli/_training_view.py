@@ -1,0 +1,142 @@
+"""What `gks-eval train` shows: bars while it runs, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from gks_eval.quiet import quiet_libraries
+from gks_eval.training.watch import Watcher
+
+if TYPE_CHECKING:
+    from gks_eval.training.plan import Job, Plan
+    from gks_eval.training.run import Outcome
+    from gks_eval.training.watch import Step
+
+__all__ = ["TrainingView", "clock"]
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as 1:05 or 2:00:05."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class TrainingView(Watcher):
+    """Draws the progress of a run; on something else than a terminal, one line an adapter."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._library: TaskID | None = None
+        self._adapter: TaskID | None = None
+        self._others = 0
+        self._began = 0.0
+        self._took: list[float] = []
+        self._records: dict[str, Mapping[str, Any]] = {}
+
+    def __enter__(self) -> TrainingView:
+        from transformers.utils import logging
+
+        quiet_libraries()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def planned(self, plan: Plan, jobs: Sequence[Job]) -> None:
+        """Begin the library's bar, and say what the recipe should not leave unsaid."""
+        self._library = self._bars.add_task("library", total=len(jobs), note="")
+        self._others = len(jobs)
+        for remark in plan.remarks():
+            self.console.print(remark, highlight=False)
+
+    def started(self, job: Job, steps: int) -> None:
+        """Begin a bar of its own for the adapter."""
+        self._began, self._others = time.monotonic(), self._others - 1
+        self._adapter = self._bars.add_task(job.key, total=steps, note="")
+
+    def step(self, job: Job, step: Step) -> None:  # noqa: ARG002 - the adapter has its bar
+        """Move the bars; the library's time left takes the others to be like those done."""
+        assert self._library is not None
+        assert self._adapter is not None
+        note = (
+            f"loss {step.loss:.3f}  {step.tokens_per_second:.0f} tokens/s"
+            f"  {clock(step.seconds_left)} left"
+        )
+        self._bars.update(self._adapter, completed=step.step, total=step.of, note=note)
+        this = time.monotonic() - self._began + step.seconds_left
+        usual = sum(self._took, this) / (len(self._took) + 1)
+        left = step.seconds_left + self._others * usual
+        self._bars.update(self._library, note=f"about {clock(left)} left")
+
+    def finished(self, job: Job, record: Mapping[str, Any]) -> None:
+        """Say what became of the adapter."""
+        self._took.append(time.monotonic() - self._began)
+        self._advance()
+        self._records[job.key] = record
+        held = record.get("held_out")
+        told = f", held-out loss {held['base']:.3f} -> {held['adapter']:.3f}" if held else ""
+        self.console.print(
+            f"{job.key}: {record['steps']} steps, {clock(self._took[-1])},"
+            f" {record['tokens_per_second']:.0f} tokens/s, {record['peak_memory_mb']} MB,"
+            f" loss {record['loss_first']:.3f} -> {record['loss_last']:.3f}{told}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def skipped(self, job: Job, why: str) -> None:
+        """Say why the adapter is not trained."""
+        self._others -= 1
+        self._advance()
+        self.console.print(f"{job.key}: {why}", highlight=False)
+
+    def _advance(self) -> None:
+        if self._library is not None:
+            self._bars.advance(self._library)
+        if self._adapter is not None:
+            self._bars.remove_task(self._adapter)
+            self._adapter = None
+
+    def table(self, outcome: Outcome, folder: Path) -> None:
+        """Print what was cut or left out, and where the library lies."""
+        cut = {
+            key: record
+            for key, record in self._records.items()
+            if record["sources_cut"] or record["targets_too_long"] or record["texts_too_short"]
+        }
+        if cut:
+            table = Table("adapter", "rows", "sources cut", "targets too long", "texts too short")
+            for key, record in cut.items():
+                counts = (record[k] for k in ("rows", "sources_cut", "targets_too_long"))
+                table.add_row(key, *map(str, counts), str(record["texts_too_short"]))
+            self.console.print(table)
+        if outcome.manifest is not None:
+            self.console.print(f"{outcome.manifest}: the library is whole", highlight=False)
+        elif outcome.missing:
+            self.console.print(
+                f"{folder}: not yet a library, still missing {', '.join(outcome.missing)}",
+                highlight=False,
+            )

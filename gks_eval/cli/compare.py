@@ -1,0 +1,113 @@
+"""`gks-eval compare`: which differences between runs are signal."""
+
+from __future__ import annotations
+
+import io
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+class Format(str, Enum):
+    """How to show a comparison."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    JSON = "json"
+    LATEX = "latex"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare")(compare)
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Results files, folders or globs of lm-eval; the first is the baseline. "
+            "LABEL=PATH names a run; a folder of several runs gives them all."
+        ),
+    ],
+    metric: Annotated[
+        str | None, typer.Option(help="Metric, or metric,filter; else each task's usual one.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these tasks and groups, separated by commas.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Label of the baseline, if not the first run.")
+    ] = None,
+    fmt: Annotated[
+        Format, typer.Option("--format", "-f", help="How to show it.")
+    ] = Format.TERMINAL,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
+    ] = None,
+    flips: Annotated[
+        int, typer.Option(min=0, help="List this many changed items a task, run and direction.")
+    ] = 0,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Compare although versions, prompts, shots or limits differ."),
+    ] = False,
+    draws: Annotated[int, typer.Option(min=99, max=1_000_000, help="Bootstrap resamples.")] = 9_999,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Compare runs task by task: intervals, paired tests, averages, changed items."""
+    from gks_eval.evidence.compare import Settings
+    from gks_eval.evidence.compare import compare as build
+    from gks_eval.evidence.excerpts import excerpts
+    from gks_eval.evidence.output import write_text
+    from gks_eval.evidence.runs import baseline_first, find_runs
+    from gks_eval.evidence.tables.content import (
+        difference_table,
+        flip_table,
+        flips_to_show,
+        leaderboard,
+    )
+
+    found = baseline_first(find_runs(runs), baseline)
+    wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    comparison = build(found, Settings(metric, wanted, force, confidence, draws, seed))
+    tables = [leaderboard(comparison), difference_table(comparison)]
+    tables[-1].notes.extend(f"{note}." for note in comparison.notes)
+    if flips:
+        texts = excerpts(found[0], flips_to_show(comparison, flips))
+        tables.append(flip_table(comparison, texts, flips))
+    if fmt is Format.TERMINAL:
+        from rich.console import Console
+
+        from gks_eval.evidence.tables.terminal import print_tables
+
+        if output is None:
+            print_tables(tables, Console())
+            return
+        out = io.StringIO()
+        print_tables(tables, Console(file=out, width=200))
+        text = out.getvalue()
+    elif fmt is Format.MARKDOWN:
+        from gks_eval.evidence.tables.markdown import to_markdown
+
+        text = to_markdown(tables)
+    elif fmt is Format.CSV:
+        from gks_eval.evidence.tables.csv_file import to_csv
+
+        text = to_csv(comparison)
+    elif fmt is Format.LATEX:
+        from gks_eval.evidence.tables.latex_table import to_latex
+
+        text = to_latex(comparison)
+    else:
+        text = comparison.to_json()
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(output, text)

@@ -1,0 +1,87 @@
+"""`gks-eval gate`: says whether a candidate may replace a baseline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gks_eval.evidence.verdict import Verdict
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("gate")(gate)
+
+
+def gate(
+    baseline: Annotated[str, typer.Option(help="Results file or folder of the run to hold to.")],
+    candidate: Annotated[str, typer.Option(help="Results file or folder of the run to judge.")],
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy file; without one, no task may get worse.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a Markdown summary here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the verdict as JSON here.")] = None,
+) -> None:
+    """Judge a candidate: exit 0 pass, 1 regression, 2 could not judge.
+
+    The Markdown summary is also added to the file that GITHUB_STEP_SUMMARY names.
+    """
+    from gks_eval.errors import GksError
+
+    try:
+        verdict = _verdict(baseline, candidate, policy)
+        _write(verdict, junit, markdown, json)
+    except GksError as error:
+        # 1 means "regression" here and nothing else.
+        typer.echo(f"gks-eval: error: could not judge: {error}", err=True)
+        raise typer.Exit(2) from None
+    except Exception as error:
+        name = type(error).__name__
+        typer.echo(f"gks-eval: error: could not judge: {name}: {error}", err=True)
+        raise typer.Exit(2) from error
+    raise typer.Exit(verdict.exit_code)
+
+
+def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict:
+    from gks_eval.config.gate import GatePolicy
+    from gks_eval.config.yaml import load_typed
+    from gks_eval.errors import ResultsError
+    from gks_eval.evidence.gate import gate as run_gate
+    from gks_eval.evidence.runs import one_run
+    from gks_eval.evidence.verdict import unjudgeable
+
+    policy = load_typed(policy_path, GatePolicy) if policy_path else GatePolicy()
+    try:
+        return run_gate(one_run(baseline), one_run(candidate), policy)
+    except ResultsError as error:
+        return unjudgeable(str(error).rstrip("."), policy, baseline, candidate)
+
+
+def _write(verdict: Verdict, junit: Path | None, markdown: Path | None, json: Path | None) -> None:
+    from rich.console import Console
+
+    from gks_eval.evidence.output import write_text
+    from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
+    from gks_eval.evidence.tables.markdown import to_markdown
+    from gks_eval.evidence.tables.terminal import print_tables
+
+    table = verdict_table(verdict)
+    print_tables([table], Console())
+    typer.echo(headline(verdict))
+    summary = to_markdown([table])
+    if json:
+        write_text(json, verdict.to_json())
+    if junit:
+        write_text(junit, to_junit(verdict))
+    if markdown:
+        write_text(markdown, summary)
+    if step_summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(step_summary).open("a", encoding="utf-8") as stream:
+            stream.write(summary + "\n")

@@ -1,0 +1,56 @@
+"""`gks-eval train`: a recipe becomes a library of adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `train` to the application."""
+    app.command("train")(train)
+
+
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe.yaml, or the name of a bundled library that has one.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the library; the recipe's own unless given.")
+    ] = None,
+    only: Annotated[
+        str, typer.Option(help="Adapters to train, separated by commas: en,cluster_3.")
+    ] = "",
+) -> None:
+    """Train the adapters of a recipe; the same command again goes on where it stopped."""
+    from gks_eval.cli._training_view import TrainingView
+    from gks_eval.training.plan import make_plan
+    from gks_eval.training.run import train_library
+
+    recipe_file = find_recipe(recipe)
+    plan = make_plan(recipe_file)
+    folder = output or recipe_file.resolve().parent
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    with TrainingView() as view:
+        outcome = train_library(plan, folder, only=names, watcher=view)
+    view.table(outcome, folder)
+
+
+def find_recipe(recipe: str) -> Path:
+    """Return a recipe's file, given itself, its folder, or a bundled library's name."""
+    from gks_eval.errors import UsageError
+    from gks_eval.paths import adapters_dir
+
+    bundled = sorted(p.parent.name for p in adapters_dir().glob("*/recipe.yaml"))
+    for place in (Path(recipe), Path(recipe) / "recipe.yaml"):
+        if place.is_file():
+            return place
+    if recipe in bundled:
+        return adapters_dir() / recipe / "recipe.yaml"
+    raise UsageError(
+        f"{recipe}: no recipe there; give a recipe.yaml or a bundled one: {', '.join(bundled)}."
+    )

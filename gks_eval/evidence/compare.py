@@ -1,0 +1,139 @@
+"""From runs to a comparison with the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gks_eval.errors import ResultsError, did_you_mean
+from gks_eval.evidence.comparison import Comparison, Difference, Row, RunInfo
+from gks_eval.evidence.group_rows import group_row
+from gks_eval.evidence.runs import Run
+from gks_eval.evidence.scores import choose_metric
+from gks_eval.evidence.stats.holm import holm
+from gks_eval.evidence.task_rows import Settings, TaskOutcome, task_outcome
+
+__all__ = ["Settings", "compare"]
+
+
+def compare(runs: Sequence[Run], settings: Settings | None = None) -> Comparison:
+    """Compare runs with the first of them, the baseline.
+
+    Args:
+        runs: Two or more, as `find_runs` gives them.
+        settings: How.
+
+    Raises:
+        ResultsError: Fewer than two runs, nothing in common, a name that no run has, a broken
+            file, or runs of other versions, prompts, shots or limits without ``settings.force``.
+    """
+    settings = settings or Settings()
+    if len(runs) < 2:
+        raise ResultsError(
+            "a comparison needs two runs and found one; name another folder or results file."
+        )
+    tasks, groups = _selected(runs, settings.tasks)
+    outcomes: dict[str, TaskOutcome] = {}
+    for name in tasks:
+        if key := choose_metric(name, runs, settings.metric):
+            outcomes[name] = task_outcome(name, key, runs, settings)
+    if not outcomes:
+        raise _unknown_metric(settings.metric or "", runs)
+    notes = _refuse_or_note(outcomes, runs[0].label, settings.force)
+    rows = _with_holm([outcome.row for outcome in outcomes.values()])
+    if not any(row.differences for row in rows):
+        raise ResultsError(
+            f"{runs[0].label} shares no task with another run; compare runs of the same tasks."
+        )
+    for name in groups:
+        row, said = group_row(name, runs, outcomes, settings)
+        rows.extend([row] if row else [])
+        notes.extend(said)
+    return Comparison(
+        baseline=runs[0].label,
+        confidence=settings.confidence,
+        draws=settings.draws,
+        seed=settings.seed,
+        forced=settings.force,
+        runs=[run_info(run) for run in runs],
+        rows=rows,
+        flips=[flip for outcome in outcomes.values() for flip in outcome.flips],
+        notes=[*notes, *_absent(rows, runs)],
+    )
+
+
+def run_info(run: Run) -> RunInfo:
+    """Return what a report says of where a run comes from."""
+    return RunInfo(
+        label=run.label,
+        folder=str(run.folder),
+        files=[path.name for path in run.files],
+        model=run.model,
+        model_args=run.model_args,
+        info=dict(run.info),
+    )
+
+
+def _selected(runs: Sequence[Run], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    tasks = list(dict.fromkeys(name for run in runs for name in run.tasks))
+    groups = {name: group for run in reversed(runs) for name, group in run.groups.items()}
+    if not wanted:
+        return tasks, list(groups)
+    if unknown := [name for name in wanted if name not in tasks and name not in groups]:
+        hint = did_you_mean(unknown[0], [*tasks, *groups])
+        raise ResultsError(f"no run has the task or group {unknown[0]!r}; {hint}.")
+    keep = set(wanted).union(*(groups[name].leaves for name in wanted if name in groups))
+    return [name for name in tasks if name in keep], [name for name in groups if name in keep]
+
+
+def _refuse_or_note(outcomes: Mapping[str, TaskOutcome], baseline: str, force: bool) -> list[str]:
+    faults = [
+        f"{name} in {label} and {baseline}: {', '.join(found)}"
+        for name, outcome in outcomes.items()
+        for label, found in outcome.faults.items()
+    ]
+    if faults and not force:
+        more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise ResultsError(
+            f"the runs are not comparable: {'; '.join(faults[:4])}{more}; run them alike, or "
+            "compare them all the same with --force."
+        )
+    return [f"compared by force: {fault}" for fault in faults]
+
+
+def _with_holm(rows: Sequence[Row]) -> list[Row]:
+    """Adjust p-values over the tasks of each candidate."""
+    tests: dict[str, list[tuple[int, float]]] = {}
+    for index, row in enumerate(rows):
+        for difference in row.differences:
+            if difference.p is not None:
+                tests.setdefault(difference.candidate, []).append((index, difference.p))
+    adjusted: dict[tuple[int, str], float] = {}
+    for candidate, entries in tests.items():
+        for (index, _), p in zip(entries, holm([p for _, p in entries]), strict=True):
+            adjusted[index, candidate] = p
+
+    def with_p(index: int, difference: Difference) -> Difference:
+        return difference.model_copy(update={"p_holm": adjusted.get((index, difference.candidate))})
+
+    return [
+        row.model_copy(update={"differences": [with_p(index, d) for d in row.differences]})
+        for index, row in enumerate(rows)
+    ]
+
+
+def _absent(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
+    return [
+        f"{row.name} ({row.metric}) is missing in {', '.join(absent)}"
+        for row in rows
+        if row.kind == "task" and (absent := [r.label for r in runs if r.label not in row.scores])
+    ]
+
+
+def _unknown_metric(asked: str, runs: Sequence[Run]) -> ResultsError:
+    known = {
+        metric.name
+        for run in runs
+        for task in run.tasks.values()
+        for metric in task.metrics.values()
+    }
+    return ResultsError(f"no task has the metric {asked!r}; {did_you_mean(asked, known)}.")

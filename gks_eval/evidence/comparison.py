@@ -1,0 +1,135 @@
+"""The verdict-free content of a comparison: every table and file is a function of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gks_eval.config.yaml import FrozenModel
+
+__all__ = ["SCHEMA", "Comparison", "Difference", "Flip", "Row", "RunInfo", "Score"]
+
+SCHEMA = "gks_eval.compare/1"
+
+
+class RunInfo(FrozenModel):
+    """One run: its label and where it comes from."""
+
+    label: str
+    folder: str
+    files: list[str]
+    model: str
+    model_args: str
+    info: dict[str, str]
+
+
+class Score(FrozenModel):
+    """One run's value of one row.
+
+    Attributes:
+        value: The metric, as lm-eval's fraction.
+        n: Items behind it.
+        low: Lower bound of the interval; None where none can be had.
+        high: Upper bound.
+        method: How the interval was made: ``wilson``, ``bootstrap``, ``stderr`` or ``none``.
+    """
+
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    method: Literal["wilson", "bootstrap", "stderr", "none"]
+
+
+class Difference(FrozenModel):
+    """One candidate less the baseline, on one row.
+
+    Attributes:
+        candidate: The candidate's label.
+        difference: Candidate less baseline, on the items compared.
+        low: Lower bound of its interval.
+        high: Upper bound.
+        p: Two-sided p-value of "no difference".
+        p_holm: The same after Holm over this candidate's tasks; None for groups.
+        n: Pairs, or the smaller run's items where unpaired.
+        method: ``mcnemar`` (exact test, Tango's interval), ``bootstrap`` (paired),
+            ``group bootstrap``, ``unpaired``, or ``none`` where nothing can be said.
+        gains: Items only the candidate gets right.
+        losses: Items only the baseline gets right.
+        unpaired_baseline: Items of the baseline without a partner.
+        unpaired_candidate: Items of the candidate without a partner.
+        detectable: Smallest difference that so many pairs show in 80% of cases, two-sided at 5%.
+        note: What the reader must know.
+    """
+
+    candidate: str
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None = None
+    n: int
+    method: Literal["mcnemar", "bootstrap", "group bootstrap", "unpaired", "none"]
+    gains: int | None = None
+    losses: int | None = None
+    unpaired_baseline: int = 0
+    unpaired_candidate: int = 0
+    detectable: float | None = None
+    note: str = ""
+
+
+class Row(FrozenModel):
+    """One task or group.
+
+    Attributes:
+        kind: Task or group.
+        name: Its name.
+        metric: ``metric,filter``.
+        binary: Whether the metric is an accuracy, shown in percent.
+        higher_is_better: None where unknown: nothing is then called best.
+        tasks: A group's tasks.
+        weighting: How a group averages its tasks.
+        scores: By run label; runs without the row are left out.
+        differences: One a candidate that has the row.
+    """
+
+    kind: Literal["task", "group"]
+    name: str
+    metric: str
+    binary: bool
+    higher_is_better: bool | None
+    tasks: list[str] = Field(default_factory=list)
+    weighting: Literal["", "by size", "plain"] = ""
+    scores: dict[str, Score]
+    differences: list[Difference]
+
+
+class Flip(FrozenModel):
+    """An item that one run gets right and the other wrong."""
+
+    task: str
+    candidate: str
+    change: Literal["gain", "loss"]
+    doc_id: int
+    doc_hash: str
+    occurrence: int
+
+
+class Comparison(FrozenModel):
+    """Everything that `gks-eval compare` found out."""
+
+    schema_: str = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
+    baseline: str
+    confidence: float
+    draws: int
+    seed: int
+    forced: bool
+    runs: list[RunInfo]
+    rows: list[Row]
+    flips: list[Flip]
+    notes: list[str]
+
+    def to_json(self) -> str:
+        """Return the versioned JSON."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"

@@ -1,0 +1,216 @@
+"""Measuring a candidate against a baseline, as far as a policy asks for it."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from gks_eval.config.gate import GatePolicy, Limits
+from gks_eval.errors import ResultsError
+from gks_eval.evidence.group_rows import group_key, group_weights, is_weighted
+from gks_eval.evidence.paired import Changes, paired_changes
+from gks_eval.evidence.pairing import differences
+from gks_eval.evidence.runs import Run
+from gks_eval.evidence.samples import read_samples
+from gks_eval.evidence.scores import Scores, choose_metric, load_scores
+from gks_eval.evidence.stats.bootstrap import DRAWS, Floats, bootstrap_p, group_means
+from gks_eval.evidence.stats.mcnemar import mcnemar_exact
+from gks_eval.evidence.stats.paired_score import worse_by_more_p
+from gks_eval.evidence.stats.power import detectable_difference
+from gks_eval.evidence.verdict import Check, Verdict, judge
+
+__all__ = ["drop_p", "gate", "measure"]
+
+
+def gate(baseline: Run, candidate: Run, policy: GatePolicy) -> Verdict:
+    """Measure and judge; nothing that keeps a check from being made goes unsaid."""
+    checks = measure(baseline, candidate, policy)
+    named = {*policy.tasks, *policy.groups, *policy.required}
+    new = [name for name in candidate.tasks if name not in baseline.tasks and name not in named]
+    notes = [f"{name} is not judged: the baseline does not have it" for name in new]
+    return judge(checks, policy, str(baseline.folder), str(candidate.folder), notes)
+
+
+def measure(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Check]:
+    """Return a check for every task and group that the policy covers."""
+    both = (baseline, candidate)
+    groups = {name for run in both for name in run.groups}
+    required_groups = [name for name in policy.required if name in groups]
+    required_tasks = [name for name in policy.required if name not in groups]
+    tasks = [*policy.tasks, *required_tasks]
+    averages = [*policy.groups, *required_groups]
+    if not policy.only_listed:
+        tasks = [*baseline.tasks, *tasks]
+        averages = [*baseline.groups, *averages]
+    if set(baseline.files) & set(candidate.files):
+        fault = "baseline and candidate are the same files"
+        return [
+            Check(kind="task", name=name, limits=policy.limits("task", name), problem=fault)
+            for name in dict.fromkeys(tasks)
+        ]
+    checks = [_task(name, both, policy.limits("task", name)) for name in dict.fromkeys(tasks)]
+    checks += [_group(name, both, policy.limits("group", name)) for name in dict.fromkeys(averages)]
+    return checks
+
+
+def drop_p(changes: Floats, binary: bool, tolerance: float, rng: np.random.Generator) -> float:
+    """Return the one-sided p-value of "worse by more than `tolerance`" on paired changes.
+
+    Exact McNemar for accuracies without a tolerance, the score test with one, a bootstrap for
+    other metrics.
+
+    Args:
+        changes: Candidate less baseline, negative is worse, (n,).
+        binary: Whether they are all -1, 0 or 1.
+        tolerance: Drop that is allowed.
+        rng: For the bootstrap.
+    """
+    if binary:
+        gains, losses = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))
+        if tolerance == 0.0:
+            return mcnemar_exact(gains, losses, "less")
+        return worse_by_more_p(gains, losses, int(changes.size), tolerance)
+    estimate, drawn = group_means([changes], [1.0], rng, DRAWS)
+    return bootstrap_p(estimate, drawn, margin=tolerance)
+
+
+def _stream(name: str) -> np.random.Generator:
+    return np.random.default_rng([0, zlib.crc32(name.encode())])
+
+
+def _task(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
+    key = choose_metric(name, both, limits.metric)
+    scores, changes, problem = _pair(name, key, both)
+    facts: dict[str, object] = {"metric": key or "", "problem": problem, **_values(scores)}
+    if changes is None or problem:
+        return Check.model_validate({"kind": "task", "name": name, "limits": limits, **facts})
+    sign = _sign(scores)
+    values = sign * changes.values
+    tolerance = limits.max_drop or 0.0
+    variance = float(np.count_nonzero(values) / changes.n if changes.binary else values.var())
+    seen = detectable_difference(
+        changes.n, variance, limits.alpha or 0.05, two_sided=False, binary=changes.binary
+    )
+    return Check.model_validate(
+        {
+            "kind": "task",
+            "name": name,
+            "limits": limits,
+            **facts,
+            "change": float(values.mean()),
+            "n": changes.n,
+            "gains": int(np.count_nonzero(values > 0)),
+            "losses": int(np.count_nonzero(values < 0)),
+            "p": drop_p(values, changes.binary, tolerance, _stream(name)),
+            "detectable": None if math.isnan(seen) else seen,
+        }
+    )
+
+
+def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
+    blank = Check(kind="group", name=name, limits=limits)
+
+    def unjudged(problem: str) -> Check:
+        return blank.model_copy(update={"problem": problem})
+
+    for run, role in zip(both, ("baseline", "candidate"), strict=True):
+        if name not in run.groups:
+            return unjudged(f"missing in the {role}")
+    groups = [run.groups[name] for run in both]
+    key = group_key(groups[0], limits.metric)
+    if key is None or key not in groups[1].metrics:
+        return unjudged(f"no metric {limits.metric or key} in both runs")
+    if groups[0].leaves != groups[1].leaves:
+        return unjudged("the two runs have other tasks in it")
+    parts: list[list[Scores]] = []
+    paired: list[Changes] = []
+    for leaf in groups[0].leaves:
+        if all(leaf in run.tasks and key not in run.tasks[leaf].metrics for run in both):
+            continue  # lm-eval averages only the tasks that have the metric
+        scores, changes, problem = _pair(leaf, key, both)
+        if changes is None or problem:
+            return unjudged(f"{leaf}: {problem or 'not paired'}")
+        parts.append([score for score in scores if score is not None])
+        paired.append(changes)
+    if not paired:
+        return unjudged(f"no task of it has {key}")
+    sign = _sign(parts[0])
+    weights = group_weights([changes.n for changes in paired], is_weighted(name, key, both))
+    values = [sign * changes.values for changes in paired]
+    estimate, drawn = group_means(values, weights, _stream(name), DRAWS)
+    seen = detectable_difference(
+        1, float(drawn.var()), limits.alpha or 0.05, two_sided=False, binary=False
+    )
+    means = [
+        math.fsum(w * part[side].metric.value for w, part in zip(weights, parts, strict=True))
+        for side in (0, 1)
+    ]
+    return Check(
+        kind="group",
+        name=name,
+        metric=key,
+        limits=limits,
+        baseline=means[0],
+        candidate=means[1],
+        higher_is_better=sign > 0,
+        binary=all(changes.binary for changes in paired),
+        change=estimate,
+        n=sum(changes.n for changes in paired),
+        gains=sum(int(np.count_nonzero(v > 0)) for v in values),
+        losses=sum(int(np.count_nonzero(v < 0)) for v in values),
+        p=bootstrap_p(estimate, drawn, margin=limits.max_drop or 0.0),
+        detectable=None if math.isnan(seen) else seen,
+    )
+
+
+def _pair(
+    name: str, key: str | None, both: tuple[Run, Run]
+) -> tuple[list[Scores | None], Changes | None, str]:
+    """Return both runs' scores, their pairing, and what keeps them from being judged."""
+    scores: list[Scores | None] = []
+    problem = ""
+    for run, role in zip(both, ("baseline", "candidate"), strict=True):
+        task = run.tasks.get(name)
+        if task is None or key is None or key not in task.metrics:
+            what = "missing" if task is None else f"no metric {key or 'at all'}"
+            problem = problem or f"{what} in the {role}"
+            scores.append(None)
+            continue
+        try:
+            scores.append(load_scores(task, key, read_samples(task)))
+        except ResultsError as error:
+            problem = problem or str(error).rstrip(".")
+            scores.append(None)
+    first, second = scores
+    if first is None or second is None:
+        return scores, None, problem
+    changes = paired_changes(first, second)
+    if changes is None:
+        missing = {s.missing for s in (first, second) if s.items is None}
+        return scores, None, f"cannot be paired: {' and '.join(sorted(missing))}"
+    faults = differences(first.task, second.task, changes.pairing)
+    lonely = changes.pairing.only_first + changes.pairing.only_second
+    if lonely and not faults:
+        faults = [f"{lonely} items without a partner"]
+    directions = {first.metric.higher_is_better, second.metric.higher_is_better}
+    if len(directions) > 1 or None in directions:
+        faults.append(f"the results do not say whether a higher {first.metric.name} is better")
+    return scores, changes, ", ".join(faults)
+
+
+def _sign(scores: Sequence[Scores | None]) -> float:
+    first = scores[0]
+    return -1.0 if first is not None and first.metric.higher_is_better is False else 1.0
+
+
+def _values(scores: Sequence[Scores | None]) -> dict[str, object]:
+    known = [score for score in scores if score is not None]
+    return {
+        "baseline": scores[0].metric.value if scores[0] else None,
+        "candidate": scores[1].metric.value if scores[1] else None,
+        "higher_is_better": known[-1].metric.higher_is_better if known else None,
+        "binary": bool(known) and all(score.binary for score in known),
+    }

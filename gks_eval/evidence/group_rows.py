@@ -1,0 +1,196 @@
+"""Group averages: recomputed from the tasks, with a bootstrap over items within tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from gks_eval.evidence.comparison import Difference, Row, Score
+from gks_eval.evidence.paired import Changes
+from gks_eval.evidence.records import GroupResult
+from gks_eval.evidence.runs import Run
+from gks_eval.evidence.scores import Scores, pick_key
+from gks_eval.evidence.stats.bootstrap import bootstrap_interval, bootstrap_p, group_means
+from gks_eval.evidence.stats.power import detectable_difference
+from gks_eval.evidence.stats.unpaired import mean_difference
+from gks_eval.evidence.task_rows import Settings, TaskOutcome
+
+__all__ = ["group_key", "group_row", "group_weights", "is_weighted"]
+
+Weighting = Literal["by size", "plain"]
+
+
+def is_weighted(name: str, key: str, runs: Sequence[Run]) -> bool:
+    """Tell whether a group weighs its tasks by size, from whichever run's numbers decide it.
+
+    Where they fit both ways (tasks of equal size, say) it is by size, lm-eval's default.
+    """
+    for run in runs:
+        if name in run.groups and (known := run.groups[name].weighted.get(key)) is not None:
+            return known
+    return True
+
+
+def group_weights(sizes: Sequence[int], weighted: bool) -> list[float]:
+    """Return the tasks' weights, summing to 1."""
+    if not weighted:
+        return [1.0 / len(sizes)] * len(sizes)
+    total = sum(sizes)
+    return [size / total for size in sizes]
+
+
+def group_key(group: GroupResult, asked: str | None) -> str | None:
+    """Return the key of the average to show: the one asked for, else the group's first."""
+    return pick_key(group.metrics, asked) if asked else next(iter(group.metrics))
+
+
+def group_row(
+    name: str, runs: Sequence[Run], outcomes: Mapping[str, TaskOutcome], settings: Settings
+) -> tuple[Row | None, list[str]]:
+    """Compare one group's averages; the row is None where no run has what it takes.
+
+    A run takes part if it has every task of the group with the group's metric.
+
+    Returns:
+        The row, and notes on runs that could not take part.
+    """
+    group = next(run.groups[name] for run in runs if name in run.groups)
+    key = group_key(group, settings.metric)
+    if key is None:
+        return None, []
+    leaves = [
+        leaf for leaf in group.leaves if leaf in outcomes and outcomes[leaf].row.metric == key
+    ]
+    if not leaves:
+        return None, []
+    notes = []
+    if left_out := [leaf for leaf in group.leaves if leaf not in leaves]:
+        notes.append(f"{name} averages {key} over tasks without {', '.join(left_out)}")
+    weighted = is_weighted(name, key, runs)
+    scores: dict[str, Score] = {}
+    for run in runs:
+        parts = [outcomes[leaf].scores.get(run.label) for leaf in leaves]
+        if absent := [leaf for leaf, part in zip(leaves, parts, strict=True) if part is None]:
+            notes.append(f"{name} cannot be averaged for {run.label}: no {', '.join(absent)}")
+            continue
+        known = [part for part in parts if part is not None]
+        scores[run.label] = _score(known, weighted, settings, f"{name}/{run.label}")
+    if not scores:
+        return None, notes
+    baseline = runs[0].label
+    rows = [
+        _difference(run.label, leaves, outcomes, scores, baseline, weighted, settings, name)
+        for run in runs[1:]
+        if run.label in scores and baseline in scores
+    ]
+    row = Row(
+        kind="group",
+        name=name,
+        metric=key,
+        binary=all(outcomes[leaf].row.binary for leaf in leaves),
+        higher_is_better=group.metrics[key].higher_is_better,
+        tasks=leaves,
+        weighting="by size" if weighted else "plain",
+        scores=scores,
+        differences=rows,
+    )
+    return row, notes
+
+
+def _score(parts: Sequence[Scores], weighted: bool, settings: Settings, stream: str) -> Score:
+    weights = group_weights([part.n for part in parts], weighted)
+    value = math.fsum(w * part.metric.value for w, part in zip(weights, parts, strict=True))
+    n = sum(part.n for part in parts)
+    if all(part.items for part in parts):
+        values = [part.values for part in parts]
+        _, drawn = group_means(values, weights, settings.stream(stream), settings.draws)
+        low, high = bootstrap_interval(drawn, settings.confidence)
+        return Score(value=value, n=n, low=low, high=high, method="bootstrap")
+    spread = _stderr(parts, weights)
+    if spread is None:
+        return Score(value=value, n=n, low=None, high=None, method="none")
+    low, high, _ = mean_difference(0.0, 0.0, value, spread, settings.confidence)
+    return Score(value=value, n=n, low=low, high=high, method="stderr")
+
+
+def _stderr(parts: Sequence[Scores], weights: Sequence[float]) -> float | None:
+    stderrs = [part.metric.stderr for part in parts]
+    if any(stderr is None for stderr in stderrs):
+        return None
+    return math.sqrt(
+        math.fsum((w * (s or 0.0)) ** 2 for w, s in zip(weights, stderrs, strict=True))
+    )
+
+
+def _difference(
+    label: str,
+    leaves: Sequence[str],
+    outcomes: Mapping[str, TaskOutcome],
+    scores: Mapping[str, Score],
+    baseline: str,
+    weighted: bool,
+    settings: Settings,
+    name: str,
+) -> Difference:
+    changes = [outcomes[leaf].changes.get(label) for leaf in leaves]
+    paired = [change for change in changes if change is not None]
+    if len(paired) == len(leaves):
+        weights = group_weights([change.n for change in paired], weighted)
+        stream = settings.stream(f"{name}/{baseline}/{label}")
+        values = [change.values for change in paired]
+        estimate, drawn = group_means(values, weights, stream, settings.draws)
+        low, high = bootstrap_interval(drawn, settings.confidence)
+        return Difference(
+            candidate=label,
+            difference=estimate,
+            low=low,
+            high=high,
+            p=bootstrap_p(estimate, drawn),
+            n=sum(change.n for change in paired),
+            method="group bootstrap",
+            gains=sum(change.gains for change in paired),
+            losses=sum(change.losses for change in paired),
+            unpaired_baseline=sum(change.pairing.only_first for change in paired),
+            unpaired_candidate=sum(change.pairing.only_second for change in paired),
+            detectable=_detectable(paired, weights),
+        )
+    return _unpaired(label, leaves, outcomes, scores, baseline, weighted, settings)
+
+
+def _detectable(changes: Sequence[Changes], weights: Sequence[float]) -> float | None:
+    variance = math.fsum(
+        w * w * float(change.values.var()) / change.n
+        for w, change in zip(weights, changes, strict=True)
+    )
+    found = detectable_difference(1, variance, binary=False)
+    return None if math.isnan(found) else found
+
+
+def _unpaired(
+    label: str,
+    leaves: Sequence[str],
+    outcomes: Mapping[str, TaskOutcome],
+    scores: Mapping[str, Score],
+    baseline: str,
+    weighted: bool,
+    settings: Settings,
+) -> Difference:
+    spreads = []
+    for run in (baseline, label):
+        parts = [outcomes[leaf].scores[run] for leaf in leaves]
+        spreads.append(_stderr(parts, group_weights([part.n for part in parts], weighted)))
+    first, second = scores[baseline].value, scores[label].value
+    low = high = p = None
+    if spreads[0] is not None and spreads[1] is not None:
+        low, high, p = mean_difference(first, spreads[0], second, spreads[1], settings.confidence)
+    return Difference(
+        candidate=label,
+        difference=second - first,
+        low=low,
+        high=high,
+        p=p,
+        n=min(scores[baseline].n, scores[label].n),
+        method="none" if p is None else "unpaired",
+        note="not paired: not every task of the group is",
+    )

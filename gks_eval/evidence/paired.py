@@ -1,0 +1,67 @@
+"""Two runs' scores of one task, item against item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gks_eval.evidence.pairing import Pairing, pair_items
+from gks_eval.evidence.samples import Item
+from gks_eval.evidence.scores import Scores
+from gks_eval.evidence.stats.bootstrap import Floats
+
+__all__ = ["Changes", "paired_changes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Second run less first, item by item.
+
+    Attributes:
+        values: Differences of the scores, (pairs,).
+        binary: Whether both runs' scores are all 0 or 1.
+        pairing: The account of the pairing.
+    """
+
+    values: Floats
+    binary: bool
+    pairing: Pairing
+
+    @property
+    def n(self) -> int:
+        """Return the number of pairs."""
+        return int(self.values.size)
+
+    @property
+    def mean(self) -> float:
+        """Return the mean difference."""
+        return float(self.values.mean()) if self.values.size else 0.0
+
+    @property
+    def gains(self) -> int:
+        """Return how many items score higher in the second run."""
+        return int(np.count_nonzero(self.values > 0))
+
+    @property
+    def losses(self) -> int:
+        """Return how many items score lower in the second run."""
+        return int(np.count_nonzero(self.values < 0))
+
+    def changed(self) -> list[tuple[Item, bool]]:
+        """Return the first run's items that changed, each with whether the second gained it."""
+        return [
+            (first, change > 0)
+            for (first, _), change in zip(self.pairing.pairs, self.values, strict=True)
+            if change
+        ]
+
+
+def paired_changes(first: Scores, second: Scores) -> Changes | None:
+    """Pair two runs' items; None where one of them has none."""
+    if first.items is None or second.items is None:
+        return None
+    pairing = pair_items(first.items, second.items)
+    names = first.metric.name, second.metric.name
+    values = [b.values[names[1]] - a.values[names[0]] for a, b in pairing.pairs]
+    return Changes(np.array(values, dtype=np.float64), first.binary and second.binary, pairing)

@@ -1,0 +1,110 @@
+"""What a results file says, as frozen values that the rest of the wing works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["GroupResult", "Metric", "ResultsFile", "TaskResult"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One aggregated number of a task or group.
+
+    Attributes:
+        name: lm-eval's metric, such as ``acc``.
+        filter: lm-eval's filter, mostly ``none``.
+        value: The aggregate as recorded.
+        stderr: Its standard error as recorded; None where lm-eval wrote ``N/A``.
+        higher_is_better: None where lm-eval does not say.
+    """
+
+    name: str
+    filter: str
+    value: float
+    stderr: float | None
+    higher_is_better: bool | None
+
+    @property
+    def key(self) -> str:
+        """Return lm-eval's key, ``metric,filter``."""
+        return f"{self.name},{self.filter}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What one run recorded of one task.
+
+    Attributes:
+        name: The task's name.
+        alias: Its display name.
+        version: Its version, as text; None where not recorded.
+        shots: Number of few-shot examples.
+        n: Items scored.
+        original: Items of the split before any limit.
+        metrics: By ``metric,filter``.
+        config: The task's configuration as dumped.
+        source: The results file.
+        samples: The file of its samples; None where there is none.
+        prompt_stamp: Chat template and system instruction in use, as one text.
+    """
+
+    name: str
+    alias: str
+    version: str | None
+    shots: int | None
+    n: int
+    original: int | None
+    metrics: Mapping[str, Metric]
+    config: Mapping[str, Any]
+    source: Path
+    samples: Path | None
+    prompt_stamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """A group of tasks with an average.
+
+    Attributes:
+        name: The group's name.
+        alias: Its display name.
+        leaves: Its tasks, sub-groups flattened, as lm-eval averages them.
+        metrics: The averages as recorded.
+        weighted: By metric key: whether the average weighs tasks by their size. lm-eval does not
+            record this; it is told from the numbers, None where they fit both.
+        source: The results file.
+    """
+
+    name: str
+    alias: str
+    leaves: tuple[str, ...]
+    metrics: Mapping[str, Metric]
+    weighted: Mapping[str, bool | None]
+    source: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsFile:
+    """The content of one results file.
+
+    Attributes:
+        path: The file.
+        stamp: Its time stamp, sortable; from the name, else from the content.
+        model: What lm-eval calls the model's type, such as ``hf``.
+        model_args: The model's arguments, as one sorted text.
+        tasks: By name.
+        groups: By name; only those with an average.
+        info: Further facts for provenance.
+    """
+
+    path: Path
+    stamp: str
+    model: str
+    model_args: str
+    tasks: Mapping[str, TaskResult]
+    groups: Mapping[str, GroupResult]
+    info: Mapping[str, str] = field(default_factory=dict)

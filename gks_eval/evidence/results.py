@@ -1,0 +1,253 @@
+"""One `results_*.json` of lm-eval 0.4.x as typed, frozen values."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gks_eval.errors import ResultsError
+from gks_eval.evidence.records import GroupResult, Metric, ResultsFile, TaskResult
+
+__all__ = ["read_results", "timestamp_of"]
+
+MAX_BYTES = 1 << 28
+# lm-eval stamps its files with datetime.isoformat(), ":" replaced by "-".
+_STAMP = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
+# `token=hf_...` and the like must not reach a table or page.
+_SECRET = re.compile(r"(?i)(^|_)(token|password|secret|api_key|auth)($|_)")
+_SECRET_TEXT = re.compile(r"(?i)\b((?:\w+_)?(?:token|password|secret|api_key|auth)\s*=\s*)[^,\s]+")
+_NO_METRIC = frozenset({"alias", "name", "sample_len", "sample_count"})
+
+
+class _SampleCount(BaseModel):
+    original: int | None = None
+    effective: int | None = None
+
+
+class _Raw(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    results: dict[str, dict[str, Any]]
+    group_subtasks: dict[str, list[str]] = Field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    n_shot: dict[str, int | None] = Field(default_factory=dict, alias="n-shot")
+    higher_is_better: dict[str, dict[str, bool | None]] = Field(default_factory=dict)
+    n_samples: dict[str, _SampleCount] = Field(default_factory=dict, alias="n-samples")
+    config: dict[str, Any] = Field(default_factory=dict)
+    date: float | None = None
+    model_source: str | None = None
+    model_name: str | None = None
+    model_name_sanitized: str | None = None
+    lm_eval_version: str | None = None
+    transformers_version: str | None = None
+    git_hash: str | None = None
+    chat_template_sha: str | None = None
+    system_instruction_sha: str | None = None
+    total_evaluation_time_seconds: str | None = None
+
+
+def timestamp_of(path: Path) -> str | None:
+    """Return the time stamp that lm-eval put into a file's name, or None."""
+    found = _STAMP.search(path.name)
+    return found.group(1) if found else None
+
+
+def read_results(path: Path) -> ResultsFile:
+    """Read one results file.
+
+    Raises:
+        ResultsError: It is missing, not complete JSON, too large, or not lm-eval's.
+    """
+    raw = _parse(path)
+    tasks = {
+        name: _task(name, entry, raw, path)
+        for name, entry in raw.results.items()
+        if name not in raw.group_subtasks
+    }
+    if not tasks:
+        raise ResultsError(f"{path} records no task; give a results file that lm-eval finished.")
+    groups = {
+        name: group for name in raw.group_subtasks if (group := _group(name, raw, tasks, path))
+    }
+    model_args = raw.config.get("model_args")
+    return ResultsFile(
+        path=path,
+        stamp=timestamp_of(path) or _iso(raw.date),
+        model=str(raw.config.get("model", raw.model_source)),
+        model_args=_shown(model_args),
+        tasks=tasks,
+        groups=groups,
+        info=_info(raw),
+    )
+
+
+def _parse(path: Path) -> _Raw:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ResultsError(f"{path} is larger than 256 MiB, which no results file is.")
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ResultsError(f"{path} does not exist; check the path.") from None
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ResultsError(f"{path} is not UTF-8; run the evaluation again.") from None
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise ResultsError(
+            f"{path} is broken or only half written{where}; delete it or run the evaluation again."
+        ) from None
+    try:
+        return _Raw.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ResultsError(
+            f"{path} is no results file of lm-eval: {where}: {first['msg'].lower()}."
+        ) from None
+
+
+def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskResult:
+    counts = raw.n_samples.get(name, _SampleCount())
+    n = entry.get("sample_len", counts.effective)
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        raise ResultsError(f"{path} does not say how many items {name} scored; run it again.")
+    version = raw.versions.get(name)
+    return TaskResult(
+        name=name,
+        alias=str(entry.get("alias", name)).strip(" -"),
+        version=None if version is None else str(version),
+        shots=raw.n_shot.get(name),
+        n=n,
+        original=counts.original,
+        metrics=dict(_metrics(name, entry, raw, path)),
+        config=raw.configs.get(name, {}),
+        source=path,
+        samples=_samples_path(path, name),
+        prompt_stamp=f"{raw.chat_template_sha or ''}/{raw.system_instruction_sha or ''}",
+    )
+
+
+def _metrics(
+    name: str, entry: Mapping[str, Any], raw: _Raw, path: Path
+) -> Iterator[tuple[str, Metric]]:
+    for key, value in entry.items():
+        metric, _, filter_name = key.partition(",")
+        if key in _NO_METRIC or not filter_name or metric.endswith("_stderr"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise ResultsError(
+                f"{path} records {value} for {key} of {name}; look into that run before using it."
+            )
+        stderr = entry.get(f"{metric}_stderr,{filter_name}")
+        usable = isinstance(stderr, (int, float)) and math.isfinite(stderr)
+        yield (
+            key,
+            Metric(
+                name=metric,
+                filter=filter_name,
+                value=float(value),
+                stderr=float(stderr) if usable and stderr is not None else None,
+                higher_is_better=raw.higher_is_better.get(name, {}).get(metric),
+            ),
+        )
+
+
+def _group(name: str, raw: _Raw, tasks: Mapping[str, TaskResult], path: Path) -> GroupResult | None:
+    entry = raw.results.get(name, {})
+    leaves = tuple(dict.fromkeys(_leaves(name, raw.group_subtasks, frozenset())))
+    known = [tasks[leaf] for leaf in leaves if leaf in tasks]
+    metrics = {}
+    for key, metric in _metrics(name, entry, raw, path):
+        # lm-eval hands the direction up one level of groups only: ask the leaves.
+        directions = {t.metrics[key].higher_is_better for t in known if key in t.metrics}
+        direction = directions.pop() if len(directions) == 1 else None
+        metrics[key] = Metric(metric.name, metric.filter, metric.value, metric.stderr, direction)
+    if not metrics:
+        return None
+    return GroupResult(
+        name=name,
+        alias=str(entry.get("alias", name)).strip(" -"),
+        leaves=leaves,
+        metrics=metrics,
+        weighted={
+            key: _weighting(metric.value, [t for t in known if key in t.metrics], key)
+            for key, metric in metrics.items()
+        },
+        source=path,
+    )
+
+
+def _leaves(name: str, members: Mapping[str, list[str]], above: frozenset[str]) -> Iterator[str]:
+    for member in members[name]:
+        if member not in members:
+            yield member
+        elif member not in above:
+            yield from _leaves(member, members, above | {name})
+
+
+def _weighting(value: float, tasks: list[TaskResult], key: str) -> bool | None:
+    """Tell from the numbers whether an average weighs its tasks by size."""
+    total = sum(task.n for task in tasks)
+    if not tasks or not total:
+        return None
+    values = [task.metrics[key].value for task in tasks]
+    by_size = sum(v * task.n for v, task in zip(values, tasks, strict=True)) / total
+    plain = sum(values) / len(values)
+    tolerance = 1e-9 * max(1.0, abs(value))
+    fits = (abs(by_size - value) <= tolerance, abs(plain - value) <= tolerance)
+    return fits[0] if fits[0] != fits[1] else None
+
+
+def _samples_path(path: Path, task: str) -> Path | None:
+    if Path(task).name != task:
+        return None
+    stamp = timestamp_of(path)
+    candidate = path.with_name(
+        f"samples_{task}_{stamp}.jsonl" if stamp else f"samples_{task}.jsonl"
+    )
+    return candidate if candidate.is_file() else None
+
+
+def _shown(model_args: object) -> str:
+    """Return the model's arguments as one text, without what may be a secret."""
+    if isinstance(model_args, str):
+        return _SECRET_TEXT.sub(r"\1***", model_args)
+    if isinstance(model_args, dict):
+        model_args = {
+            key: "***" if _SECRET.search(str(key)) else value for key, value in model_args.items()
+        }
+    return json.dumps(model_args, sort_keys=True, ensure_ascii=False)
+
+
+def _iso(date: float | None) -> str:
+    try:
+        moment = datetime.fromtimestamp(date or 0.0, tz=timezone.utc)
+    except (OverflowError, OSError, ValueError):
+        moment = datetime.fromtimestamp(0, tz=timezone.utc)
+    return moment.strftime("%Y-%m-%dT%H-%M-%S")
+
+
+def _info(raw: _Raw) -> dict[str, str]:
+    facts = {
+        "model_name": raw.model_name,
+        "model_folder": raw.model_name_sanitized,
+        "lm_eval": raw.lm_eval_version,
+        "transformers": raw.transformers_version,
+        "git": raw.git_hash,
+        "seconds": raw.total_evaluation_time_seconds,
+        "dtype": raw.config.get("model_dtype"),
+        "device": raw.config.get("device"),
+        "limit": raw.config.get("limit"),
+    }
+    return {name: str(fact) for name, fact in facts.items() if fact not in (None, "")}

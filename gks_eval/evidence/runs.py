@@ -1,0 +1,224 @@
+"""From paths to runs: folders, files or globs; the newest results of every task."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gks_eval.errors import ResultsError, did_you_mean
+from gks_eval.evidence.records import GroupResult, ResultsFile, TaskResult
+from gks_eval.evidence.results import read_results, timestamp_of
+
+__all__ = ["Run", "baseline_first", "find_runs", "one_run"]
+
+# The order of the paper's rows; other names follow alphabetically.
+_FIRST = ("base", "arrow")
+_MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One model's results: of every task the newest.
+
+    Attributes:
+        label: A short name, unique among the runs found together.
+        folder: Where its files lie.
+        files: The results files in use, newest first.
+        tasks: By name.
+        groups: By name. Averages are to be recomputed from ``tasks``: those recorded may be of
+            older results of some task.
+        model: lm-eval's model type.
+        model_args: The model's arguments.
+        info: Facts for provenance.
+    """
+
+    label: str
+    folder: Path
+    files: tuple[Path, ...]
+    tasks: Mapping[str, TaskResult]
+    groups: Mapping[str, GroupResult]
+    model: str
+    model_args: str
+    info: Mapping[str, str]
+
+
+def find_runs(sources: Sequence[str]) -> list[Run]:
+    """Find the runs that `sources` name.
+
+    Args:
+        sources: Each a results file, a folder (searched with its sub-folders), a glob, or
+            ``label=`` before one of these. A folder of several models or settings gives one run
+            for each. To use an older run than the newest, name its file.
+
+    Returns:
+        The runs, each with a label of its own, in the order given; within a folder ``base`` and
+        ``arrow`` stand first.
+
+    Raises:
+        ResultsError: Nothing there, a file is broken, or a label stands for several runs.
+    """
+    runs: list[Run] = []
+    for source in sources:
+        label, path_text = _split_label(source)
+        found = _runs_at(path_text)
+        if label is not None:
+            if len(found) > 1:
+                raise ResultsError(
+                    f"{path_text} holds {len(found)} runs ({_listing(found)}): a label names one; "
+                    "give the path of one of them."
+                )
+            found = [replace(found[0], label=label)]
+        runs.extend(found)
+    return _unique_labels(runs)
+
+
+def one_run(source: str) -> Run:
+    """Find the single run that `source` names.
+
+    Raises:
+        ResultsError: As `find_runs`, or `source` holds several runs.
+    """
+    found = find_runs([source])
+    if len(found) > 1:
+        raise ResultsError(
+            f"{source} holds {len(found)} runs ({_listing(found)}); give the path of one of them."
+        )
+    return found[0]
+
+
+def baseline_first(runs: Sequence[Run], label: str | None) -> list[Run]:
+    """Return the runs with the one called `label` first; as they are without a label.
+
+    Raises:
+        ResultsError: No run is called so.
+    """
+    if label is None:
+        return list(runs)
+    chosen = [run for run in runs if run.label == label]
+    if not chosen:
+        hint = did_you_mean(label, [run.label for run in runs])
+        raise ResultsError(f"no run is called {label!r}; {hint}.")
+    return [*chosen, *(run for run in runs if run.label != label)]
+
+
+def _split_label(source: str) -> tuple[str | None, str]:
+    label, equals, rest = source.partition("=")
+    # A path may hold "=" itself: what exists as written is a path.
+    if equals and label and rest and "/" not in label and not Path(source).exists():
+        return label, rest
+    return None, source
+
+
+def _runs_at(text: str) -> list[Run]:
+    path = Path(text)
+    if path.is_file():
+        if path.suffix != ".json":
+            raise ResultsError(f"{path} is no results file; give the results_*.json beside it.")
+        return [_merge([read_results(path)], path.parent, path.parent.name or str(path))]
+    if path.is_dir():
+        return _runs_in(path)
+    is_glob = bool(_MAGIC.search(text))
+    # Path.glob refuses absolute patterns.
+    matches = sorted(glob.glob(text, recursive=True)) if is_glob else []  # noqa: PTH207
+    runs = [run for match in matches if _usable(Path(match)) for run in _runs_at(match)]
+    if not runs:
+        what = "matches no results" if is_glob else "does not exist; check the path"
+        raise ResultsError(f"{text} {what}.")
+    return runs
+
+
+def _usable(path: Path) -> bool:
+    return _is_results(path) if path.is_file() else any(map(_is_results, path.rglob("*.json")))
+
+
+def _is_results(path: Path) -> bool:
+    # `--output_path x.json` writes x_<stamp>.json instead of results_<stamp>.json.
+    if path.suffix != ".json" or path.name.startswith("samples_"):
+        return False
+    return path.stem == "results" or path.name.startswith("results_") or bool(timestamp_of(path))
+
+
+def _runs_in(root: Path) -> list[Run]:
+    by_model: defaultdict[tuple[Path, str, str], list[ResultsFile]] = defaultdict(list)
+    for path in sorted(root.rglob("*.json")):
+        if _is_results(path) and path.is_file():
+            results = read_results(path)
+            by_model[path.parent, results.model, results.model_args].append(results)
+    if not by_model:
+        raise ResultsError(
+            f"{root} holds no results_*.json; give the folder that --output_path named."
+        )
+    models_in = Counter(folder for folder, _, _ in by_model)
+    runs = []
+    for (folder, _, _), files in by_model.items():
+        label = _label(folder, root, files[0], alone=len(by_model) == 1)
+        if models_in[folder] > 1:
+            label += f"@{max(results.stamp for results in files)}"
+        runs.append(_merge(files, folder, label))
+    return sorted(runs, key=lambda run: (_rank(run.label), run.label))
+
+
+def _label(folder: Path, root: Path, results: ResultsFile, alone: bool) -> str:
+    if alone:
+        return root.resolve().name
+    parts = folder.relative_to(root).parts
+    # lm-eval puts a folder named after the model under the one asked for: say it only if needed.
+    if len(parts) > 1 and parts[-1] == results.info.get("model_folder"):
+        parts = parts[:-1]
+    return "/".join(parts) or root.resolve().name
+
+
+def _rank(label: str) -> int:
+    head = label.split("/", 1)[0]
+    return _FIRST.index(head) if head in _FIRST else len(_FIRST)
+
+
+def _merge(files: list[ResultsFile], folder: Path, label: str) -> Run:
+    ordered = sorted(files, key=lambda results: results.stamp, reverse=True)
+    tasks: dict[str, TaskResult] = {}
+    groups: dict[str, GroupResult] = {}
+    for results in ordered:
+        for name, task in results.tasks.items():
+            tasks.setdefault(name, task)
+        for name, group in results.groups.items():
+            groups.setdefault(name, group)
+    used = {task.source for task in tasks.values()}
+    return Run(
+        label=label,
+        folder=folder,
+        files=tuple(results.path for results in ordered if results.path in used),
+        tasks=tasks,
+        groups=groups,
+        model=ordered[0].model,
+        model_args=ordered[0].model_args,
+        info=ordered[0].info,
+    )
+
+
+def _unique_labels(runs: list[Run]) -> list[Run]:
+    counts = Counter(run.label for run in runs)
+    # Two folders of one name are told apart by the folder above, else by their whole path.
+    runs = [
+        replace(run, label=f"{run.folder.parent.name}/{run.label}")
+        if counts[run.label] > 1
+        else run
+        for run in runs
+    ]
+    counts = Counter(run.label for run in runs)
+    runs = [replace(run, label=str(run.folder)) if counts[run.label] > 1 else run for run in runs]
+    seen: Counter[str] = Counter()
+    unique = []
+    for run in runs:
+        seen[run.label] += 1
+        suffix = f" ({seen[run.label]})" if seen[run.label] > 1 else ""
+        unique.append(replace(run, label=run.label + suffix))
+    return unique
+
+
+def _listing(runs: Iterable[Run]) -> str:
+    names = [str(run.folder) for run in runs]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

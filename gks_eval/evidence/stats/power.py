@@ -1,0 +1,75 @@
+"""What a paired comparison of n items can see."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binom, norm
+
+__all__ = ["detectable_difference", "mcnemar_power"]
+
+
+def mcnemar_power(
+    n: int, discordance: float, drop: float, alpha: float = 0.05, two_sided: bool = False
+) -> float:
+    r"""Return the exact chance that McNemar's exact test sees a drop.
+
+    The number of discordant pairs is m ~ Binomial(n, discordance); of those, losses are
+    Binomial(m, (discordance + drop) / (2 discordance)). Summed over m:
+    :math:`\sum_m P(m) P(\text{losses} \ge c_m)` with :math:`c_m` the smallest count that the exact
+    test rejects.
+
+    Args:
+        n: Pairs.
+        discordance: Share of items that exactly one of the two runs gets right.
+        drop: Accuracy lost, at most `discordance` in size; 0 gives the test's true size.
+        alpha: Level.
+        two_sided: Whether the test is; the chance counted is always of seeing the drop.
+
+    Raises:
+        ValueError: The shares do not fit each other.
+    """
+    if n <= 0 or not 0.0 < discordance <= 1.0 or abs(drop) > discordance:
+        raise ValueError(f"a drop of {drop} does not fit a discordance of {discordance}")
+    tail = alpha / 2.0 if two_sided else alpha
+    m = np.arange(n + 1)
+    # isf gives the smallest c with P(X > c) <= tail, so c + 1 losses are needed.
+    needed = binom.isf(tail, m, 0.5) + 1
+    seen = binom.sf(needed - 1, m, (discordance + drop) / (2.0 * discordance))
+    return float(np.sum(binom.pmf(m, n, discordance) * np.where(needed <= m, seen, 0.0)))
+
+
+def detectable_difference(
+    n: int,
+    variance: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    two_sided: bool = True,
+    binary: bool = True,
+) -> float:
+    r"""Return the smallest difference that n pairs show with the given power.
+
+    For accuracies `variance` is the discordance :math:`\psi`, and d solves
+    :math:`\sqrt{n}\, d = z_\alpha \sqrt{\psi} + z_\beta \sqrt{\psi - d^2}` (Connor, Biometrics
+    1987). Otherwise it is the variance of the paired differences and
+    :math:`d = (z_\alpha + z_\beta) \sqrt{\psi / n}`.
+
+    Returns:
+        The difference; NaN where even the largest possible one is not seen that often.
+    """
+    if n <= 0 or variance <= 0.0:
+        return math.nan
+    z_alpha = float(norm.isf(alpha / 2.0 if two_sided else alpha))
+    z_beta = float(norm.isf(1.0 - power))
+    if not binary:
+        return (z_alpha + z_beta) * math.sqrt(variance / n)
+
+    def miss(d: float) -> float:
+        spread = math.sqrt(max(variance - d * d, 0.0))
+        return math.sqrt(n) * d - z_alpha * math.sqrt(variance) - z_beta * spread
+
+    if miss(variance) < 0.0:
+        return math.nan
+    return float(brentq(miss, 0.0, variance))

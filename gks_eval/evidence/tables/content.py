@@ -1,0 +1,174 @@
+"""Which cells a comparison's tables have; how they are drawn is another matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gks_eval.evidence.comparison import Comparison, Difference, Row, Score
+
+__all__ = [
+    "Table",
+    "best_two",
+    "difference_table",
+    "flip_table",
+    "flips_to_show",
+    "leaderboard",
+    "number",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of plain texts.
+
+    Attributes:
+        title: What it shows.
+        columns: Headings; all but the first are numbers.
+        rows: Cells.
+        marks: By (row, column): ``best`` or ``second``.
+        notes: Sentences below it.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    marks: dict[tuple[int, int], str]
+    notes: list[str]
+
+
+def number(value: float | None, binary: bool, signed: bool = False) -> str:
+    """Return a metric as text: accuracies in percent with two decimals, others as they are."""
+    if value is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{100 * value:{sign}.2f}" if binary else f"{value:{sign}.4g}"
+
+
+def best_two(row: Row) -> dict[str, str]:
+    """Return which runs hold the best and the second best value; ties share a place."""
+    if row.higher_is_better is None or len(row.scores) < 2:
+        return {}
+    factor = 1.0 if row.higher_is_better else -1.0
+    # Compared as shown: a table must not mark one of two equal-looking numbers.
+    shown = {
+        label: factor * float(number(score.value, row.binary))
+        for label, score in row.scores.items()
+    }
+    places = sorted(set(shown.values()), reverse=True)[:2]
+    if len(set(shown.values())) == 1:
+        return {}
+    names = ("best", "second")
+    return {label: names[places.index(v)] for label, v in shown.items() if v in places}
+
+
+def leaderboard(comparison: Comparison) -> Table:
+    """Return the runs' values with n and interval, a row a task or group."""
+    labels = [run.label for run in comparison.runs]
+    rows: list[list[str]] = []
+    marks: dict[tuple[int, int], str] = {}
+    for position, row in enumerate(comparison.rows):
+        places = best_two(row)
+        cells = [row.name, _metric(row), _counts(row)]
+        for label in labels:
+            if label in places:
+                marks[position, len(cells)] = places[label]
+            cells.append(_score(row.scores.get(label), row.binary))
+        rows.append(cells)
+    notes = [f"In brackets the {100 * comparison.confidence:g}% interval. Accuracies in percent."]
+    return Table("Scores", ["task", "metric", "n", *labels], rows, marks, notes)
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """Return each candidate's differences from the baseline."""
+    several = len(comparison.runs) > 2
+    rows: list[list[str]] = []
+    marks: dict[tuple[int, int], str] = {}
+    remarks: dict[str, int] = {}
+    for row in comparison.rows:
+        for d in row.differences:
+            name = row.name
+            if d.note:
+                mark = remarks.setdefault(d.note, len(remarks) + 1)
+                name += f" [{mark}]"
+            cells = [name, *([d.candidate] if several else [])]
+            if d.p_holm is not None and d.p_holm < 1.0 - comparison.confidence:
+                marks[len(rows), len(cells)] = "best" if _better(row, d) else "second"
+            cells += [
+                f"{number(d.difference, row.binary, signed=True)} "
+                f"{_interval(d.low, d.high, row.binary, signed=True)}",
+                _p(d.p),
+                _p(d.p_holm),
+                str(d.n),
+                "–" if d.gains is None else f"{d.gains}/{d.losses}",
+                number(d.detectable, row.binary),
+            ]
+            rows.append(cells)
+    columns = ["task", *(["run"] if several else []), "change", "p", "p Holm", "n", "+/−"]
+    notes = [
+        "p: exact McNemar or paired bootstrap, two-sided; Holm over the tasks of a run, groups "
+        "apart. +/−: items that only the run, or only the baseline, gets right. detectable: the "
+        "difference seen in 80% of cases at 5% with so many pairs and so many changed items."
+    ]
+    notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
+    title = f"Change from {comparison.baseline}"
+    return Table(title, [*columns, "detectable"], rows, marks, notes)
+
+
+def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: int) -> Table:
+    """Return the items that changed, at most `most` a task, run and direction."""
+    rows: list[list[str]] = []
+    shown: dict[tuple[str, str, str], int] = {}
+    for flip in comparison.flips:
+        kind = (flip.task, flip.candidate, flip.change)
+        shown[kind] = shown.get(kind, 0) + 1
+        if shown[kind] <= most:
+            text = texts.get((flip.task, flip.doc_id), "")
+            rows.append([flip.task, flip.candidate, flip.change, str(flip.doc_id), text])
+    more = sum(max(0, count - most) for count in shown.values())
+    notes = ["gain: only the run is right; loss: only the baseline is."]
+    notes += [f"{more} more are left out here; the JSON lists all."] if more else []
+    columns = ["task", "run", "change", "doc_id", "prompt ends"]
+    return Table("Changed items", columns, rows, {}, notes)
+
+
+def flips_to_show(comparison: Comparison, most: int) -> Iterable[tuple[str, int]]:
+    """Return (task, doc_id) of the items that `flip_table` would show."""
+    shown: dict[tuple[str, str, str], int] = {}
+    for flip in comparison.flips:
+        kind = (flip.task, flip.candidate, flip.change)
+        shown[kind] = shown.get(kind, 0) + 1
+        if shown[kind] <= most:
+            yield flip.task, flip.doc_id
+
+
+def _metric(row: Row) -> str:
+    metric = row.metric.removesuffix(",none")
+    return f"{metric}, mean of {len(row.tasks)}" if row.kind == "group" else metric
+
+
+def _counts(row: Row) -> str:
+    counts = sorted({score.n for score in row.scores.values()})
+    return "/".join(map(str, counts))
+
+
+def _better(row: Row, difference: Difference) -> bool:
+    return (difference.difference > 0) == (row.higher_is_better is not False)
+
+
+def _score(score: Score | None, binary: bool) -> str:
+    if score is None:
+        return "–"
+    return f"{number(score.value, binary)} {_interval(score.low, score.high, binary)}"
+
+
+def _interval(low: float | None, high: float | None, binary: bool, signed: bool = False) -> str:
+    if low is None or high is None:
+        return "[–]"
+    return f"[{number(low, binary, signed)}, {number(high, binary, signed)}]"
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"

@@ -1,0 +1,215 @@
+"""One task of several runs, compared."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gks_eval.evidence.comparison import Difference, Flip, Row, Score
+from gks_eval.evidence.paired import Changes, paired_changes
+from gks_eval.evidence.pairing import differences
+from gks_eval.evidence.runs import Run
+from gks_eval.evidence.samples import read_samples
+from gks_eval.evidence.scores import Scores, load_scores
+from gks_eval.evidence.stats.bootstrap import (
+    DRAWS,
+    Floats,
+    bootstrap_interval,
+    bootstrap_p,
+    resampled_means,
+)
+from gks_eval.evidence.stats.mcnemar import mcnemar_exact
+from gks_eval.evidence.stats.paired_score import paired_interval
+from gks_eval.evidence.stats.power import detectable_difference
+from gks_eval.evidence.stats.unpaired import mean_difference, proportion_difference
+from gks_eval.evidence.stats.wilson import wilson_interval
+
+__all__ = ["Settings", "TaskOutcome", "score_of", "task_outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to compare.
+
+    Attributes:
+        metric: ``metric`` or ``metric,filter`` for every task; None for each task's usual one.
+        tasks: Tasks and groups to keep, a group with its tasks; empty for all.
+        force: Compare although versions, prompts, shots or limits differ, and say so.
+        confidence: Of every interval.
+        draws: Resamples of a bootstrap.
+        seed: Of the bootstrap; each row draws from a stream of its own.
+    """
+
+    metric: str | None = None
+    tasks: tuple[str, ...] = ()
+    force: bool = False
+    confidence: float = 0.95
+    draws: int = DRAWS
+    seed: int = 0
+
+    def stream(self, row: str) -> np.random.Generator:
+        """Return the row's own source of randomness, so that rows do not depend on each other."""
+        return np.random.default_rng([self.seed, zlib.crc32(row.encode())])
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutcome:
+    """One task compared, with what group averages need of it.
+
+    Attributes:
+        row: The task's row.
+        flips: Items that changed.
+        faults: By candidate label, why it is not comparable with the baseline.
+        scores: By run label.
+        changes: By candidate label, where paired.
+    """
+
+    row: Row
+    flips: list[Flip]
+    faults: Mapping[str, list[str]]
+    scores: Mapping[str, Scores]
+    changes: Mapping[str, Changes]
+
+
+def task_outcome(name: str, key: str, runs: Sequence[Run], settings: Settings) -> TaskOutcome:
+    """Compare every run that has task `name` and metric `key` with the first of `runs`.
+
+    Raises:
+        ResultsError: A samples file is broken.
+    """
+    scores = {
+        run.label: load_scores(run.tasks[name], key, read_samples(run.tasks[name]))
+        for run in runs
+        if name in run.tasks and key in run.tasks[name].metrics
+    }
+    baseline = scores.get(runs[0].label)
+    rows: list[Difference] = []
+    flips: list[Flip] = []
+    faults: dict[str, list[str]] = {}
+    changes: dict[str, Changes] = {}
+    for run in runs[1:]:
+        candidate = scores.get(run.label)
+        if baseline is None or candidate is None:
+            continue
+        change = paired_changes(baseline, candidate)
+        pairing = change.pairing if change else None
+        if found := differences(baseline.task, candidate.task, pairing):
+            faults[run.label] = found
+        if change is not None and change.n:
+            changes[run.label] = change
+            rows.append(_paired(run.label, change, settings, name))
+            if change.binary:
+                flips.extend(_flips(name, run.label, change))
+        else:
+            rows.append(_unpaired(run.label, baseline, candidate, settings))
+    first = next(iter(scores.values()))
+    row = Row(
+        kind="task",
+        name=name,
+        metric=key,
+        binary=all(score.binary for score in scores.values()),
+        higher_is_better=first.metric.higher_is_better,
+        scores={label: score_of(score, settings, name) for label, score in scores.items()},
+        differences=rows,
+    )
+    return TaskOutcome(row, flips, faults, scores, changes)
+
+
+def score_of(scores: Scores, settings: Settings, name: str) -> Score:
+    """Return a run's value with its interval: Wilson's, a bootstrap's, or from the stderr."""
+    value, n = scores.metric.value, scores.n
+    if scores.binary and n:
+        low, high = wilson_interval(scores.successes, n, settings.confidence)
+        return Score(value=value, n=n, low=low, high=high, method="wilson")
+    if scores.items:
+        drawn = resampled_means(scores.values, settings.stream(name), settings.draws)
+        low, high = bootstrap_interval(drawn, settings.confidence)
+        return Score(value=value, n=n, low=low, high=high, method="bootstrap")
+    if scores.metric.stderr is not None:
+        low, high, _ = mean_difference(0.0, 0.0, value, scores.metric.stderr, settings.confidence)
+        return Score(value=value, n=n, low=low, high=high, method="stderr")
+    return Score(value=value, n=n, low=None, high=None, method="none")
+
+
+def _paired(label: str, change: Changes, settings: Settings, name: str) -> Difference:
+    spread = _drawn(change.values, settings, f"{name}/{label}") if not change.binary else None
+    if spread is None:
+        gains, losses = change.gains, change.losses
+        low, high = paired_interval(gains, losses, change.n, settings.confidence)
+        p = mcnemar_exact(gains, losses)
+        variance = (gains + losses) / change.n
+    else:
+        low, high = bootstrap_interval(spread, settings.confidence)
+        p = bootstrap_p(change.mean, spread)
+        variance = float(change.values.var())
+    detectable = detectable_difference(change.n, variance, binary=change.binary)
+    pairing = change.pairing
+    lonely = pairing.only_first + pairing.only_second
+    return Difference(
+        candidate=label,
+        difference=change.mean,
+        low=low,
+        high=high,
+        p=p,
+        n=change.n,
+        method="mcnemar" if change.binary else "bootstrap",
+        gains=change.gains,
+        losses=change.losses,
+        unpaired_baseline=pairing.only_first,
+        unpaired_candidate=pairing.only_second,
+        detectable=None if math.isnan(detectable) else detectable,
+        note=f"{lonely} items have no partner and are left out" if lonely else "",
+    )
+
+
+def _drawn(values: Floats, settings: Settings, name: str) -> Floats:
+    return resampled_means(values, settings.stream(name), settings.draws)
+
+
+def _unpaired(label: str, baseline: Scores, candidate: Scores, settings: Settings) -> Difference:
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    first, second = baseline.metric, candidate.metric
+    method: str = "unpaired"
+    if baseline.binary and candidate.binary and baseline.n and candidate.n:
+        counts = (baseline.successes, baseline.n, candidate.successes, candidate.n)
+        low, high, p = proportion_difference(*counts, settings.confidence)
+    elif first.stderr is not None and second.stderr is not None:
+        stderrs = (first.value, first.stderr, second.value, second.stderr)
+        low, high, p = mean_difference(*stderrs, settings.confidence)
+    else:
+        method = "none"
+    reasons = dict.fromkeys(
+        scores.missing or "no item in common"
+        for scores in (baseline, candidate)
+        if scores.items is None
+    )
+    return Difference(
+        candidate=label,
+        difference=second.value - first.value,
+        low=low,
+        high=high,
+        p=p,
+        n=min(baseline.n, candidate.n),
+        method="unpaired" if method == "unpaired" else "none",
+        note=f"not paired: {', '.join(reasons) or 'no item in common'}",
+    )
+
+
+def _flips(name: str, label: str, change: Changes) -> list[Flip]:
+    return [
+        Flip(
+            task=name,
+            candidate=label,
+            change="gain" if gained else "loss",
+            doc_id=item.doc_id,
+            doc_hash=item.key[0],
+            occurrence=item.key[1],
+        )
+        for item, gained in change.changed()
+    ]

@@ -1,0 +1,163 @@
+"""The gate's verdict, a pure function of the checks; exit status and tables are functions of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from gks_eval.config.gate import GatePolicy, Limits
+from gks_eval.config.yaml import FrozenModel
+from gks_eval.evidence.stats.holm import holm
+
+__all__ = ["EXIT_CODES", "SCHEMA", "Check", "Outcome", "Verdict", "judge", "unjudgeable"]
+
+SCHEMA = "gks_eval.gate/1"
+Status = Literal["pass", "regression", "unjudged"]
+EXIT_CODES: dict[Status, int] = {"pass": 0, "regression": 1, "unjudged": 2}
+
+
+class Check(FrozenModel):
+    """What was measured of one task or group, before any judgement.
+
+    Attributes:
+        kind: Task or group.
+        name: Its name.
+        metric: ``metric,filter``; empty where none could be had.
+        limits: Its limits, complete.
+        baseline: The baseline's value.
+        candidate: The candidate's value.
+        change: Candidate less baseline on the pairs, turned so that negative is worse.
+        n: Pairs.
+        gains: Items that got better.
+        losses: Items that got worse.
+        p: One-sided p-value of "worse by more than ``limits.max_drop``".
+        detectable: Drop beyond the tolerance that is caught in 80% of cases.
+        problem: Why it cannot be judged; empty where it can.
+    """
+
+    kind: Literal["task", "group"]
+    name: str
+    metric: str = ""
+    limits: Limits
+    baseline: float | None = None
+    candidate: float | None = None
+    higher_is_better: bool | None = None
+    binary: bool = False
+    change: float | None = None
+    n: int = 0
+    gains: int | None = None
+    losses: int | None = None
+    p: float | None = None
+    detectable: float | None = None
+    problem: str = ""
+
+
+class Outcome(FrozenModel):
+    """One check judged."""
+
+    check: Check
+    status: Status
+    p_adjusted: float | None
+    reasons: list[str]
+
+
+class Verdict(FrozenModel):
+    """The gate's verdict.
+
+    Attributes:
+        status: ``regression`` if any check is; else ``unjudged`` if any is, or there is none; else
+            ``pass``.
+        exit_code: 0, 1 or 2.
+        outcomes: Each check's.
+        notes: What was seen but not judged.
+    """
+
+    schema_: str = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
+    status: Status
+    exit_code: int
+    baseline: str
+    candidate: str
+    policy: GatePolicy
+    outcomes: list[Outcome]
+    notes: list[str]
+
+    def to_json(self) -> str:
+        """Return the versioned JSON."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def judge(
+    checks: Sequence[Check],
+    policy: GatePolicy,
+    baseline: str = "",
+    candidate: str = "",
+    notes: Sequence[str] = (),
+) -> Verdict:
+    """Judge checks by a policy.
+
+    A check is a regression if its (Holm-adjusted) p-value is at most its alpha, or the candidate
+    lies below its floor; unjudged if it has a problem or too few pairs; else it passes.
+    """
+    adjusted: dict[int, float] = {
+        i: c.p for i, c in enumerate(checks) if c.p is not None and not _problem(c)
+    }
+    if policy.correction == "holm":
+        adjusted = dict(zip(adjusted, holm(list(adjusted.values())), strict=True))
+    outcomes = [_outcome(check, adjusted.get(i)) for i, check in enumerate(checks)]
+    statuses = {outcome.status for outcome in outcomes}
+    status: Status = "pass"
+    if "regression" in statuses:
+        status = "regression"
+    elif "unjudged" in statuses or not outcomes:
+        status = "unjudged"
+    return Verdict(
+        status=status,
+        exit_code=EXIT_CODES[status],
+        baseline=baseline,
+        candidate=candidate,
+        policy=policy,
+        outcomes=outcomes,
+        notes=list(notes) if outcomes else [*notes, "there was nothing to check"],
+    )
+
+
+def unjudgeable(reason: str, policy: GatePolicy, baseline: str, candidate: str) -> Verdict:
+    """Return the verdict where not even the checks could be made."""
+    return judge([], policy, baseline, candidate, [reason])
+
+
+def _problem(check: Check) -> str:
+    needed = check.limits.min_pairs or 1
+    if check.problem:
+        return check.problem
+    if check.p is None:
+        return "no test could be made"
+    if check.n < needed:
+        return f"{check.n} pairs where {needed} are needed"
+    return ""
+
+
+def _outcome(check: Check, p_adjusted: float | None) -> Outcome:
+    reasons = []
+    alpha = check.limits.alpha or 0.05
+    floor = check.limits.floor
+    if floor is not None and check.candidate is not None and _below(check, floor):
+        reasons.append(f"{check.candidate:.4g} misses the floor of {floor:.4g}")
+    if p_adjusted is not None and p_adjusted <= alpha:
+        tolerance = f" beyond the tolerated {check.limits.max_drop:.4g}"
+        reasons.append(
+            f"worse by {-(check.change or 0.0):.4g}{tolerance if check.limits.max_drop else ''} "
+            f"(p = {p_adjusted:.2g}, n = {check.n})"
+        )
+    if reasons:
+        return Outcome(check=check, status="regression", p_adjusted=p_adjusted, reasons=reasons)
+    if problem := _problem(check):
+        return Outcome(check=check, status="unjudged", p_adjusted=None, reasons=[problem])
+    return Outcome(check=check, status="pass", p_adjusted=p_adjusted, reasons=[])
+
+
+def _below(check: Check, floor: float) -> bool:
+    value = check.candidate or 0.0
+    return value > floor if check.higher_is_better is False else value < floor

@@ -1,0 +1,283 @@
+"""Which sequences share a row, and which rows share a trunk.
+
+Sequences arrive sorted. Where neighbours share little, the run is cut for free; what stays
+together is a cluster, an item's choices as a rule. Small clusters fill rows of `row_tokens`. A
+cluster too large for a row (few-shot items under one prefix, a long document) has its common
+prefix computed once, as a trunk, whose keys and values its rows attend to.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, isqrt
+
+from gks_eval.prefix_tree.sequences import Sequence, shared_inputs
+
+__all__ = ["Group", "Limits", "PlannedRow", "halves", "next_batch", "plan"]
+
+ATTENTION_EVEN = 2048
+"""Row length at which attention costs about what a small model's linear layers do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large rows and batches may be.
+
+    Attributes:
+        row_tokens: Rows are filled up to this; a cluster of up to twice as much is kept whole.
+        batch_tokens: Rows times the longest of them, the most that one forward takes; a longer
+            row has a forward of its own.
+        mask_cells: The most cells of a batch's attention mask.
+    """
+
+    row_tokens: int
+    batch_tokens: int
+    mask_cells: int
+
+    @property
+    def worth_sharing(self) -> int:
+        """Return the prefix length below which repeating it in every row costs next to nothing."""
+        return max(4, self.row_tokens // 16)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """Sequences that share a row.
+
+    Attributes:
+        members: Their positions, ascending.
+        tokens: The row's length.
+        chain: Whether it is one path of tokens without a branch.
+    """
+
+    members: tuple[int, ...]
+    tokens: int
+    chain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that continue one trunk: trees, then chains, the longest first of each.
+
+    Attributes:
+        trunk: Its tokens, to be computed once; empty where rows start at the root.
+        rows: What continues it.
+    """
+
+    trunk: tuple[int, ...]
+    rows: list[PlannedRow]
+
+
+class _Runs:
+    # Runs [start, stop) of sorted sequences, and what they cost.
+
+    def __init__(self, sequences: Seq[Sequence]) -> None:
+        self.sequences = sequences
+        self.shared = [0]  # with the sequence before
+        self.shared += [shared_inputs(one, other) for one, other in pairwise(sequences)]
+        self.new = [0]  # running sum of the tokens that each adds to the one before
+        for sequence, shared in zip(sequences, self.shared, strict=True):
+            self.new.append(self.new[-1] + sequence.length - shared)
+
+    def tokens(self, start: int, stop: int, trunk: int) -> int:
+        first = self.sequences[start].length - trunk
+        return first + self.new[stop] - self.new[start + 1]
+
+    def common(self, one: int, other: int) -> int:
+        if other == one + 1:
+            return self.shared[other]
+        return shared_inputs(self.sequences[one], self.sequences[other])
+
+    def is_chain(self, start: int, stop: int) -> bool:
+        return all(
+            self.shared[i] == min(self.sequences[i - 1].length, self.sequences[i].length)
+            for i in range(start + 1, stop)
+        )
+
+    def row(self, start: int, stop: int, trunk: int) -> PlannedRow:
+        return PlannedRow(
+            tuple(range(start, stop)), self.tokens(start, stop, trunk), self.is_chain(start, stop)
+        )
+
+    def trunk(self, start: int, stop: int) -> int:
+        # What is scored must lie in a row, where hidden states are kept.
+        common = min(self.shared[start + 1 : stop], default=self.sequences[start].length)
+        return min(common, *(s.first_scored for s in self.sequences[start:stop]))
+
+    def cut_below(self, start: int, stop: int, shared: int) -> Iterator[tuple[int, int]]:
+        for i in range(start + 1, stop):
+            if self.shared[i] < shared:
+                yield start, i
+                start = i
+        yield start, stop
+
+    def cut_by_size(
+        self, start: int, stop: int, trunk: int, size: int
+    ) -> Iterator[tuple[int, int]]:
+        for i in range(start + 1, stop):
+            if self.tokens(start, i + 1, trunk) > size:
+                yield start, i
+                start = i
+        yield start, stop
+
+
+def plan(sequences: Seq[Sequence], limits: Limits, *, trunks: bool = True) -> list[Group]:
+    """Assign every sequence to one row.
+
+    Args:
+        sequences: In the order `to_sequences` gives.
+        limits: The sizes to keep to.
+        trunks: Whether common prefixes may be computed apart.
+
+    Returns:
+        Groups, the one without a trunk first if there is one; the `members` of all rows together
+        are the positions of `sequences`, each once.
+    """
+    if not sequences:
+        return []
+    runs = _Runs(sequences)
+    groups: list[Group] = []
+    at_root: list[PlannedRow] = []
+    waiting = [(0, len(sequences), 0)]
+    while waiting:
+        start, stop, trunk = waiting.pop()
+        clusters: list[PlannedRow] = []
+        for a, b in runs.cut_below(start, stop, trunk + limits.worth_sharing):
+            cluster = runs.row(a, b, trunk)
+            if cluster.tokens <= 2 * limits.row_tokens:
+                clusters.append(cluster)
+                continue
+            if cluster.chain:
+                # Plain causal attention from the root needs no mask, which here is a large one.
+                fits = cluster.tokens * (cluster.tokens + trunk) <= limits.mask_cells
+                (clusters if trunk and fits else at_root).append(
+                    cluster if trunk and fits else runs.row(a, b, 0)
+                )
+                continue
+            common = runs.trunk(a, b)
+            size = _piece(common - trunk, limits)
+            if trunks and _pays(common, trunk, cluster.tokens, size, limits):
+                waiting.append((a, b, common))
+            else:
+                pieces = runs.cut_by_size(a, b, trunk, size)
+                clusters += [runs.row(c, d, trunk) for c, d in pieces]
+        rows = _fill(clusters, runs, trunk, limits.row_tokens)
+        if not trunk:
+            at_root += rows
+        elif rows:  # not all under it may have gone to the root or to longer trunks
+            groups.append(Group(sequences[start].tokens[:trunk], rows))
+    groups = [Group((), at_root), *reversed(groups)] if at_root else groups[::-1]
+    for group in groups:
+        group.rows.sort(key=lambda row: (row.chain, -row.tokens, row.members))
+    return groups
+
+
+def _piece(common: int, limits: Limits) -> int:
+    # Tokens a row where every row repeats `common` of them: at most a third is repetition.
+    return min(max(2 * limits.row_tokens, 3 * common), max(1, isqrt(limits.mask_cells)))
+
+
+def _pays(new: int, old: int, tokens: int, size: int, limits: Limits) -> bool:
+    # Whether a trunk of `new` tokens beats rows of `size` that repeat what it adds to the `old`
+    # one. In tokens: what is not repeated and not attended to at full width, against computing
+    # the old trunk again and one more forward.
+    added = new - old
+    if added < limits.worth_sharing:
+        return False
+    pieces = ceil((tokens - added) / max(1, size - added))
+    saved = added * (pieces - 1) + added * tokens / ATTENTION_EVEN
+    return saved >= old + 2 * limits.worth_sharing
+
+
+def _fill(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int) -> list[PlannedRow]:
+    # Large clusters go, the largest first, where they leave the least room. Small ones follow in
+    # their own order into the room that is left, since neighbours share their first few tokens.
+    row_tokens = _evened(clusters, runs, trunk, row_tokens)
+    large = [cluster for cluster in clusters if 4 * cluster.tokens > row_tokens]
+    rows: list[list[PlannedRow]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    for cluster in sorted(large, key=lambda cluster: (-cluster.tokens, cluster.members)):
+        place = bisect_left(rooms, (cluster.tokens, -1))
+        left, row = rooms.pop(place) if place < len(rooms) else (row_tokens, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(cluster)
+        insort(rooms, (left - cluster.tokens, row))
+    left, row = 0, -1
+    before: int | None = None
+    for cluster in clusters:
+        if 4 * cluster.tokens > row_tokens:
+            continue
+        shared = 0 if before is None else max(0, runs.common(before, cluster.members[0]) - trunk)
+        if row < 0 or left < cluster.tokens - shared:
+            shared = 0
+            left, row = rooms.pop() if rooms else (row_tokens, len(rows))
+            if left < cluster.tokens:  # the most room there was
+                left, row, rooms = row_tokens, len(rows), []
+            if row == len(rows):
+                rows.append([])
+        rows[row].append(cluster)
+        left -= cluster.tokens - shared
+        before = cluster.members[-1]
+    return [row[0] if len(row) == 1 else _merged(row, runs, trunk) for row in rows]
+
+
+def _evened(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int) -> int:
+    # As many rows as needed, but of equal lengths: the last one would else be mostly padding.
+    fitting = [cluster for cluster in clusters if cluster.tokens <= row_tokens]
+    total = sum(cluster.tokens for cluster in fitting)
+    for one, other in pairwise(fitting):
+        total -= max(0, runs.common(one.members[-1], other.members[0]) - trunk)
+    rows = ceil(total / row_tokens)
+    if rows < 2:
+        return row_tokens
+    largest = max(cluster.tokens for cluster in fitting)
+    return min(row_tokens, max(ceil(1.05 * total / rows), largest))
+
+
+def _merged(clusters: list[PlannedRow], runs: _Runs, trunk: int) -> PlannedRow:
+    members = sorted(member for cluster in clusters for member in cluster.members)
+    tokens = runs.sequences[members[0]].length - trunk
+    tokens += sum(
+        runs.sequences[other].length - runs.common(one, other) for one, other in pairwise(members)
+    )
+    return PlannedRow(tuple(members), tokens, chain=False)
+
+
+def next_batch(rows: Seq[PlannedRow], limits: Limits, trunk: int = 0) -> int:
+    """Return how many of the leading `rows` go into one forward: at least one.
+
+    Args:
+        rows: As in a group, longest first.
+        limits: The sizes to keep to.
+        trunk: Tokens of the trunk that they continue.
+    """
+    longest = 0
+    for count, row in enumerate(rows, start=1):
+        longest = max(longest, row.tokens)
+        maskless = rows[0].chain and not trunk
+        cells = 0 if maskless else count * longest * (trunk + longest)
+        if count > 1 and (
+            count * longest > limits.batch_tokens
+            or cells > limits.mask_cells
+            or (maskless and not row.chain)
+            # Padding a much shorter row costs more than a forward of its own.
+            or (4 * row.tokens < 3 * longest and 2 * (count - 1) * longest > limits.batch_tokens)
+        ):
+            return count - 1
+    return len(rows)
+
+
+def halves(row: PlannedRow) -> list[PlannedRow]:
+    """Split a row that does not fit the memory into two, or return it alone if it cannot be."""
+    middle = len(row.members) // 2
+    if not middle:
+        return [row]
+    return [
+        PlannedRow(members, row.tokens, row.chain)
+        for members in (row.members[:middle], row.members[middle:])
+    ]

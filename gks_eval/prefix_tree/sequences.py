@@ -1,0 +1,131 @@
+"""Requests as token sequences: truncated as the harness does it, each distinct one once, sorted.
+
+Sorting brings sequences with a common prefix together, so a tree over any run of neighbours needs
+only what each of them shares with the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gks_eval.errors import DataError
+
+__all__ = [
+    "Sequence",
+    "count_distinct_tokens",
+    "count_harness_tokens",
+    "shared_inputs",
+    "to_sequences",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Tokens whose last few are scored.
+
+    Attributes:
+        tokens: The model's input, all but the last token, and that last token, which is only ever
+            predicted.
+        scored: How many tokens at the end are scored.
+        requests: Positions of the requests that ask for this, ascending.
+    """
+
+    tokens: tuple[int, ...]
+    scored: int
+    requests: list[int]
+
+    @property
+    def length(self) -> int:
+        """Return the number of input tokens."""
+        return len(self.tokens) - 1
+
+    @property
+    def first_scored(self) -> int:
+        """Return the depth of the first input token whose successor is scored."""
+        return self.length - self.scored
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Return the scored tokens."""
+        return self.tokens[len(self.tokens) - self.scored :]
+
+
+def to_sequences(requests: Iterable[tuple[Seq[int], Seq[int]]], max_length: int) -> list[Sequence]:
+    """Truncate, deduplicate and sort requests.
+
+    The harness keeps the last ``max_length + 1`` tokens of context and continuation, feeds all of
+    these but the last to the model and scores the continuation; so does this.
+
+    Args:
+        requests: (context tokens, continuation tokens) pairs.
+        max_length: The most tokens that the model may see.
+
+    Returns:
+        Each distinct sequence once, in lexicographic order of its tokens.
+
+    Raises:
+        DataError: A context or continuation is empty, or a continuation is longer than
+            `max_length`.
+    """
+    found: dict[tuple[tuple[int, ...], int], Sequence] = {}
+    for index, (context, continuation) in enumerate(requests):
+        if not context or not continuation:
+            part = "continuation" if context else "context"
+            raise DataError(
+                f"request {index}: its {part} has no tokens; give it at least one token"
+                " (an empty context is written as the tokenizer's prefix token)."
+            )
+        if len(continuation) > max_length:
+            raise DataError(
+                f"request {index}: its continuation has {len(continuation)} tokens, more than"
+                f" max_length={max_length}; raise max_length or shorten the text."
+            )
+        tokens = (*context, *continuation)[-(max_length + 1) :]
+        key = (tokens, len(continuation))
+        if key in found:
+            found[key].requests.append(index)
+        else:
+            found[key] = Sequence(tokens, len(continuation), [index])
+    return sorted(found.values(), key=lambda sequence: (sequence.tokens, sequence.scored))
+
+
+def shared_inputs(one: Sequence, other: Sequence) -> int:
+    """Return how many input tokens two sequences have in common from the start."""
+    a, b = one.tokens, other.tokens
+    most = min(one.length, other.length)
+    if a[:most] == b[:most]:
+        return most
+    low, high = 0, most  # a[:low] is common, a[:high] is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def count_distinct_tokens(sequences: Seq[Sequence]) -> int:
+    """Return the number of distinct input prefixes: the least that must be computed.
+
+    Args:
+        sequences: In the order `to_sequences` gives.
+    """
+    total = sum(sequence.length for sequence in sequences)
+    return total - sum(shared_inputs(one, other) for one, other in pairwise(sequences))
+
+
+def count_harness_tokens(sequences: Seq[Sequence]) -> int:
+    """Return the input tokens lm-eval's own scorer runs, padding left out.
+
+    It runs each distinct input of context plus all but the last continuation token once, which
+    shares one-token choices of one context and nothing else.
+    """
+    return sum(
+        sequence.length
+        for sequence, before in zip(sequences, [None, *sequences], strict=False)
+        if before is None or before.tokens[:-1] != sequence.tokens[:-1]
+    )

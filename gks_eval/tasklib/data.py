@@ -1,0 +1,99 @@
+"""Loading a task's data: from the hub, from several subsets, or from files beside a YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gks_eval.errors import HubError
+
+__all__ = ["interleave", "load_data", "load_subsets", "resolve_files"]
+
+
+def load_data(path: str, name: str | None = None, **kwargs: Any) -> Any:
+    """Load a data set as `datasets.load_dataset` does.
+
+    Args:
+        path: Hub id, or ``json`` with `data_files`. A folder of that name under the working
+            directory comes before the hub.
+        name: The subset.
+        **kwargs: Handed on.
+
+    Raises:
+        HubError: When neither the hub nor the working directory has it.
+    """
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return datasets.load_dataset(path, name, **kwargs)
+    except (
+        ConnectionError,
+        FileNotFoundError,  # which datasets' own DatasetNotFoundError is
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        ValueError,  # an unknown subset
+    ) as error:
+        what = f"{path!r}, subset {name!r}" if name else repr(path)
+        reason = " ".join(str(error).split())
+        raise HubError(
+            f"the data set {what} could not be loaded ({reason}); go online, or start in a folder "
+            f"that holds a copy of it as {path}/."
+        ) from error
+
+
+def interleave(lengths: Sequence[int]) -> list[int]:
+    """Order the rows of concatenated parts by turns: the first row of each part, then the second.
+
+    So a run that is limited to the first rows sees all parts evenly.
+
+    Args:
+        lengths: Number of rows of each part.
+
+    Returns:
+        Indices into the concatenation, for example ``[0, 2, 1, 3, 4]`` for lengths 2 and 3.
+    """
+    starts = [sum(lengths[:part]) for part in range(len(lengths))]
+    turns = range(max(lengths, default=0))
+    return [
+        start + turn
+        for turn in turns
+        for start, length in zip(starts, lengths, strict=True)
+        if turn < length
+    ]
+
+
+def load_subsets(path: str, subsets: Sequence[str]) -> Any:
+    """Load several subsets as one data set with a column ``subtask``, their rows by turns.
+
+    Args:
+        path: Hub id.
+        subsets: Names of the subsets, which have the same splits.
+
+    Raises:
+        HubError: As `load_data`.
+    """
+    import datasets
+
+    parts = [load_data(path, subset) for subset in subsets]
+    merged = {}
+    for split in parts[0]:
+        named = [
+            part[split].add_column("subtask", [subset] * len(part[split]))
+            for part, subset in zip(parts, subsets, strict=True)
+        ]
+        order = interleave([len(part) for part in named])
+        merged[split] = datasets.concatenate_datasets(named).select(order)
+    return datasets.DatasetDict(merged)
+
+
+def resolve_files(files: Mapping[str, str], yaml_path: str | Path) -> dict[str, str]:
+    """Take the paths of `files` as relative to the folder of the YAML file that names them.
+
+    Args:
+        files: Path by split.
+        yaml_path: The YAML file.
+    """
+    folder = Path(yaml_path).resolve().parent
+    return {split: str(folder / file) for split, file in files.items()}

@@ -1,0 +1,193 @@
+"""The class of this pack's tasks: an lm-eval task that reports faulty items and counts tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lm_eval.api.registry import register_metric
+from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import ConfigurableTask
+
+from gks_eval.errors import UsageError
+from gks_eval.tasklib.data import load_data, load_subsets, resolve_files
+from gks_eval.tasklib.faults import (
+    Fault,
+    FaultKind,
+    describe_faults,
+    gold_index,
+    item_faults,
+)
+from gks_eval.tasklib.metrics import choice_metrics
+
+__all__ = ["GksTask", "NoExamples"]
+
+logger = logging.getLogger(__name__)
+
+Doc = Mapping[str, Any]
+
+
+@register_metric(  # type: ignore[untyped-decorator]
+    metric="acc_token_norm",
+    higher_is_better=True,
+    output_type="multiple_choice",
+    aggregation="mean",
+)
+def _acc_token_norm(items: Any) -> Any:
+    """Name the metric to lm-eval; `GksTask.process_results` computes it."""
+    return items
+
+
+class NoExamples(ContextSampler):  # type: ignore[misc]
+    """The few-shot sampler of sets whose only split is the scored one: it refuses."""
+
+    def sample(self, n: int, *_: Any, **__: Any) -> Any:
+        """Return no example for n = 0.
+
+        Raises:
+            UsageError: For n > 0.
+        """
+        if n > 0:
+            raise UsageError(
+                f"--num_fewshot {n} asks for examples, but this task has no split besides the "
+                "scored one to take them from; run it with --num_fewshot 0."
+            )
+        return []
+
+
+class GksTask(ConfigurableTask):  # type: ignore[misc]
+    """An lm-eval task, configured by YAML, with four things more.
+
+    * ``dataset_kwargs.subsets`` merges subsets into one task; ``dataset_kwargs.data_files`` are
+      relative to the YAML file.
+    * A scored item whose gold answer is outside its choices is dropped; empty and duplicated
+      options stay. Either way one warning counts and names them. Examples for few-shot prompts
+      are dropped in the same way.
+    * Multiple choice is scored by `gks_eval.tasklib.metrics.choice_metrics`.
+    * In logged samples, ``resps`` holds (log-likelihood, is greedy, scored tokens) where the model
+      tells the tokens; ``filtered_resps`` stays lm-eval's pair.
+
+    One YAML key is its own: ``lint_options``, a function that returns an item's bare options where
+    ``doc_to_choice`` wraps or abbreviates them, so that an empty or duplicated one is still found.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        """Load the data and build the task.
+
+        Args:
+            config: The YAML file's content, functions resolved.
+
+        Raises:
+            HubError: When the data cannot be loaded.
+        """
+        self._kept_docs: Any = None
+        self._pool_is_read = False
+        self._building = True
+        self._lint_options = config.get("lint_options")
+        own = ("class", "lint_options")
+        super().__init__(config={k: v for k, v in config.items() if k not in own})
+        self._building = False
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Load the data into ``self.dataset``."""
+        kwargs = dict(dataset_kwargs or {})
+        if subsets := kwargs.pop("subsets", None):
+            self.dataset = load_subsets(self.DATASET_PATH, subsets)
+            return
+        if "data_files" in kwargs:
+            source = (self.config.metadata or {}).get("config_source", "")
+            kwargs["data_files"] = resolve_files(kwargs["data_files"], source)
+        self.dataset = load_data(self.DATASET_PATH, self.DATASET_NAME, **kwargs)
+
+    # ------------------------------------------------------------------ faulty items
+
+    def faults_of(self, doc: Doc) -> tuple[Fault, ...]:
+        """Return the faults of one item; for free-text tasks, an empty answer is one."""
+        if self.OUTPUT_TYPE != "multiple_choice":
+            target = self.doc_to_target(doc)
+            return () if str(target).strip() else item_faults([], target)
+        choices = super().doc_to_choice(doc)
+        options = self._lint_options(doc) if self._lint_options else None
+        return item_faults(choices, self._gold(doc), options)
+
+    def scored_split(self) -> Any:
+        """Return the scored split as loaded: with the items that scoring drops."""
+        return super().eval_docs
+
+    @property
+    def eval_docs(self) -> Any:
+        """The items that are scored."""
+        if self._kept_docs is None:
+            self._kept_docs = self._without_faulty(super().eval_docs, "scored")
+        return self._kept_docs
+
+    def fewshot_docs(self) -> Any:
+        """Return the pool of few-shot examples; nothing while the task is being built.
+
+        lm-eval reads the whole pool when it builds a task, which takes 10 s and more for XNLI's
+        392,702 rows and serves nothing in a zero-shot run. `fewshot_context` asks for it again.
+        """
+        return [] if self._building else super().fewshot_docs()
+
+    def fewshot_context(self, doc: Doc, num_fewshot: int = 0, **kwargs: Any) -> Any:
+        """Return the prompt of an item, with examples whose gold answer is among the choices."""
+        if num_fewshot > 0 and not self._pool_is_read:
+            pool = self.fewshot_docs()
+            self.sampler.replace_df(list(self._without_faulty(pool, "few-shot")) if pool else [])
+            self._pool_is_read = True
+        return super().fewshot_context(doc, num_fewshot=num_fewshot, **kwargs)
+
+    def _without_faulty(self, docs: Any, role: str) -> Any:
+        self.features = list(docs.features)  # lm-eval sets it later, but templates need it here
+        faults = {i: found for i, doc in enumerate(docs) if (found := self.faults_of(doc))}
+        outside = {
+            i for i, found in faults.items() if any(f.kind == FaultKind.GOLD_OUTSIDE for f in found)
+        }
+        if told := describe_faults(faults, FaultKind.GOLD_OUTSIDE):
+            logger.warning("%s, %s split: DROPPED %s", self.config.task, role, told)
+        for kind in (FaultKind.EMPTY_OPTION, FaultKind.DUPLICATED_OPTION):
+            if role == "scored" and (told := describe_faults(faults, kind)):
+                logger.warning("%s, %s split: kept %s", self.config.task, role, told)
+        if not outside:
+            return docs
+        kept = [i for i in range(len(docs)) if i not in outside]
+        return docs.select(kept)
+
+    def doc_to_choice(self, doc: Doc, doc_to_choice: Any = None) -> list[str]:
+        """Return the choices of an item."""
+        choices: list[str] = super().doc_to_choice(doc, doc_to_choice)
+        # lm-eval's self-check of the first item looks at choice[0], which an empty one has not.
+        return [choice or " " for choice in choices] if self._building else choices
+
+    # ------------------------------------------------------------------ scores
+
+    def _gold(self, doc: Doc) -> object:
+        # An int in place of the text is lm-eval's sign that the choices stand in the context; only
+        # functions return one here, and rendering the other texts to find out would take long.
+        text = self.doc_to_text(doc) if callable(self.config.doc_to_text) else None
+        return text if isinstance(text, int) else self.doc_to_target(doc)
+
+    def process_results(self, doc: Doc, results: Any) -> dict[str, Any]:
+        """Score one item; see `choice_metrics`."""
+        if self.OUTPUT_TYPE != "multiple_choice":
+            scored: dict[str, Any] = super().process_results(doc, results)
+            return scored
+        choices = self.doc_to_choice(doc)
+        gold = gold_index(choices, self._gold(doc))
+        assert gold is not None, "items without a gold answer are dropped when the data load"
+        texts = [self.doc_to_target(doc)] * len(choices) if self.multiple_input else choices
+        wanted = self._metric_fn_list
+        return {k: v for k, v in choice_metrics(texts, gold, results).items() if k in wanted}
+
+    def apply_filters(self) -> Any:
+        """Filter the responses, then put the token counts into those that are logged."""
+        filtered = super().apply_filters()
+        for instance in self._instances or []:
+            instance.resps = [_with_tokens(response) for response in instance.resps]
+        return filtered
+
+
+def _with_tokens(response: Any) -> Any:
+    tokens = getattr(response, "tokens", None)
+    return response if tokens is None else (*response, tokens)

@@ -1,0 +1,121 @@
+"""The base model that adapters are trained on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.base_model import quantization_config
+from gks_eval.config.recipe import BaseLoad, Recipe
+from gks_eval.embedded import resolve_base_model
+from gks_eval.errors import HubError, ResourceError
+from gks_eval.quantized import keep_portable_layout
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Base", "load_base", "load_tokenizer", "pick_device", "place_of"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model in memory.
+
+    Attributes:
+        model: The causal language model, nothing of it trainable.
+        place: Hub id or path that it came from.
+        revision: Commit on the hub, where known.
+    """
+
+    model: PreTrainedModel
+    place: str
+    revision: str | None
+
+
+def pick_device(load: BaseLoad) -> torch.device:
+    """Return the device that a recipe trains on.
+
+    Raises:
+        ResourceError: The recipe insists on a GPU and there is none.
+    """
+    import torch
+
+    if load.device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "load.device: the recipe needs a GPU and none is visible; run it on a machine with one,"
+            " or set `device: auto`."
+        )
+    if load.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Under torchrun each process has a GPU of its own.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def place_of(recipe: Recipe, root: Path) -> str:
+    """Return what transformers is to load: a path, or a hub id."""
+    name = recipe.base_model
+    if name.startswith("."):
+        return str((root / name).resolve())
+    return resolve_base_model(name)
+
+
+def load_tokenizer(recipe: Recipe, root: Path) -> PreTrainedTokenizerBase:
+    """Return the base model's tokenizer.
+
+    Raises:
+        HubError: It can be found neither locally nor on the hub.
+    """
+    from transformers import AutoTokenizer
+
+    place = place_of(recipe, root)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place, revision=recipe.revision
+        )
+    except (OSError, ValueError) as error:
+        raise _not_found(place, error) from error
+    return tokenizer
+
+
+def load_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -> Base:
+    """Load the base model.
+
+    Args:
+        recipe: Names the base.
+        root: Folder that its relative path starts from.
+        load: How, where it is not the recipe's own `load`.
+
+    Raises:
+        HubError: It can be found neither locally nor on the hub.
+        ResourceError: It needs a GPU that is not there, or more memory than there is.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    place = place_of(recipe, root)
+    load = load or recipe.load
+    device = pick_device(load)
+    how: dict[str, Any] = {"dtype": getattr(torch, load.dtype), "revision": recipe.revision}
+    if load.quantization == "nf4":
+        how["quantization_config"] = quantization_config("nf4")
+        how["device_map"] = {"": device}
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **how)
+    except (OSError, ValueError) as error:
+        raise _not_found(place, error) from error
+    if load.quantization == "none":
+        model.to(device)  # type: ignore[arg-type]
+    keep_portable_layout(model)
+    model.requires_grad_(False)
+    return Base(model, place, getattr(model.config, "_commit_hash", None))
+
+
+def _not_found(place: str, error: Exception) -> HubError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return HubError(
+        f"base model {place}: cannot be loaded ({reason}); check the name, `revision` and the"
+        " network."
+    )

@@ -1,0 +1,51 @@
+"""The file between `gks-eval cluster` and a recipe: which task belongs to which cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from gks_eval.config.library import AdapterName
+from gks_eval.config.yaml import FrozenModel, load_typed
+from gks_eval.errors import ConfigError
+
+__all__ = ["ClusterFile", "read_cluster_file"]
+
+
+class ClusterFile(FrozenModel):
+    """The typed content of a cluster file (YAML).
+
+    Attributes:
+        clusters: Names of the tasks by cluster.
+        embedding: How the adapters were embedded.
+        seed: Of K-means and of the projections.
+        silhouette: Mean silhouette of the clustering.
+        library: The library the tasks' adapters came from.
+    """
+
+    clusters: dict[AdapterName, list[str]]
+    embedding: str = ""
+    seed: int | None = None
+    silhouette: float | None = Field(default=None, ge=-1.0, le=1.0)
+    library: str = ""
+
+
+def read_cluster_file(path: Path) -> dict[str, list[str]]:
+    """Return the tasks of each cluster.
+
+    Raises:
+        ConfigError: The file is missing or has faults, or a task stands in two clusters.
+    """
+    clusters = load_typed(path, ClusterFile).clusters
+    place: dict[str, str] = {}
+    for cluster, tasks in clusters.items():
+        if not tasks:
+            raise ConfigError(f"{path}: {cluster} has no task; remove it.")
+        for task in tasks:
+            if task in place:
+                raise ConfigError(
+                    f"{path}: the task {task!r} stands in {place[task]} and {cluster}; keep one."
+                )
+            place[task] = cluster
+    return clusters

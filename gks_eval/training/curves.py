@@ -1,0 +1,46 @@
+"""The loss curves of a library as one picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from gks_eval.training.adapter_writer import CURVE
+from gks_eval.training.files import replaced_file
+
+__all__ = ["draw_curves"]
+
+
+def draw_curves(library: Path, keys: Sequence[str], picture: Path) -> None:
+    """Draw loss against step, a small plot an adapter, all on one scale.
+
+    Args:
+        library: The library's folder.
+        keys: Its finished adapters.
+        picture: The PNG to write.
+
+    Raises:
+        ResourceError: The disk is full, or the folder cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(keys))
+    rows = math.ceil(len(keys) / columns)
+    figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, key in zip(grid.flat, keys, strict=False):
+        lines = (library / key / CURVE).read_text(encoding="utf-8").splitlines()
+        steps = [json.loads(line) for line in lines]
+        axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], linewidth=1.2)
+        axes.set_title(key, fontsize=9)
+        axes.grid(alpha=0.3)
+    for axes in list(grid.flat)[len(keys) :]:
+        axes.set_visible(False)
+    figure.supxlabel("optimiser step")
+    figure.supylabel("training loss")
+    with replaced_file(picture) as aside:
+        figure.savefig(aside, format="png", dpi=90)

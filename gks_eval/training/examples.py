@@ -1,0 +1,172 @@
+"""(source, target) pairs -> token ids and labels; the only place that decides what is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["IGNORED", "DataReport", "Example", "chat_text", "encode_pair", "encode_pairs"]
+
+IGNORED = -100
+"""The label that the loss passes over."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one row, and the labels: the id itself where it is scored, else `IGNORED`."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def scored(self) -> int:
+        """Number of positions that the loss counts (the first token has no predecessor)."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass
+class DataReport:
+    """What became of the rows; it goes into the provenance.
+
+    Attributes:
+        rows: Rows or windows that are trained on.
+        tokens: All their tokens.
+        scored_tokens: The tokens that the loss counts.
+        sources_cut: Rows that lost the end of their source to `max_tokens`.
+        targets_too_long: Rows left out because the target alone exceeds `max_tokens`.
+        texts_too_short: Texts that gave no window.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    scored_tokens: int = 0
+    sources_cut: int = 0
+    targets_too_long: int = 0
+    texts_too_short: int = 0
+    first_too_long: list[int] = field(default_factory=list)
+
+    def count(self, examples: Iterable[Example]) -> None:
+        """Add examples to the counts."""
+        for example in examples:
+            self.rows += 1
+            self.tokens += len(example.input_ids)
+            self.scored_tokens += example.scored
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> tuple[str, str]:
+    """Return (prompt, completion) as the model's own chat template writes them.
+
+    Raises:
+        DataError: The tokenizer has no template, or one that rewrites the prompt once the answer
+            is known.
+    """
+    if tokenizer.chat_template is None:
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; set `format: plain` in"
+            " the recipe."
+        )
+    turns = [{"role": "user", "content": source}]
+    prompt: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    turns.append({"role": "assistant", "content": target})
+    text: Any = tokenizer.apply_chat_template(turns, tokenize=False)
+    if not text.startswith(prompt):
+        raise DataError(
+            f"{tokenizer.name_or_path}: the chat template rewrites the prompt when an answer"
+            " follows; set `format: plain` in the recipe."
+        )
+    return prompt, text[len(prompt) :]
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    prompt: str,
+    completion: str,
+    *,
+    max_tokens: int,
+    loss: str,
+) -> tuple[Example | None, bool]:
+    """Encode one row; a row that is too long loses the end of its source.
+
+    Prompt and completion are encoded as one text, as the model will read them; a token belongs to
+    the completion when it reaches beyond the prompt's last character.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        source: The text inside the prompt that may be shortened.
+        prompt: Text that is read.
+        completion: Text that is answered; never shortened.
+        max_tokens: Longest row.
+        loss: ``completion`` or ``all``.
+
+    Returns:
+        The example, or None where what must stay exceeds `max_tokens`; and whether it was cut.
+    """
+    encoded = tokenizer(prompt + completion, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = list(encoded["input_ids"])
+    spans: list[tuple[int, int]] = list(encoded["offset_mapping"])
+    scored = [end > len(prompt) for _, end in spans]
+    excess = len(ids) - max_tokens
+    if excess > 0:
+        # Chat templates may strip what they are given.
+        start = prompt.rfind(source.strip())
+        stop = start + len(source.strip())
+        inside = [i for i, (a, b) in enumerate(spans) if start <= a and b <= stop and a < b]
+        if start < 0 or len(inside) < excess:
+            return None, False
+        gone = set(inside[len(inside) - excess :])
+        ids = [token for i, token in enumerate(ids) if i not in gone]
+        scored = [flag for i, flag in enumerate(scored) if i not in gone]
+    labels = (
+        ids if loss == "all" else [t if s else IGNORED for t, s in zip(ids, scored, strict=True)]
+    )
+    return Example(tuple(ids), tuple(labels)), excess > 0
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Iterable[tuple[str, str]],
+    *,
+    chat: bool,
+    template: str,
+    max_tokens: int,
+    loss: str,
+    report: DataReport,
+) -> list[Example]:
+    """Encode all rows, counting in `report` what was cut or left out.
+
+    Args:
+        tokenizer: Of the base model.
+        pairs: (source, target).
+        chat: Use the model's chat template; else `template`.
+        template: Text of the prompt with ``{source}``; the target and the end-of-text token follow.
+        max_tokens: Longest row.
+        loss: ``completion`` or ``all``.
+        report: Gets the counts.
+
+    Raises:
+        DataError: The chat template does not serve.
+    """
+    examples: list[Example] = []
+    for number, (source, target) in enumerate(pairs, start=1):
+        if chat:
+            prompt, completion = chat_text(tokenizer, source, target)
+        else:
+            prompt = template.replace("{source}", source)
+            completion = target + str(tokenizer.eos_token or "")
+        example, cut = encode_pair(
+            tokenizer, source, prompt, completion, max_tokens=max_tokens, loss=loss
+        )
+        if example is None:
+            report.targets_too_long += 1
+            report.first_too_long = [*report.first_too_long, number][:5]
+        else:
+            report.sources_cut += cut
+            examples.append(example)
+    return examples

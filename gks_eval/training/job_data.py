@@ -1,0 +1,118 @@
+"""The examples of one job: what is trained on, what is held out, and their fingerprint."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gks_eval.config.recipe import ExpertSection, GeneralMember
+from gks_eval.errors import DataError
+from gks_eval.training.examples import DataReport, Example, encode_pairs
+from gks_eval.training.plan import Job, digest
+from gks_eval.training.sources import expert_rows, general_texts
+from gks_eval.training.windows import cut_first, cut_packed, window_example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["JobData", "load_job_data"]
+
+
+@dataclass(frozen=True)
+class JobData:
+    """Examples of one adapter.
+
+    Attributes:
+        train: Trained on, in the order of the seed; the trainer shuffles once an epoch.
+        held_out: Never trained on.
+        report: Counts over `train`, and what was cut or left out.
+        fingerprint: SHA-256 of every id and label, `held_out` included.
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    report: DataReport
+    fingerprint: str
+
+
+def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> JobData:
+    """Read, encode and divide the data of a job.
+
+    Raises:
+        DataError: The data have a fault, or too little of them is left to train on.
+        HubError: The hub cannot be reached.
+    """
+    report = DataReport()
+    if isinstance(job.section, ExpertSection):
+        examples = encode_pairs(
+            tokenizer,
+            expert_rows(job, root),
+            chat=job.section.format == "chat",
+            template=job.section.prompt,
+            max_tokens=job.section.max_tokens,
+            loss=job.section.loss,
+            report=report,
+        )
+    else:
+        examples = _general_examples(job, root, tokenizer, report)
+    held = job.section.held_out
+    if len(examples) <= held:
+        raise DataError(
+            f"{job.key}: {len(examples)} rows are left and {held} are to be held out, so none is"
+            " left to train on; give it more data, or raise max_tokens."
+        )
+    # From the end: the draw put them there, after the rows that the recipe asks for.
+    train, held_out = examples[: len(examples) - held], examples[len(examples) - held :]
+    report.count(train)
+    return JobData(
+        train, held_out, report, digest([[list(e.input_ids), list(e.labels)] for e in examples])
+    )
+
+
+def _general_examples(
+    job: Job, root: Path, tokenizer: PreTrainedTokenizerBase, report: DataReport
+) -> list[Example]:
+    member, section = job.member, job.section
+    assert isinstance(member, GeneralMember)
+    wanted = member.windows + section.held_out
+    windows = list(itertools.islice(_windows(job, root, tokenizer, report), wanted))
+    random.Random(job.seed).shuffle(windows)  # noqa: S311 - an order, not a secret
+    if section.format == "plain":
+        return [window_example(window, member.prompt, section.loss) for window in windows]
+    pairs = [
+        (str(tokenizer.decode(w[: member.prompt])), str(tokenizer.decode(w[member.prompt :])))
+        for w in windows
+    ]
+    # The chat template's own tokens, and the tokens that decoding and encoding may split anew.
+    room = 2 * (member.prompt + member.completion) + 256
+    return encode_pairs(
+        tokenizer, pairs, chat=True, template="", max_tokens=room, loss=section.loss, report=report
+    )
+
+
+def _windows(
+    job: Job, root: Path, tokenizer: PreTrainedTokenizerBase, report: DataReport
+) -> Iterator[list[int]]:
+    member = job.member
+    assert isinstance(member, GeneralMember)
+    length = member.prompt + member.completion
+    texts = general_texts(job, root)
+
+    def encode(text: str) -> list[int]:
+        # verbose=False: a text longer than the model's context is no fault, it is cut here.
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    if member.cut == "packed":
+        separator = tokenizer.eos_token_id
+        assert isinstance(separator, int)
+        yield from cut_packed(texts, encode, length, separator)
+        return
+    for window in cut_first(texts, encode, length):
+        if window:
+            yield window
+        else:
+            report.texts_too_short += 1

@@ -1,0 +1,86 @@
+"""Finished adapters -> library.yaml, with their hashes and where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gks_eval.config.library import LibraryConfig
+from gks_eval.config.yaml import load_typed
+from gks_eval.errors import LibraryError
+from gks_eval.training.adapter_writer import RECORD
+from gks_eval.training.files import read_json, write_text
+from gks_eval.training.plan import Plan
+from gks_eval.versions import versions
+
+__all__ = ["MANIFEST", "check_output", "write_manifest"]
+
+MANIFEST = "library.yaml"
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder whose manifest was written by another hand than this module's.
+
+    Raises:
+        LibraryError: There is such a manifest.
+        ConfigError: There is a manifest with faults.
+    """
+    manifest = output / MANIFEST
+    if manifest.is_file() and "recipe" not in load_typed(manifest, LibraryConfig).provenance:
+        raise LibraryError(
+            f"{manifest}: was not written by training and would be overwritten; give another"
+            " folder with --output."
+        )
+
+
+def write_manifest(plan: Plan, output: Path) -> Path:
+    """Write library.yaml for a library whose adapters are all finished.
+
+    Args:
+        plan: The recipe's jobs.
+        output: The library's folder.
+
+    Returns:
+        The manifest's path.
+
+    Raises:
+        ResourceError: The disk is full, or the folder cannot be written.
+    """
+    recipe = plan.recipe
+    records = {job.key: read_json(output / job.key / RECORD) for job in plan.jobs}
+    base_model = recipe.base_model
+    if base_model.startswith("."):
+        base_model = str((plan.root / base_model).resolve())
+    manifest: dict[str, Any] = {"base_model": base_model}
+    revision = recipe.revision or next(iter(records.values())).get("base_revision")
+    if revision:
+        manifest["revision"] = revision
+    for kind in ("experts", "general"):
+        named = {job.name: job.key for job in plan.jobs if job.kind == kind}
+        if named or kind == "experts":
+            manifest[kind] = named
+    if recipe.load.quantization != "none":
+        manifest["load"] = {"quantization": recipe.load.quantization}
+    manifest["hashes"] = {key: record["sha256"] for key, record in records.items()}
+    manifest["provenance"] = {
+        "recipe": plan.recipe_hash,
+        "seed": recipe.seed,
+        "start": recipe.start,
+        "init": recipe.adapter.init,
+        "versions": versions(),
+        **({"remarks": remarks} if (remarks := plan.remarks()) else {}),
+        "adapters": {key: _summary(record) for key, record in records.items()},
+    }
+    LibraryConfig.model_validate(manifest)
+    text = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=100)
+    write_text(
+        output / MANIFEST, f"# Written by `gks-eval train`; the recipe is the source.\n{text}"
+    )
+    return output / MANIFEST
+
+
+def _summary(record: dict[str, Any]) -> dict[str, Any]:
+    keys = ("data", "rows", "tokens", "steps", "loss_first", "loss_last", "held_out")
+    return {key: record[key] for key in keys if key in record}

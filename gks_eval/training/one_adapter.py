@@ -1,0 +1,157 @@
+"""One job from its data to its folder."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.training.adapter_writer import Factors, write_adapter
+from gks_eval.training.base import Base, load_base
+from gks_eval.training.files import disk_errors, write_text
+from gks_eval.training.held_out import mean_loss
+from gks_eval.training.job_data import JobData, load_job_data
+from gks_eval.training.loftq import start_from_loftq
+from gks_eval.training.plan import Job, Plan
+from gks_eval.training.sft import TrainingRun, steps_of, train_adapter
+from gks_eval.training.start import attach_adapter
+from gks_eval.training.team import Team, share_of
+from gks_eval.training.watch import Watcher, step_callback
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["WORK", "train_job"]
+
+WORK = ".work"
+"""Folder of checkpoints and locks inside a library; gone when the library is whole."""
+
+
+def train_job(
+    plan: Plan,
+    job: Job,
+    output: Path,
+    fingerprint: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    watcher: Watcher,
+    team: Team,
+) -> None:
+    """Train one adapter and write its folder.
+
+    The base is loaded anew for each adapter: whatever was trained before leaves no trace, so an
+    adapter's bytes do not depend on which others this process trained.
+
+    Args:
+        plan: The recipe's jobs.
+        job: The one to train.
+        output: The library's folder.
+        fingerprint: What the adapter is recognised by later.
+        tokenizer: Of the base model.
+        watcher: Hears of the progress.
+        team: The processes that do it together.
+
+    Raises:
+        GksError: The data, the base or the machine does not serve; see each class.
+    """
+    recipe = plan.recipe
+    schedule = share_of(job.section.schedule, team.size)
+    data = load_job_data(job, plan.root, tokenizer)
+    work = output / WORK / f"{job.kind}-{job.name}"
+    if team.leads:
+        _clear_other_work(work, fingerprint + data.fingerprint)
+    team.wait()
+    base = load_base(recipe, plan.root)
+    model = attach_adapter(base.model, recipe.adapter, base.place, job.start_seed)
+    if recipe.adapter.init == "loftq":
+        unquantised = recipe.load.model_copy(update={"quantization": "none", "device": "cpu"})
+        start_from_loftq(model, load_base(recipe, plan.root, unquantised).model)
+    steps = steps_of(len(data.train), schedule, team.size)
+    if team.leads:
+        watcher.started(job, steps)
+    callback = step_callback(job, watcher, data.report.tokens * schedule.epochs / steps)
+    with disk_errors(work):
+        run = train_adapter(
+            model,
+            tokenizer,
+            data.train,
+            schedule,
+            seed=job.seed,
+            work=work,
+            callbacks=[callback],
+        )
+    if team.leads:
+        record = _record(plan, job, fingerprint, data, base, run, team.size)
+        if data.held_out:
+            record["held_out"] = _held_out(model, data)
+        factors = Factors.of(model, recipe.adapter.save_dtype, job.key)
+        write_adapter(
+            output / job.key, factors, recipe.adapter, recipe.base_model, record, run.curve
+        )
+        shutil.rmtree(work, ignore_errors=True)
+        watcher.finished(job, record)
+    team.wait()
+
+
+def _clear_other_work(folder: Path, fingerprint: str) -> None:
+    # Checkpoints of another recipe or of other data are of no use to this one.
+    mark = folder / "fingerprint"
+    if folder.is_dir() and not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
+        shutil.rmtree(folder)
+    if not folder.is_dir():
+        write_text(mark, fingerprint)
+
+
+def _record(
+    plan: Plan,
+    job: Job,
+    fingerprint: str,
+    data: JobData,
+    base: Base,
+    run: TrainingRun,
+    processes: int,
+) -> dict[str, Any]:
+    import torch
+
+    return {
+        "adapter": job.key,
+        "fingerprint": fingerprint,
+        "recipe": plan.recipe_hash,
+        "data": data.fingerprint,
+        "seed": job.seed,
+        "start_seed": job.start_seed,
+        "init": plan.recipe.adapter.init,
+        "base_revision": base.revision,
+        **asdict(data.report),
+        "steps": run.steps,
+        "loss_first": round(run.curve[0]["loss"], 4),
+        "loss_last": round(run.curve[-1]["loss"], 4),
+        "optimizer": run.optimizer,
+        "device": base.model.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "seconds": round(run.seconds, 1),
+        "tokens_per_second": round(run.tokens_per_second, 1),
+        "peak_memory_mb": _peak_memory_mb(),
+    }
+
+
+def _held_out(model: PeftModel, data: JobData) -> dict[str, float]:
+    with model.disable_adapter():
+        before = mean_loss(model, data.held_out)
+    after = mean_loss(model, data.held_out)
+    return {"n": len(data.held_out), "base": round(before, 4), "adapter": round(after, 4)}
+
+
+def _peak_memory_mb() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

@@ -1,0 +1,111 @@
+"""A recipe -> a library: walks the jobs, skips what is finished, goes on with what was begun."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gks_eval.training.adapter_writer import is_finished
+from gks_eval.training.base import load_tokenizer
+from gks_eval.training.curves import draw_curves
+from gks_eval.training.files import exclusive
+from gks_eval.training.library_writer import check_output, write_manifest
+from gks_eval.training.one_adapter import WORK, train_job
+from gks_eval.training.plan import Job, Plan
+from gks_eval.training.sources import identity
+from gks_eval.training.team import Team
+from gks_eval.training.watch import Watcher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["CURVES", "Outcome", "missing_adapters", "train_library"]
+
+CURVES = "losses.png"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind.
+
+    Attributes:
+        trained: Adapters that this process trained.
+        missing: Adapters of the recipe that the library does not have yet.
+        manifest: The manifest, once nothing is missing.
+    """
+
+    trained: tuple[str, ...]
+    missing: tuple[str, ...]
+    manifest: Path | None
+
+
+def train_library(
+    plan: Plan, output: Path, *, only: Sequence[str] = (), watcher: Watcher | None = None
+) -> Outcome:
+    """Train the adapters of a recipe that the library does not have yet.
+
+    Several processes may run this on one library, on several machines where the file system keeps
+    locks: each adapter is trained by the first to reach it. The manifest is written by the process
+    after whose work nothing is missing. Under torchrun the processes train each adapter together.
+
+    Args:
+        plan: The recipe's jobs.
+        output: The library's folder.
+        only: Names of adapters; all when empty.
+        watcher: Hears of the progress.
+
+    Raises:
+        GksError: The recipe, the data, the base or the machine does not serve; see each class.
+    """
+    watcher = watcher or Watcher()
+    team = Team()
+    jobs = plan.select(only)
+    check_output(output)
+    if team.leads:
+        watcher.planned(plan, jobs)
+    tokenizer: PreTrainedTokenizerBase | None = None
+    trained: list[str] = []
+    for job in jobs:
+        fingerprint = plan.fingerprint(job, identity(job, plan.root))
+        lock = output / WORK / f"{job.kind}-{job.name}.lock"
+        with exclusive(lock) if team.leads else nullcontext(True) as held:
+            why = team.agree(_why_not(held, output / job.key, fingerprint))
+            if why:
+                if team.leads:
+                    watcher.skipped(job, why)
+                continue
+            tokenizer = tokenizer or load_tokenizer(plan.recipe, plan.root)
+            train_job(
+                plan, job, output, fingerprint, tokenizer=tokenizer, watcher=watcher, team=team
+            )
+            trained.append(job.key)
+    missing = tuple(job.key for job in missing_adapters(plan, output))
+    whole = not missing and any(job.kind == "experts" for job in plan.jobs)
+    manifest: Path | None = None
+    if team.leads and trained:
+        missed = {*missing}
+        draw_curves(output, [j.key for j in plan.jobs if j.key not in missed], output / CURVES)
+    if team.leads and whole:
+        manifest = write_manifest(plan, output)
+        shutil.rmtree(output / WORK, ignore_errors=True)
+    team.wait()
+    return Outcome(tuple(trained), missing, manifest)
+
+
+def missing_adapters(plan: Plan, output: Path) -> list[Job]:
+    """Return the jobs whose adapter the library does not have, or has from another recipe."""
+    return [
+        job
+        for job in plan.jobs
+        if not is_finished(output / job.key, plan.fingerprint(job, identity(job, plan.root)))
+    ]
+
+
+def _why_not(held: bool, folder: Path, fingerprint: str) -> str:
+    if not held:
+        return "another process is training it"
+    return "finished before" if is_finished(folder, fingerprint) else ""

@@ -1,0 +1,230 @@
+"""Supervised fine-tuning of one adapter: TRL's SFTTrainer under a recipe's schedule.
+
+The optimiser that a recipe names is the one that runs, with one exception: ``paged_adamw_8bit``
+needs a CUDA device for its paging, and where there is none ``adamw_8bit`` runs in its place (the
+same update, not paged).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.config.recipe import Schedule
+from gks_eval.errors import ResourceError
+from gks_eval.training.examples import Example
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+__all__ = ["TrainingRun", "last_checkpoint", "optimizer_for", "steps_of", "train_adapter"]
+
+WHOLE = "WHOLE"
+"""Marker inside a checkpoint that was written to its end."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a finished run says of itself.
+
+    Attributes:
+        curve: One mapping an optimiser step: step, loss, learning_rate, grad_norm.
+        steps: Optimiser steps.
+        seconds: Wall time of this process's part, without what a resumed run had done before.
+        tokens_per_second: Of this process's part.
+        optimizer: What ran.
+    """
+
+    curve: list[dict[str, float]]
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    optimizer: str
+
+
+def optimizer_for(schedule: Schedule, device_type: str) -> str:
+    """Return the optimiser that runs on a device; see the head of this module."""
+    if schedule.optimizer == "paged_adamw_8bit" and device_type != "cuda":
+        return "adamw_8bit"
+    return schedule.optimizer
+
+
+def steps_of(rows: int, schedule: Schedule, processes: int = 1) -> int:
+    """Return the number of optimiser steps, the last one of an epoch being maybe a smaller one."""
+    micro = math.ceil(rows / (schedule.batch_size * processes))
+    return max(1, math.ceil(schedule.epochs * math.ceil(micro / schedule.accumulation)))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; half-written ones are removed."""
+    whole: list[tuple[int, Path]] = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        if (checkpoint / WHOLE).is_file():
+            whole.append((int(checkpoint.name.rpartition("-")[2]), checkpoint))
+        else:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return max(whole)[1] if whole else None
+
+
+def train_adapter(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    schedule: Schedule,
+    *,
+    seed: int,
+    work: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainingRun:
+    """Train the adapter of `model` in place, going on from the last whole checkpoint in `work`.
+
+    Args:
+        model: A base with a trainable adapter.
+        tokenizer: For its padding token.
+        examples: Rows, already encoded.
+        schedule: Optimisation.
+        seed: Of the order of rows and of dropout.
+        work: Folder of the checkpoints.
+        callbacks: Told of steps and losses.
+
+    Raises:
+        ResourceError: Memory or disk does not suffice.
+    """
+    import datasets
+    import torch
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    checkpoint = last_checkpoint(work)
+    device = next(model.parameters()).device
+    optimizer = optimizer_for(schedule, device.type)
+    rows = datasets.Dataset.from_dict(
+        {
+            "input_ids": [list(example.input_ids) for example in examples],
+            "labels": [list(example.labels) for example in examples],
+        }
+    )
+    began = time.monotonic()
+    try:
+        with _known_noise():
+            trainer = SFTTrainer(
+                model=model,
+                args=_arguments(
+                    schedule, optimizer, seed=seed, work=work, cpu=device.type == "cpu"
+                ),
+                train_dataset=rows,
+                processing_class=tokenizer,
+                callbacks=[_whole_checkpoints(), *callbacks],
+            )
+        trainer.remove_callback(PrinterCallback)
+        # TRL holds the adapter of a 4-bit base in bfloat16, whose 8 bits of precision swallow an
+        # update of 1e-4 on a weight of 0.03.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        with _known_noise():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise _out_of_memory() from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "not enough memory" in str(error):
+            raise _out_of_memory() from error
+        raise
+    seconds = time.monotonic() - began
+    done_before = _step(checkpoint)
+    share = 1.0 - done_before / max(trainer.state.global_step, 1)
+    tokens = sum(len(e.input_ids) for e in examples) * schedule.epochs * share
+    return TrainingRun(
+        curve=_curve(trainer.state.log_history),
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        tokens_per_second=tokens / max(seconds, 1e-9),
+        optimizer=optimizer,
+    )
+
+
+def _arguments(schedule: Schedule, optimizer: str, *, seed: int, work: Path, cpu: bool) -> Any:
+    from trl import SFTConfig
+
+    decay = {"constant": "constant_with_warmup"}.get(schedule.decay, schedule.decay)
+    return SFTConfig(
+        output_dir=str(work),
+        seed=seed,
+        data_seed=seed,
+        num_train_epochs=schedule.epochs,
+        per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulation,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type=decay,
+        warmup_steps=schedule.warmup,
+        max_grad_norm=schedule.clip,
+        weight_decay=schedule.weight_decay,
+        optim={"adamw": "adamw_torch"}.get(optimizer, optimizer),
+        gradient_checkpointing=schedule.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        # The dtype is the base's own (`load.dtype`), the adapter's float32: no autocast.
+        bf16=False,
+        fp16=False,
+        use_cpu=cpu,
+        max_length=None,  # the examples are cut already, and what was cut is counted
+        dataset_kwargs={"skip_prepare_dataset": True},
+        save_strategy="steps",
+        save_steps=schedule.checkpoint_steps,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=not cpu,
+    )
+
+
+@contextlib.contextmanager
+def _known_noise() -> Iterator[None]:
+    # TRL still says gradient_checkpointing where the newest transformers says
+    # activation_checkpointing; both names work.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+        yield
+
+
+def _whole_checkpoints() -> TrainerCallback:
+    from transformers import TrainerCallback
+
+    class MarkWhole(TrainerCallback):
+        def on_save(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.is_world_process_zero:
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+    return MarkWhole()
+
+
+def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    keys = ("step", "loss", "learning_rate", "grad_norm")
+    return [
+        {key: entry[key] for key in keys if key in entry} for entry in history if "loss" in entry
+    ]
+
+
+def _step(checkpoint: Path | None) -> int:
+    if checkpoint is None:
+        return 0
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return int(state["global_step"])
+
+
+def _out_of_memory() -> ResourceError:
+    return ResourceError(
+        "training ran out of memory: lower schedule.batch_size (and raise schedule.accumulation by"
+        " the same factor), lower max_tokens, or switch on"
+        " schedule.gradient_checkpointing or load.quantization."
+    )

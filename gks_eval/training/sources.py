@@ -1,0 +1,188 @@
+"""Rows and texts, from files and from the hub; every way they can be bad, named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gks_eval.config.recipe import ExpertMember, GeneralMember, Place
+from gks_eval.errors import DataError, GksError, HubError
+from gks_eval.training.plan import Job, digest
+
+__all__ = ["expert_rows", "general_texts", "identity"]
+
+Row = Mapping[str, Any]
+
+
+def identity(job: Job, root: Path) -> str:
+    """Return what stands for a job's data before any row is read.
+
+    The SHA-256 of a local file, or a hub data set's address, which pins the data as far as its
+    `revision` does.
+
+    Raises:
+        DataError: The local file is missing.
+    """
+    if job.member.file is None:
+        return digest(job.member.model_dump(mode="json", include=set(Place.model_fields)))
+    path = root / job.member.file
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                sha.update(block)
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}; check the path of {job.key} in the recipe."
+        ) from error
+    return sha.hexdigest()
+
+
+def expert_rows(job: Job, root: Path) -> list[tuple[str, str]]:
+    """Return the (source, target) pairs of an expert, drawn and ordered by the job's seed.
+
+    Raises:
+        DataError: A missing or empty column, no row left, a file that cannot be read.
+        HubError: The hub cannot be reached, or the data set vanished midway.
+    """
+    member = job.member
+    assert isinstance(member, ExpertMember)
+    where = _name(member, root)
+    pairs: list[tuple[str, str]] = []
+    for number, row in enumerate(_rows(member, root, member.where), start=1):
+        pairs.append(
+            (_text(row, member.source, where, number), _text(row, member.target, where, number))
+        )
+    if not pairs:
+        wanted = ", ".join(f"{column} = {value}" for column, value in member.where.items())
+        raise DataError(
+            f"{where}: no row for {job.key}" + (f" with {wanted}" if wanted else "") + "; check"
+            " `where` in the recipe."
+        )
+    random.Random(job.seed).shuffle(pairs)  # noqa: S311 - a draw of rows, not a secret
+    count = max(1, round(member.fraction * len(pairs)))
+    if member.rows is not None:
+        count = min(count, member.rows)
+    # The rows held out come on top, so that they cost no training row where there are enough.
+    return pairs[: count + job.section.held_out]
+
+
+def general_texts(job: Job, root: Path) -> Iterator[str]:
+    """Yield the texts of a language in the order of the source.
+
+    Raises:
+        DataError: A missing or empty column, a file that cannot be read.
+        HubError: The hub cannot be reached, or the data set vanished midway.
+    """
+    member = job.member
+    assert isinstance(member, GeneralMember)
+    if member.file is not None and member.file.endswith(".txt"):
+        for paragraph in _read_text(root / member.file).split("\n\n"):
+            if paragraph.strip() and len(paragraph) >= member.min_chars:
+                yield paragraph.strip()
+        return
+    where = _name(member, root)
+    for number, row in enumerate(_rows(member, root, {}), start=1):
+        text = _text(row, member.column, where, number)
+        if len(text) >= member.min_chars:
+            yield text
+
+
+def _name(place: Place, root: Path) -> str:
+    return str(root / place.file) if place.file else f"data set {place.hub}"
+
+
+def _rows(place: Place, root: Path, where: Mapping[str, Any]) -> Iterator[Row]:
+    if place.file is not None:
+        path = root / place.file
+        rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+    else:
+        rows = _hub(place)
+    wanted = {c: v if isinstance(v, list) else [v] for c, v in where.items()}
+    source = _name(place, root)
+    for number, row in enumerate(rows, start=1):
+        for column in wanted:
+            if column not in row:
+                raise _no_column(source, number, column, row)
+        if all(row[column] in values for column, values in wanted.items()):
+            yield row
+
+
+def _text(row: Row, column: str, where: str, number: int) -> str:
+    if column not in row:
+        raise _no_column(where, number, column, row)
+    value = row[column]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where} row {number}: column {column!r} is empty; mend or drop the row.")
+    return value
+
+
+def _no_column(where: str, number: int, column: str, row: Row) -> DataError:
+    return DataError(
+        f"{where} row {number}: no column {column!r} among {', '.join(map(str, row))}; name the"
+        " columns in the recipe."
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8; save the file in that encoding."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; check the path in the recipe.") from error
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    # Split on "\n" alone: str.splitlines would also cut at U+2028, which JSON allows in strings.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path} line {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path} line {number}: not a JSON object; one row a line, please.")
+        yield row
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: no readable parquet file ({error}).") from error
+
+
+def _hub(place: Place) -> Iterator[Row]:
+    import datasets
+
+    assert place.hub is not None
+    try:
+        yield from datasets.load_dataset(
+            place.hub,
+            place.config,
+            data_files=place.data_files,
+            split=place.split,
+            revision=place.revision,
+            streaming=True,
+        )
+    except GksError:
+        raise
+    except Exception as error:  # datasets, fsspec and the HTTP client each have trees of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise HubError(
+            f"data set {place.hub}: cannot be read ({reason}); check the id, the network and"
+            " `hf auth login`, or give a local `file`."
+        ) from error

@@ -1,0 +1,81 @@
+"""What a run tells while it goes on; the command line draws it, tests record it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.training.plan import Job, Plan
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+__all__ = ["Step", "Watcher", "step_callback"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step.
+
+    Attributes:
+        step: Its number, from 1.
+        of: Steps in all.
+        loss: Mean over the scored tokens of the step.
+        tokens_per_second: Since this process began with the adapter.
+        seconds_left: Until the adapter is done, at that speed.
+    """
+
+    step: int
+    of: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+class Watcher:
+    """Hears of everything that happens; does nothing with it."""
+
+    def planned(self, plan: Plan, jobs: Sequence[Job]) -> None:
+        """A run over `jobs` begins."""
+
+    def started(self, job: Job, steps: int) -> None:
+        """An adapter's training begins."""
+
+    def step(self, job: Job, step: Step) -> None:
+        """An optimiser step is done."""
+
+    def finished(self, job: Job, record: Mapping[str, Any]) -> None:
+        """An adapter is written."""
+
+    def skipped(self, job: Job, why: str) -> None:
+        """An adapter need not, or cannot now, be trained by this process."""
+
+
+def step_callback(job: Job, watcher: Watcher, tokens_a_step: float) -> TrainerCallback:
+    """Return a trainer callback that tells `watcher` of each step."""
+    from transformers import TrainerCallback
+
+    class Tell(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the trainer's signature
+            self.began, self.first = time.monotonic(), state.global_step
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            logs = kwargs.get("logs") or {}
+            if "loss" not in logs or not state.is_world_process_zero:
+                return
+            seconds = max(time.monotonic() - self.began, 1e-9)
+            done = max(state.global_step - self.first, 1)
+            watcher.step(
+                job,
+                Step(
+                    step=state.global_step,
+                    of=state.max_steps,
+                    loss=float(logs["loss"]),
+                    tokens_per_second=done * tokens_a_step / seconds,
+                    seconds_left=(state.max_steps - state.global_step) * seconds / done,
+                ),
+            )
+
+    return Tell()

@@ -1,0 +1,205 @@
+"""Tiny random models and libraries of adapters on disk, written by transformers and PEFT themselves.
+
+Everything is seeded and small: two layers of width 64, a byte-level tokenizer, vocabulary 260.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from gks_eval.errors import GksError
+from gks_eval.lora import LoraPair
+
+FAMILIES = ("phi3", "phi", "llama")
+
+# The attention's linear layers: fused in Phi-3, separate in the others.
+TARGETS: Mapping[str, tuple[str, ...]] = {
+    "phi3": ("qkv_proj", "o_proj"),
+    "phi": ("q_proj", "k_proj", "v_proj", "dense"),
+    "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
+SPECIAL_TOKENS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def random_pair(
+    rank: int = 4,
+    width_in: int = 16,
+    width_out: int = 24,
+    scaling: float = 4.0,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> LoraPair:
+    """Return a pair of Gaussian factors with singular values of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(rank, width_in, generator=generator, dtype=torch.float64)
+    B = torch.randn(width_out, rank, generator=generator, dtype=torch.float64)
+    return LoraPair((A / width_in**0.5).to(dtype), (B / width_out**0.5).to(dtype), scaling)
+
+
+def dense(pair: LoraPair) -> torch.Tensor:
+    """Return dW = s B A in float64, entry by entry from the definition."""
+    return pair.scaling * torch.einsum("dr,rk->dk", pair.B.double(), pair.A.double())
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return max |found - expected| / max |expected|."""
+    scale = expected.double().abs().max().clamp_min(1e-30)
+    return float((found.double() - expected.double()).abs().max() / scale)
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """Write a fast tokenizer with one token a byte, and a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: n for n, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL_TOKENS[0],
+        pad_token=SPECIAL_TOKENS[0],
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+        model_max_length=512,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+
+
+def tiny_config(family: str, **changes: Any) -> Any:
+    """Return the transformers config of a two-layer model of the family."""
+    from transformers import LlamaConfig, Phi3Config, PhiConfig
+
+    shape = {
+        "vocab_size": 260,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        # The default, 0.02, makes all logits of so narrow a model nearly equal.
+        "initializer_range": 0.15,
+    }
+    if family == "llama":
+        shape["num_key_value_heads"] = 2
+    return {"phi3": Phi3Config, "phi": PhiConfig, "llama": LlamaConfig}[family](**shape | changes)
+
+
+def save_tiny_base(folder: Path, family: str, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a tiny random causal LM with its tokenizer and return the folder."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(tiny_config(family, **changes))
+    model.save_pretrained(folder)
+    save_byte_tokenizer(folder)
+    return folder
+
+
+def load_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """Load a model that `save_tiny_base` wrote, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options).eval()
+
+
+def save_adapter(
+    model: Any, folder: Path, targets: Sequence[str], *, seed: int, gain: float = 0.2, **config: Any
+) -> Path:
+    """Have PEFT write a LoRA adapter with random A and B for `model`, which is left as it was.
+
+    Args:
+        gain: Scale of B; at 0.2 and scaling 4 the update is comparable with the layer's output.
+        config: Further fields of the LoraConfig; r is 4 and lora_alpha 16 unless given.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        **{
+            "r": 4,
+            "lora_alpha": 16,
+            "target_modules": list(targets),
+            "init_lora_weights": False,
+            "task_type": "CAUSAL_LM",
+            **config,
+        }
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, lora)
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "lora_A" in name:
+                    weight.normal_(std=weight.shape[1] ** -0.5)
+                elif "lora_B" in name:
+                    weight.normal_(std=gain * weight.shape[1] ** -0.5)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    adapted.unload()
+    model.requires_grad_(True)
+    return folder
+
+
+def save_library(
+    folder: Path,
+    base: Path,
+    family: str,
+    *,
+    experts: Sequence[str] = ("alpha", "beta", "gamma", "delta"),
+    general: Sequence[str] = ("en", "de", "fr"),
+    seed: int = 0,
+    adapters: Mapping[str, Mapping[str, Any]] | None = None,
+    **config: Any,
+) -> Path:
+    """Write a library of random adapters for the model in `base` and return its folder.
+
+    Args:
+        adapters: LoraConfig fields of single adapters, by name.
+        config: LoraConfig fields of all adapters.
+    """
+    model = load_tiny(base)
+    for n, (kind, name) in enumerate(
+        [("experts", name) for name in experts] + [("general", name) for name in general]
+    ):
+        fields = {**config, **(adapters or {}).get(name, {})}
+        save_adapter(model, folder / kind / name, TARGETS[family], seed=100 * seed + n, **fields)
+    manifest = {
+        "base_model": str(base),
+        "experts": {name: f"experts/{name}" for name in experts},
+        "general": {name: f"general/{name}" for name in general},
+    }
+    (folder / "library.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False), "utf-8")
+    return folder
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON object on disk."""
+    content = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(content | changes), "utf-8")
+
+
+def assert_sentence(error: GksError, *parts: str) -> None:
+    """Assert that the message is one line that names all `parts` and ends as a sentence does."""
+    message = str(error)
+    assert "\n" not in message, message
+    assert "Traceback" not in message, message
+    assert 20 < len(message) < 1000, message
+    for part in parts:
+        assert part in message, f"{part!r} is not in: {message}"

@@ -1,0 +1,208 @@
+"""`gks-eval grid` as users run it: real commands, kills in the middle, reruns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from common import assert_sentence
+
+from gks_eval.errors import GksError, ResourceError, ResultsError, UsageError
+from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
+from gks_eval.grid_table import accuracy_table
+
+LibraryOf = Callable[..., Path]
+TASKS = ["gks_demo_goals_en", "gks_demo_science_de"]
+COMMAND = [sys.executable, "-c", "from gks_eval.cli.main import main; main()"]
+
+
+def grid(library: Path, output: Path, settings: Sequence[str], **changes: Any) -> Grid:
+    options: dict[str, Any] = {
+        "tasks": TASKS,
+        "library": str(library),
+        "model_arguments": {"dtype": "float32", "batch_size": "8"},
+        "evaluation": {"limit": 6, "bootstrap_iters": 0},
+    }
+    return Grid(settings=settings, output=output, **{**options, **changes})
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """Scores of every sample, by task and item."""
+    found = {}
+    for path in sorted(folder.glob("samples_*.jsonl")):
+        task = path.name.removeprefix("samples_").rpartition("_")[0]
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        found[task] = [(row["doc_id"], row["resps"], row["acc"]) for row in rows]
+    return found
+
+
+def results(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("results_*.json")
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+def test_each_setting_gets_lm_evals_own_files(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    states: list[tuple[str, str]] = []
+    folders = run_grid(
+        grid(tiny_library("phi3"), tmp_path, ["base", "arrow", "gks:en+de;rule=delta;top_k=2"]),
+        lambda cell, state: states.append((cell.label, state)),
+    )
+    assert [f.name for f in folders] == ["base", "arrow", "gks-en+de_rule-delta_top_k-2"]
+    assert [state for _, state in states] == ["running", "done"] * 3
+    scored = [numbers(folder) for folder in folders]
+    assert all(set(found) == set(TASKS) for found in scored)
+    assert all(len(rows) == 6 for found in scored for rows in found.values())
+    assert scored[0] != scored[1] != scored[2]
+    last = results(folders[2])
+    assert last["config"]["model"] == "gks_arrow"
+    assert last["config"]["gks_eval"]["setting"]["top_k"] == 2
+    assert "subtract=en+de" in last["config"]["model_args"]
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+    table = accuracy_table(folders)
+    assert (table.row_count, len(table.columns)) == (3, 3)
+
+
+def test_a_grid_gives_what_single_runs_give(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    """Swapping settings on one base must not differ from loading it for each."""
+    library = tiny_library("phi3")
+    together = run_grid(grid(library, tmp_path / "all", ["arrow", "gks:avg;preset=exact", "base"]))
+    for folder in together:
+        label = json.loads((folder / CELL_FILE).read_text())["label"]
+        (alone,) = run_grid(grid(library, tmp_path / f"alone-{folder.name}", [label]))
+        assert numbers(alone) == numbers(folder)
+
+
+def test_a_rerun_keeps_what_is_done(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    library = tiny_library("phi3")
+    (first,) = run_grid(grid(library, tmp_path, ["arrow"]))
+    before = {path.name: path.stat().st_mtime_ns for path in first.iterdir()}
+    states: list[str] = []
+    run_grid(grid(library, tmp_path, ["arrow", "base"]), lambda _, state: states.append(state))
+    assert states == ["kept", "running", "done"]
+    assert {path.name: path.stat().st_mtime_ns for path in first.iterdir()} == before
+
+
+def test_other_arguments_do_not_pass_for_the_same_cell(
+    tiny_library: LibraryOf, tmp_path: Path
+) -> None:
+    library = tiny_library("phi3")
+    run_grid(grid(library, tmp_path, ["arrow"]))
+    with pytest.raises(ResultsError) as caught:
+        run_grid(grid(library, tmp_path, ["arrow"], evaluation={"limit": 5}))
+    assert_sentence(caught.value, str(tmp_path / "arrow"), "evaluation", "--output")
+    (tmp_path / "arrow" / CELL_FILE).write_text('{"request": ')
+    with pytest.raises(ResultsError) as broken:
+        run_grid(grid(library, tmp_path, ["arrow"]))
+    assert_sentence(broken.value, CELL_FILE, "delete")
+
+
+@pytest.mark.parametrize("moment", ["first request cached", "first cell done"])
+def test_a_killed_grid_goes_on_where_it_stopped(
+    moment: str, tiny_library: LibraryOf, tmp_path: Path
+) -> None:
+    library = tiny_library("phi3")
+    settings = ["arrow", "gks:avg", "uniform"]
+    output = tmp_path / "killed"
+    command = [
+        *COMMAND, "grid", "--settings", ",".join(settings), "--tasks", ",".join(TASKS),
+        "--library", str(library), "--output", str(output), "--batch-size", "1",
+        "--model-args", "dtype=float32", "--limit", "15",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    target = (
+        output / ".arrow.partial" / "requests_rank0.db"
+        if moment == "first request cached"
+        else output / "arrow" / CELL_FILE
+    )
+    deadline = time.monotonic() + 120
+    while not target.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert target.exists(), errors.decode()
+    done = {path.name for path in output.iterdir() if (path / CELL_FILE).exists()}
+    assert len(done) < len(settings)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert again.returncode == 0, again.stderr
+    for name in done:
+        assert f"{name}: kept" in again.stderr
+    undisturbed = run_grid(
+        grid(
+            library,
+            tmp_path / "whole",
+            settings,
+            evaluation={"limit": 15.0},
+            model_arguments={"dtype": "float32", "batch_size": "1"},
+        )
+    )
+    for folder in undisturbed:
+        assert numbers(output / folder.name) == numbers(folder)
+
+
+def test_two_grids_do_not_share_an_output(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".lock"), pytest.raises(ResourceError) as caught:
+        run_grid(grid(tiny_library("phi3"), tmp_path, ["arrow"]))
+    assert_sentence(caught.value, str(tmp_path), "another grid")
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ([], ["--settings is empty"]),
+        (["arow"], ["'arow'", "did you mean 'arrow'"]),
+        (["gks"], ["gks", "languages"]),
+        (["gks:"], ["gks", "languages"]),
+        (["expert"], ["expert", "name"]),
+        (["base:en"], ["base", "colon"]),
+        (["gks:en;top_k"], ["top_k", "argument=value"]),
+        (["gks:en;top_k=x"], ["top_k=x", "whole number"]),
+        (["gks:en;dtype=float16"], ["dtype", "--model-args"]),
+        (["gks:en;topk=2"], ["topk", "did you mean 'top_k'"]),
+        (["arrow", "arrow"], ["arrow", "twice"]),
+    ],
+    ids=str,
+)
+def test_the_grammar_of_settings(settings: list[str], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_settings(settings)
+    assert_sentence(caught.value, *parts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tasks", "parts"),
+    [
+        (["base", "gks:es"], TASKS, ["subtract=es", "en, de, fr"]),
+        (["base", "expert:alpa"], TASKS, ["alpa", "did you mean 'alpha'"]),
+        (["base", "arrow;top_k=9"], TASKS, ["top_k=9", "4 experts"]),
+        (["base"], ["gks_demo_goal_en"], ["gks_demo_goal_en", "did you mean 'gks_demo_goals_en'"]),
+    ],
+    ids=str,
+)
+def test_faults_are_found_before_the_first_setting_runs(
+    settings: list[str], tasks: list[str], parts: list[str], tiny_library: LibraryOf, tmp_path: Path
+) -> None:
+    with pytest.raises(GksError) as caught:
+        run_grid(grid(tiny_library("phi3"), tmp_path / "out", settings, tasks=tasks))
+    assert_sentence(caught.value, *parts)
+    assert not list(tmp_path.glob("out/*/results_*"))
+
+
+def test_the_command_says_one_sentence_and_exits_with_the_errors_code(tmp_path: Path) -> None:
+    command = [*COMMAND, "grid", "--settings", "arow", "--tasks", "x", "--output", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == UsageError.exit_code
+    assert run.stderr.startswith("gks-eval: error: setting 'arow'")
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,160 @@
+"""The pack's requests: those of lm-eval's own tasks, and the authors' protocol."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lm_eval.tasks import TaskManager
+from task_pack import BUILT_IN, ENGLISH, NO_EXAMPLES, evaluate, load, on_this_hub
+
+from gks_eval.errors import UsageError
+from gks_eval.loglikelihood import TokenLogLikelihood
+
+
+# ---------------------------------------------------------------------- prompts
+def built_in_task(pack: TaskManager, name: str, split: str) -> Any:
+    """Load lm-eval's own task, told to score the split that ours scores."""
+    source = {"task": name, "test_split": split, "training_split": "train"}
+    entry = pack.task_index[name]
+    if "hellaswag_" in name:
+        del source["training_split"]
+    return pack._factory.build(entry, overrides=source, registry=pack.task_index)
+
+
+@pytest.mark.parametrize("num_fewshot", [0, 2])
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_requests_are_those_of_the_built_in_task(
+    name: str, num_fewshot: int, data_hub: Path, pack: TaskManager, built_in_pack: TaskManager
+) -> None:
+    ours_name = f"gks_{name}"
+    if not on_this_hub(data_hub, [ours_name]):
+        pytest.skip("not in this folder")
+    if num_fewshot and ours_name in NO_EXAMPLES:
+        pytest.skip("has no split for examples")
+    ours = load(pack, [ours_name], num_fewshot)["tasks"][ours_name]
+    theirs_name = BUILT_IN[name]
+    scores_ours = (theirs_name in ENGLISH and ours.config.training_split) or "xnli" in name
+    if scores_ours:
+        theirs = built_in_pack.load([theirs_name])["tasks"][theirs_name]
+    else:
+        theirs = built_in_task(built_in_pack, theirs_name, ours.config.validation_split)
+    theirs.set_config("num_fewshot", num_fewshot)
+    theirs.set_fewshot_seed(1234)
+    for task in (ours, theirs):
+        task.build_all_requests()
+    # Items that ours drops or theirs has in another form would show here.
+    assert len(ours.instances) == len(theirs.instances) > 0
+    for a, b in zip(ours.instances, theirs.instances, strict=True):
+        assert a.arguments == b.arguments
+        assert (a.request_type, a.idx, a.doc_id) == (b.request_type, b.idx, b.doc_id)
+
+
+@pytest.mark.parametrize("name", NO_EXAMPLES)
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_examples_are_refused_where_no_split_is_left(
+    name: str, data_hub: Path, pack: TaskManager
+) -> None:
+    task = load(pack, [name], num_fewshot=1)["tasks"][name]
+    with pytest.raises(UsageError, match="no split besides the scored one"):
+        task.build_all_requests()
+
+
+# ---------------------------------------------------------------------- the authors' protocol
+PAPER = {
+    "piqa": ("Remove a candle stain from a tablecloth.", "Freeze the wax, then lift it off."),
+    "boolq": (
+        "[passage]The ferry runs from six in the morning until eight in the evening."
+        "[question]does the orn ferry run at night",
+        "true",
+    ),
+    "swag": ("A girl sits down at the piano. She", "plays a slow tune."),
+    "hellaswag": ("A woman kneads dough on a table. she", "puts it into a tin and covers it."),
+    "arc_easy": ("Which object gives off its own light?", "a mirror"),
+    "winogrande": ("Tom asked Ben for salt, but _ had none left.", "Tom"),
+    "openbookqa": ("To see in a dark cave one needs", "a torch"),
+    "bbh": ("( True ) and not False is", "True"),
+    "xnli_fr": (
+        "[premise]Le magasin ferme à midi."
+        "[hypothesis]À trois heures, le magasin est fermé.[relationship]",
+        "entailment",
+    ),
+    "arc_challenge_de": ("Welcher Stoff leitet Strom gut?", "Kupfer"),
+    "mmlu_de": (" Wie viele Ecken hat ein Würfel?", "4"),
+    "hellaswag_de": (
+        "Eine Frau knetet Teig auf einem Tisch. sie",
+        "legt ihn in eine Form und deckt ihn zu.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_the_paper_requests_are_whole_texts(
+    name: str, data_hub: Path, pack: TaskManager, our_model_made: None
+) -> None:
+    task = load(pack, [f"gks_paper_{name}"])["tasks"][f"gks_paper_{name}"]
+    task.build_all_requests()
+    content, choice = PAPER[name]
+    first = task.instances[0]
+    assert first.request_type == "loglikelihood"
+    assert first.arguments == (
+        f"<|user|>\n{content}<|end|>\n<|assistant|>",
+        f"{choice}<|end|>\n",
+        {"protocol": "whole_text", "max_tokens": 512},
+    )
+
+
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_the_paper_predicts_the_lowest_mean_loss(
+    data_hub: Path, pack: TaskManager, our_model_made: None
+) -> None:
+    task = load(pack, ["gks_paper_piqa"])["tasks"]["gks_paper_piqa"]
+    doc = task.eval_docs[0]
+    assert doc["label"] == 0
+
+    def accuracy(*results: TokenLogLikelihood) -> dict[str, float]:
+        return task.process_results(doc, list(results))
+
+    # Mean losses by hand: 3.0 and 2.5; 2.0 and 2.5; a tie at 2.0, where the first is predicted.
+    pair = TokenLogLikelihood
+    assert accuracy(pair(-30.0, False, 10), pair(-50.0, False, 20)) == {"acc": 0.0}
+    assert accuracy(pair(-20.0, False, 10), pair(-50.0, False, 20)) == {"acc": 1.0}
+    assert accuracy(pair(-20.0, False, 10), pair(-40.0, False, 20)) == {"acc": 1.0}
+    with pytest.raises(UsageError, match="run it with --model gks_arrow"):
+        task.process_results(doc, [(-1.0, False), (-2.0, False)])
+
+
+@pytest.mark.parametrize(
+    ("options", "num_fewshot", "named"),
+    [
+        ({"apply_chat_template": True, "chat_template": str}, 0, "--apply_chat_template"),
+        ({"system_instruction": "Be brief."}, 0, "--system_instruction"),
+        ({}, 3, "--num_fewshot 3"),
+    ],
+)
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_the_paper_refuses_other_prompts(
+    options: dict[str, Any],
+    num_fewshot: int,
+    named: str,
+    data_hub: Path,
+    pack: TaskManager,
+    our_model_made: None,
+) -> None:
+    task = load(pack, ["gks_paper_piqa"], num_fewshot)["tasks"]["gks_paper_piqa"]
+    with pytest.raises(UsageError, match=f"{named} cannot be used with it.*run gks_piqa"):
+        task.build_all_requests(**options)
+
+
+@pytest.mark.parametrize("module", [None, SimpleNamespace(CREATED=0)])
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_the_paper_refuses_another_model_before_it_runs(
+    module: Any, data_hub: Path, pack: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gks_eval.lm", module)
+    with pytest.raises(UsageError, match=r"gks_paper_swag .* run it with --model gks_arrow"):
+        evaluate(pack, ["gks_paper_swag"], with_tokens=True)

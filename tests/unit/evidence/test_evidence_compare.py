@@ -1,0 +1,283 @@
+"""A comparison's numbers by hand, and what it refuses or says aloud."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gks_eval.errors import ResultsError
+from gks_eval.evidence.compare import Settings, compare
+from gks_eval.evidence.comparison import Comparison
+from gks_eval.evidence.runs import baseline_first, find_runs
+from gks_eval.evidence.stats.wilson import wilson_interval
+
+
+def _row(comparison, name):
+    return next(row for row in comparison.rows if row.name == name)
+
+
+@pytest.fixture
+def planted(factory, tmp_path):
+    """Two runs: `a` of 200 items, 6 gains and 20 losses; `b` of 101, 9 gains and 3 losses."""
+    first_a, second_a = factory.planted(200, 6, 20, 100)
+    first_b, second_b = factory.planted(101, 9, 3, 40)
+    groups = {"g": (("a", "b"), False), "w": (("a", "b"), True)}
+    factory.write_run(tmp_path / "old", {"a": first_a, "b": first_b}, groups=groups)
+    factory.write_run(tmp_path / "new", {"a": second_a, "b": second_b}, groups=groups)
+    return find_runs([str(tmp_path / "old"), str(tmp_path / "new")])
+
+
+def test_a_paired_accuracy_by_hand(planted):
+    row = _row(compare(planted), "a")
+    old, new = row.scores["old"], row.scores["new"]
+    assert (old.value, new.value, old.n) == (120 / 200, 106 / 200, 200)
+    assert (old.low, old.high) == pytest.approx(wilson_interval(120, 200))
+    difference = row.differences[0]
+    assert difference.difference == pytest.approx(-14 / 200)
+    assert (difference.gains, difference.losses, difference.n) == (6, 20, 200)
+    assert difference.method == "mcnemar"
+    assert difference.p == pytest.approx(stats.binomtest(6, 26).pvalue)
+    assert difference.low < -14 / 200 < difference.high < 0
+    # sqrt(200) d = 1.959964 sqrt(0.13) + 0.841621 sqrt(0.13 - d^2)
+    d = difference.detectable
+    assert math.sqrt(200) * d == pytest.approx(
+        1.959964 * math.sqrt(0.13) + 0.841621 * math.sqrt(0.13 - d * d), abs=1e-5
+    )
+
+
+def test_holm_runs_over_the_tasks_and_leaves_groups_out(planted):
+    comparison = compare(planted)
+    p = {name: _row(comparison, name).differences[0].p for name in ("a", "b")}
+    low, high = sorted(p, key=p.get)
+    adjusted = {name: _row(comparison, name).differences[0].p_holm for name in ("a", "b")}
+    assert adjusted[low] == pytest.approx(min(1.0, 2 * p[low]))
+    assert adjusted[high] == pytest.approx(max(adjusted[low], p[high]))
+    assert _row(comparison, "g").differences[0].p_holm is None
+
+
+def test_group_averages_weigh_as_lm_eval_says(planted):
+    comparison = compare(planted)
+    plain, weighted = _row(comparison, "g"), _row(comparison, "w")
+    a, b = -14 / 200, 6 / 101
+    assert plain.weighting == "plain"
+    assert weighted.weighting == "by size"
+    assert plain.differences[0].difference == pytest.approx((a + b) / 2)
+    assert weighted.differences[0].difference == pytest.approx((-14 + 6) / 301)
+    assert plain.scores["old"].value == pytest.approx((120 / 200 + 43 / 101) / 2)
+    assert plain.scores["old"].n == 301
+    assert plain.differences[0].method == "group bootstrap"
+
+
+def test_a_group_s_interval_is_that_of_the_normal_formula(planted):
+    d = _row(compare(planted), "g").differences[0]
+    variance = 0.0
+    for gains, losses, n in ((6, 20, 200), (9, 3, 101)):
+        variance += ((gains + losses) / n - ((gains - losses) / n) ** 2) / n / 4
+    half = 1.959964 * math.sqrt(variance)
+    assert (d.low, d.high) == pytest.approx((d.difference - half, d.difference + half), abs=0.004)
+    expected = 2 * stats.norm.sf(abs(d.difference) / math.sqrt(variance))
+    assert d.p == pytest.approx(expected, abs=0.05)  # differences lie on a grid
+    assert d.detectable == pytest.approx((1.959964 + 0.841621) * math.sqrt(variance), rel=1e-5)
+
+
+def test_flips_are_exactly_the_items_that_changed(planted):
+    flips = [flip for flip in compare(planted).flips if flip.task == "a"]
+    assert sum(flip.change == "gain" for flip in flips) == 6
+    assert sum(flip.change == "loss" for flip in flips) == 20
+    assert len({(flip.doc_hash, flip.occurrence) for flip in flips}) == 26
+
+
+def test_continuous_scores_are_bootstrapped(factory, tmp_path):
+    rng = np.random.default_rng(2)
+    first = rng.normal(0.5, 0.2, 300)
+    second = first + rng.normal(0.02, 0.1, 300)
+    factory.write_run(tmp_path / "x", {"a": list(first)}, metric="f1")
+    factory.write_run(tmp_path / "y", {"a": list(second)}, metric="f1")
+    row = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")])).rows[0]
+    d = row.differences[0]
+    assert d.method == "bootstrap"
+    assert not row.binary
+    expected = stats.ttest_rel(second, first)
+    assert d.p == pytest.approx(expected.pvalue, abs=0.01)
+    interval = expected.confidence_interval()
+    assert (d.low, d.high) == pytest.approx((interval.low, interval.high), abs=0.002)
+    assert row.scores["x"].method == "bootstrap"
+
+
+def test_without_samples_the_comparison_is_unpaired_and_says_so(factory, tmp_path):
+    factory.write_run(tmp_path / "x", {"a": [1.0] * 60 + [0.0] * 40}, samples=False)
+    factory.write_run(tmp_path / "y", {"a": [1.0] * 75 + [0.0] * 25})
+    row = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")])).rows[0]
+    d = row.differences[0]
+    assert d.method == "unpaired"
+    assert "no samples logged" in d.note
+    assert d.difference == pytest.approx(0.15)
+    assert row.scores["x"].method == "wilson"
+    assert (d.gains, d.losses) == (None, None)
+
+
+def test_a_metric_that_is_no_mean_is_compared_by_its_standard_error(factory, tmp_path):
+    for name in ("x", "y"):
+        path = factory.write_run(tmp_path / name, {"a": [0.2, 0.4, 0.9]}, metric="f1")
+        data = json.loads(path.read_text())
+        data["results"]["a"]["f1,none"] = 0.7 if name == "x" else 0.8
+        data["configs"]["a"]["metric_list"][0]["aggregation"] = "f1"
+        path.write_text(json.dumps(data))
+    d = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")])).rows[0].differences[0]
+    assert d.method == "unpaired"
+    assert "no mean over items" in d.note
+    assert d.difference == pytest.approx(0.1)
+
+
+def test_samples_that_do_not_add_up_to_the_results_are_refused(factory, tmp_path):
+    for name in ("x", "y"):
+        path = factory.write_run(tmp_path / name, {"a": [0.0, 1.0, 1.0, 0.0]})
+    path.write_text(path.read_text().replace('"acc,none": 0.5', '"acc,none": 0.75'))
+    with pytest.raises(ResultsError, match="of two runs"):
+        compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"version": 2.0}, "version 1.0 against 2.0"), ({"shots": 3}, "0 shots against 3")],
+)
+def test_other_versions_and_shots_are_refused_unless_forced(factory, tmp_path, change, said):
+    factory.write_run(tmp_path / "x", {"a": [1.0, 0.0] * 10})
+    factory.write_run(tmp_path / "y", {"a": [1.0, 0.0] * 10}, **change)
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    with pytest.raises(ResultsError, match=said) as caught:
+        compare(runs)
+    assert "--force" in str(caught.value)
+    forced = compare(runs, Settings(force=True))
+    assert any(said in note for note in forced.notes)
+    assert forced.forced
+
+
+def test_other_prompts_are_refused_unless_forced(factory, tmp_path):
+    for name, tail in (("x", ""), ("y", "!")):
+        rows = [factory.sample(i, 1.0, prompt=f"Q{i}{tail}") for i in range(8)]
+        factory.write_run(tmp_path / name, {"a": rows})
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    with pytest.raises(ResultsError, match="other prompts in 8 of 8 pairs"):
+        compare(runs)
+    assert compare(runs, Settings(force=True)).rows[0].differences[0].n == 8
+
+
+def test_items_without_a_partner_are_counted(factory, tmp_path):
+    rows = [factory.sample(i, 1.0) for i in range(12)]
+    factory.write_run(tmp_path / "x", {"a": rows[:10]})
+    factory.write_run(tmp_path / "y", {"a": rows[2:]})
+    d = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")])).rows[0].differences[0]
+    assert (d.n, d.unpaired_baseline, d.unpaired_candidate) == (8, 2, 2)
+    assert "4 items have no partner" in d.note
+
+
+def test_shuffled_files_with_duplicates_pair_the_same(factory, tmp_path):
+    rng = random.Random(1)
+    questions = ["twice", "twice", *(f"q{i}" for i in range(30))]
+    first = [
+        factory.sample(i, float(rng.random() < 0.5), question=q) for i, q in enumerate(questions)
+    ]
+    second = [
+        factory.sample(i, float(rng.random() < 0.5), question=q) for i, q in enumerate(questions)
+    ]
+    expected = (
+        sum(b["acc"] > a["acc"] for a, b in zip(first, second, strict=True)),
+        sum(b["acc"] < a["acc"] for a, b in zip(first, second, strict=True)),
+    )
+    rng.shuffle(second)
+    factory.write_run(tmp_path / "x", {"a": first})
+    factory.write_run(tmp_path / "y", {"a": second})
+    d = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")])).rows[0].differences[0]
+    assert (d.gains, d.losses, d.n) == (*expected, 32)
+
+
+def test_missing_tasks_are_said_and_groups_that_lack_one_are_left_out(factory, tmp_path):
+    scores = [1.0, 0.0] * 10
+    groups = {"g": (("a", "b"), True)}
+    factory.write_run(tmp_path / "x", {"a": scores, "b": scores}, groups=groups)
+    factory.write_run(tmp_path / "y", {"a": scores})
+    comparison = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")]))
+    assert "b (acc,none) is missing in y" in comparison.notes
+    assert "g cannot be averaged for y: no b" in comparison.notes
+    assert set(_row(comparison, "g").scores) == {"x"}
+
+
+def test_what_cannot_be_compared_is_refused(factory, tmp_path):
+    factory.write_run(tmp_path / "x", {"a": [1.0, 0.0]})
+    factory.write_run(tmp_path / "y", {"b": [1.0, 0.0]})
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    with pytest.raises(ResultsError, match="shares no task"):
+        compare(runs)
+    with pytest.raises(ResultsError, match="two runs"):
+        compare(runs[:1])
+    with pytest.raises(ResultsError, match=r"'acx'; did you mean 'acc'"):
+        compare(runs, Settings(metric="acx"))
+    with pytest.raises(ResultsError, match="task or group 'c'"):
+        compare(runs, Settings(tasks=("c",)))
+
+
+def test_a_group_named_brings_its_tasks(planted):
+    comparison = compare(planted, Settings(tasks=("g",)))
+    assert [row.name for row in comparison.rows] == ["a", "b", "g"]
+    assert [row.name for row in compare(planted, Settings(tasks=("b",))).rows] == ["b"]
+
+
+def test_the_same_files_give_the_same_numbers_in_any_company(planted, factory, tmp_path):
+    factory.write_run(tmp_path / "third", {"a": [1.0] * 200, "b": [1.0] * 101})
+    third = find_runs([str(tmp_path / "third")])
+    alone, together = compare(planted), compare([*planted, *third])
+    assert alone.to_json() == compare(planted).to_json()
+    for name in ("a", "b", "g"):
+        kept = [d for d in _row(together, name).differences if d.candidate == "new"]
+        assert _row(alone, name).differences == kept
+
+
+def test_the_baseline_can_be_chosen(planted):
+    assert [run.label for run in baseline_first(planted, "new")] == ["new", "old"]
+    with pytest.raises(ResultsError, match="did you mean 'new'"):
+        baseline_first(planted, "nev")
+
+
+def test_filters_and_metrics_can_be_named(golden):
+    runs = find_runs([str(golden / "llama-0"), str(golden / "llama-1")])
+    comparison = compare(runs, Settings(metric="exact_match,letters"))
+    assert [row.metric for row in comparison.rows] == ["exact_match,letters"]
+    assert {row.metric for row in compare(runs, Settings(metric="acc_norm")).rows} == {
+        "acc_norm,none"
+    }
+
+
+def test_real_runs_agree_with_what_lm_eval_recorded(golden):
+    runs = find_runs([str(golden / "llama-0"), str(golden / "llama-1")])
+    comparison = compare(runs)
+    for run in runs:
+        for path in run.files:
+            recorded = json.loads(path.joinpath("..", path.name).resolve().read_text())["results"]
+            for name, entry in recorded.items():
+                row = _row(comparison, name)
+                assert row.scores[run.label].value == pytest.approx(entry[row.metric])
+
+
+def test_the_json_reads_back(planted):
+    comparison = compare(planted)
+    text = comparison.to_json()
+    assert json.loads(text)["schema"] == "gks_eval.compare/1"
+    assert Comparison.model_validate_json(text) == comparison
+
+
+def test_the_csv_holds_every_number(planted):
+    from gks_eval.evidence.tables.csv_file import to_csv
+
+    lines = list(csv.DictReader(io.StringIO(to_csv(compare(planted)))))
+    assert len(lines) == 8
+    line = next(entry for entry in lines if (entry["name"], entry["run"]) == ("a", "new"))
+    assert float(line["difference"]) == pytest.approx(-0.07)
+    assert line["losses"] == "20"

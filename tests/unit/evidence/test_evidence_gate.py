@@ -1,0 +1,368 @@
+"""The gate: a pure verdict, its size and power by simulation, never a silent pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from gks_eval.config.gate import GatePolicy, Limits
+from gks_eval.config.yaml import load_typed, parse_typed
+from gks_eval.errors import ConfigError
+from gks_eval.evidence.gate import drop_p, gate, measure
+from gks_eval.evidence.runs import one_run
+from gks_eval.evidence.stats.power import mcnemar_power
+from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
+from gks_eval.evidence.verdict import Check, Verdict, judge, unjudgeable
+
+RNG = np.random.default_rng(0)
+
+
+def _check(p: float | None = 0.5, n: int = 1000, **changes: object) -> Check:
+    facts: dict[str, object] = {
+        "kind": "task",
+        "name": "a",
+        "metric": "acc,none",
+        "limits": GatePolicy().limits("task", "a"),
+        "baseline": 0.7,
+        "candidate": 0.7,
+        "higher_is_better": True,
+        "binary": True,
+        "change": 0.0,
+        "n": n,
+        "p": p,
+    }
+    return Check.model_validate(facts | changes)
+
+
+# --- the verdict --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("checks", "status", "code"),
+    [
+        ([_check()], "pass", 0),
+        ([_check(0.05)], "regression", 1),
+        ([_check(0.0500001)], "pass", 0),
+        ([_check(n=99)], "unjudged", 2),
+        ([_check(n=100)], "pass", 0),
+        ([_check(1e-9, n=99)], "unjudged", 2),
+        ([_check(None)], "unjudged", 2),
+        ([_check(1e-9, problem="missing")], "unjudged", 2),
+        ([_check(), _check(problem="missing")], "unjudged", 2),
+        ([_check(0.001), _check(problem="missing")], "regression", 1),
+        ([], "unjudged", 2),
+    ],
+)
+def test_the_verdict_is_a_function_of_the_checks(checks, status, code):
+    verdict = judge(checks, GatePolicy())
+    assert (verdict.status, verdict.exit_code) == (status, code)
+
+
+def test_every_failure_says_why():
+    verdict = judge([_check(0.001), _check(problem="missing in the candidate")], GatePolicy())
+    assert all(outcome.reasons for outcome in verdict.outcomes)
+    assert unjudgeable("broken", GatePolicy(), "b", "c").notes[0] == "broken"
+    assert judge([], GatePolicy()).notes == ["there was nothing to check"]
+
+
+def test_holm_spans_all_checks_that_can_be_judged():
+    checks = [_check(0.02), _check(0.5), _check(0.001, problem="x")]
+    assert [o.p_adjusted for o in judge(checks, GatePolicy()).outcomes] == [0.04, 0.5, None]
+    assert judge(checks[:2], GatePolicy()).status == "regression"
+    assert judge([_check(0.03), _check(0.5)], GatePolicy()).status == "pass"
+    plain = GatePolicy(correction="none")
+    assert judge([_check(0.03), _check(0.5)], plain).status == "regression"
+
+
+def test_a_floor_holds_whatever_the_pairs_say():
+    floor = {"limits": Limits(max_drop=0.0, alpha=0.05, min_pairs=100, floor=0.71)}
+    assert judge([_check(**floor)], GatePolicy()).status == "regression"
+    assert judge([_check(n=3, **floor)], GatePolicy()).status == "regression"
+    assert judge([_check(candidate=0.71, **floor)], GatePolicy()).status == "pass"
+    lower = judge([_check(candidate=0.72, higher_is_better=False, **floor)], GatePolicy())
+    assert lower.status == "regression"
+    assert judge([_check(candidate=None, problem="missing", **floor)], GatePolicy()).exit_code == 2
+
+
+def test_an_own_alpha_is_kept():
+    strict = Limits(max_drop=0.0, alpha=0.001, min_pairs=100)
+    assert judge([_check(0.01, limits=strict)], GatePolicy()).status == "pass"
+    assert judge([_check(0.0009, limits=strict)], GatePolicy()).status == "regression"
+
+
+# --- size and power -----------------------------------------------------------------------------
+
+
+def _simulate(n, discordance, drop, tolerance, trials, seed):
+    rng = np.random.default_rng(seed)
+    loss, gain = (discordance + drop) / 2, (discordance - drop) / 2
+    failed = 0
+    cache: dict[tuple[int, int], float] = {}
+    for gains, losses, _ in rng.multinomial(n, [gain, loss, 1 - discordance], size=trials):
+        key = (int(gains), int(losses))
+        if key not in cache:
+            changes = np.concatenate([np.ones(gains), -np.ones(losses), np.zeros(n - sum(key))])
+            cache[key] = drop_p(changes, True, tolerance, RNG)
+        failed += judge([_check(cache[key], n=n)], GatePolicy()).exit_code == 1
+    return failed / trials
+
+
+def test_a_planted_drop_of_five_points_is_caught():
+    caught = _simulate(1000, 0.15, 0.05, 0.0, 2_000, seed=1)
+    assert caught >= 0.95
+    assert caught == pytest.approx(mcnemar_power(1000, 0.15, 0.05), abs=0.01)
+
+
+@pytest.mark.parametrize(("n", "discordance"), [(100, 0.3), (1000, 0.15), (5000, 0.05)])
+def test_no_change_fails_at_most_alpha_often(n, discordance):
+    failed = _simulate(n, discordance, 0.0, 0.0, 4_000, seed=n)
+    # Three standard errors of the simulation above alpha.
+    assert failed <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 4_000)
+    assert failed == pytest.approx(mcnemar_power(n, discordance, 0.0), abs=0.012)
+
+
+def test_a_drop_as_large_as_tolerated_fails_at_most_about_alpha_often():
+    assert _simulate(1000, 0.15, 0.02, 0.02, 4_000, seed=5) <= 0.05 + 0.012
+    assert _simulate(1000, 0.15, 0.0, 0.02, 2_000, seed=6) <= 0.005
+    assert _simulate(1000, 0.15, 0.07, 0.02, 2_000, seed=7) >= 0.95
+
+
+def test_many_unchanged_tasks_together_fail_at_most_alpha_often():
+    rng = np.random.default_rng(3)
+    failed = 0
+    for _ in range(200):
+        checks = []
+        for _ in range(9):
+            gains, losses, _rest = rng.multinomial(300, [0.1, 0.1, 0.8])
+            changes = np.concatenate([np.ones(gains), -np.ones(losses), np.zeros(300)])
+            checks.append(_check(drop_p(changes, True, 0.0, RNG), n=300))
+        failed += judge(checks, GatePolicy()).exit_code == 1
+    assert failed / 200 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+
+
+def test_a_continuous_metric_has_the_right_size_and_power():
+    rng = np.random.default_rng(4)
+    same = [drop_p(rng.normal(0, 1, 80), False, 0.0, rng) <= 0.05 for _ in range(100)]
+    worse = [drop_p(rng.normal(-0.5, 1, 80), False, 0.0, rng) <= 0.05 for _ in range(30)]
+    assert np.mean(same) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 100)
+    assert np.mean(worse) >= 0.95
+
+
+# --- from files ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(factory, tmp_path):
+    def make(gains: int = 50, losses: int = 50, n: int = 1000, **changes: object) -> tuple:
+        first, second = factory.planted(n, gains, losses, n // 2)
+        factory.write_run(tmp_path / "old", {"a": first, "b": first})
+        factory.write_run(tmp_path / "new", {"a": second, "b": first}, **changes)
+        return one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new"))
+
+    return make
+
+
+def test_unchanged_runs_pass(pair):
+    verdict = gate(*pair(), GatePolicy())
+    assert (verdict.status, len(verdict.outcomes)) == ("pass", 2)
+
+
+def test_a_planted_regression_in_files_is_caught(pair):
+    verdict = gate(*pair(50, 100), GatePolicy())
+    assert verdict.exit_code == 1
+    assert [o.status for o in verdict.outcomes] == ["regression", "pass"]
+    check = verdict.outcomes[0].check
+    assert (check.gains, check.losses, check.n) == (50, 100, 1000)
+    assert check.change == pytest.approx(-0.05)
+
+
+def test_a_tolerated_drop_passes(pair):
+    policy = GatePolicy(tasks={"a": Limits(max_drop=0.05)})
+    assert gate(*pair(50, 100), policy).exit_code == 0
+
+
+def test_an_improvement_passes_and_lower_is_better_is_turned(factory, tmp_path):
+    first, second = factory.planted(500, 60, 10, 200)
+    for direction, code in ((True, 0), (False, 1)):
+        for name, scores in (("old", first), ("new", second)):
+            factory.write_run(tmp_path / name, {"a": scores}, higher_is_better=direction)
+        runs = one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new"))
+        assert gate(*runs, GatePolicy()).exit_code == code
+
+
+def test_a_group_is_judged_on_its_tasks(factory, tmp_path):
+    same = [1.0, 0.0] * 150
+    first, second = factory.planted(301, 5, 60, 150)
+    for name, scores in (("old", first), ("new", second)):
+        groups = {"g": (("a", "b"), False)}
+        factory.write_run(tmp_path / name, {"a": scores, "b": same}, groups=groups)
+    runs = one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new"))
+    outcome = gate(*runs, GatePolicy()).outcomes[-1]
+    assert outcome.check.kind == "group"
+    assert outcome.check.change == pytest.approx(-55 / 301 / 2)
+    assert outcome.status == "regression"
+    tolerant = gate(*runs, GatePolicy(groups={"g": Limits(max_drop=0.12)})).outcomes[-1]
+    assert tolerant.status == "pass"
+
+
+def _without_task(new: Path) -> None:
+    path = next(new.glob("results_*"))
+    data = json.loads(path.read_text())
+    del data["results"]["a"]
+    path.write_text(json.dumps(data))
+
+
+def _without_samples(new: Path) -> None:
+    next(new.glob("samples_a_*")).unlink()
+
+
+def _half_written_samples(new: Path) -> None:
+    path = next(new.glob("samples_a_*"))
+    path.write_text(path.read_text()[:-100])
+
+
+def _other_documents(new: Path) -> None:
+    path = next(new.glob("samples_a_*"))
+    path.write_text(path.read_text().replace('"doc_hash": "', '"doc_hash": "x', 1))
+
+
+def _no_direction(new: Path) -> None:
+    path = next(new.glob("results_*"))
+    path.write_text(path.read_text().replace('"acc": true', '"acc": null'))
+
+
+def _no_metric(new: Path) -> None:
+    for path in new.glob("*"):
+        path.write_text(path.read_text().replace("acc", "bcc"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_without_task, "missing in the candidate"),
+        (_without_samples, "no samples logged"),
+        (_half_written_samples, "half written"),
+        (_other_documents, "without a partner"),
+        (_no_direction, "higher acc"),
+        (_no_metric, "no metric acc,none"),
+    ],
+)
+def test_what_cannot_be_judged_never_passes(pair, tmp_path, damage, said):
+    pair()
+    damage(tmp_path / "new")
+    verdict = gate(one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new")), GatePolicy())
+    assert verdict.exit_code == 2
+    assert said in "; ".join(verdict.outcomes[0].reasons)
+
+
+def test_other_versions_and_prompts_cannot_be_judged(pair):
+    verdict = gate(*pair(version=2.0), GatePolicy())
+    assert verdict.exit_code == 2
+    assert "version 1.0 against 2.0" in verdict.outcomes[0].reasons[0]
+
+
+def test_a_required_task_that_nobody_has_cannot_be_judged(pair):
+    verdict = gate(*pair(), GatePolicy(required=["piqa"]))
+    assert verdict.exit_code == 2
+    assert verdict.outcomes[-1].check.name == "piqa"
+    listed = gate(*pair(), GatePolicy(only_listed=True, tasks={"c": Limits()}))
+    assert listed.exit_code == 2
+
+
+def test_only_listed_checks_what_is_listed(pair):
+    runs = pair(50, 100)
+    policy = GatePolicy(only_listed=True, required=["b"])
+    assert [c.name for c in measure(*runs, policy)] == ["b"]
+    assert gate(*runs, policy).exit_code == 0
+    assert gate(*runs, GatePolicy(only_listed=True)).exit_code == 2
+
+
+def test_a_run_is_not_judged_against_itself(pair, tmp_path):
+    old, _ = pair()
+    verdict = gate(old, old, GatePolicy())
+    assert verdict.exit_code == 2
+    assert "same files" in verdict.outcomes[0].reasons[0]
+
+
+def test_a_group_with_a_task_that_cannot_be_judged_is_not_judged(factory, tmp_path):
+    scores = [1.0, 0.0] * 150
+    for name in ("old", "new"):
+        groups = {"g": (("a", "b"), True)}
+        factory.write_run(tmp_path / name, {"a": scores, "b": scores}, groups=groups)
+    next((tmp_path / "new").glob("samples_b_*")).unlink()
+    verdict = gate(one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new")), GatePolicy())
+    reasons = {o.check.name: o.reasons for o in verdict.outcomes}
+    assert reasons["a"] == []
+    assert "b: cannot be paired" in reasons["g"][0]
+
+
+def test_new_tasks_of_the_candidate_are_noted(factory, tmp_path):
+    scores = [1.0, 0.0] * 150
+    factory.write_run(tmp_path / "old", {"a": scores})
+    factory.write_run(tmp_path / "new", {"a": scores, "z": scores})
+    verdict = gate(one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new")), GatePolicy())
+    assert verdict.exit_code == 0
+    assert verdict.notes == ["z is not judged: the baseline does not have it"]
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def test_junit_counts_and_escapes():
+    checks = [_check(0.001, name="<a>&"), _check(problem="mis\x00sing"), _check()]
+    root = ElementTree.fromstring(to_junit(judge(checks, GatePolicy())))
+    suite = root[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "1", "1")
+    assert suite[0].get("name") == "<a>&"
+    assert [len(case.findall("failure")) for case in suite] == [1, 0, 0]
+    assert suite[1].find("error").get("message") == "missing"
+
+
+def test_junit_of_nothing_is_an_error():
+    root = ElementTree.fromstring(to_junit(unjudgeable("broken file", GatePolicy(), "b", "c")))
+    assert root.get("errors") == "1"
+    assert "broken file" in root[0][0].find("error").get("message")
+
+
+def test_the_table_shows_what_failed_first_and_why():
+    verdict = judge([_check(), _check(0.001, name="bad"), _check(problem="gone")], GatePolicy())
+    table = verdict_table(verdict)
+    assert [row[1] for row in table.rows] == ["REGRESSION", "NOT JUDGED", "passed"]
+    assert any(note.startswith("bad: worse by") for note in table.notes)
+    assert headline(verdict) == "gate: REGRESSION (1 passed, 1 regression, 1 not judged)"
+
+
+def test_the_json_reads_back():
+    verdict = judge([_check(0.001)], GatePolicy(), "b", "c")
+    assert json.loads(verdict.to_json())["schema"] == "gks_eval.gate/1"
+    assert Verdict.model_validate_json(verdict.to_json()) == verdict
+
+
+# --- the policy ---------------------------------------------------------------------------------
+
+
+def test_a_policy_fills_in_its_defaults():
+    text = "max_drop: 0.01\ntasks:\n  a: {alpha: 0.01}\n  b:\ngroups:\n  g: {min_pairs: 5}\n"
+    policy = parse_typed(text, GatePolicy, "gate.yaml")
+    assert policy.limits("task", "a") == Limits(max_drop=0.01, alpha=0.01, min_pairs=100)
+    assert policy.limits("task", "b") == policy.limits("task", "unlisted")
+    assert policy.limits("group", "g").min_pairs == 5
+
+
+def test_all_faults_of_a_policy_are_told_at_once(tmp_path):
+    path = tmp_path / "gate.yaml"
+    path.write_text("max_drop: 2\nalpha: 0\ntasks:\n  a:\n    max_dorp: 0.1\nversion: 7\n")
+    with pytest.raises(ConfigError) as caught:
+        load_typed(path, GatePolicy)
+    for said in ("line 1: max_drop: write a drop as a fraction", "line 2", "line 5", "line 6"):
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, 5, float("nan")])
+def test_a_drop_that_would_tolerate_anything_is_refused(value):
+    with pytest.raises(ValueError):
+        Limits(max_drop=value)

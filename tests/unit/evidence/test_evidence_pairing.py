@@ -1,0 +1,98 @@
+"""Pairing by document and occurrence, and what makes two runs incomparable."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from gks_eval.evidence.pairing import differences, pair_items
+from gks_eval.evidence.runs import one_run
+from gks_eval.evidence.samples import Item, read_samples
+
+
+def _items(hashes: list[str], start: int = 0) -> list[Item]:
+    seen: dict[str, int] = {}
+    items = []
+    for index, name in enumerate(hashes):
+        items.append(
+            Item(start + index, (name, seen.get(name, 0)), f"p{name}", f"t{name}", {"acc": 1.0})
+        )
+        seen[name] = seen.get(name, 0) + 1
+    return items
+
+
+def test_pairs_match_a_naive_loop_on_random_multisets():
+    rng = random.Random(5)
+    for _ in range(50):
+        first = [rng.choice("abcdef") for _ in range(rng.randrange(12))]
+        second = [rng.choice("abcdef") for _ in range(rng.randrange(12))]
+        left = list(second)
+        expected = 0
+        for name in first:
+            if name in left:
+                left.remove(name)
+                expected += 1
+        pairing = pair_items(_items(first), _items(second))
+        assert len(pairing.pairs) == expected
+        assert pairing.only_first == len(first) - expected
+        assert pairing.only_second == len(second) - expected
+        assert all(a.key == b.key for a, b in pairing.pairs)
+
+
+def test_real_runs_pair_completely(golden):
+    runs = [one_run(str(golden / name)) for name in ("llama-0", "llama-1")]
+    tasks = [run.tasks["ev_maths"] for run in runs]
+    samples = [read_samples(task) for task in tasks]
+    assert samples[0]
+    assert samples[1]
+    pairing = pair_items(samples[0].by_filter["none"], samples[1].by_filter["none"])
+    assert (len(pairing.pairs), pairing.only_first, pairing.only_second) == (10, 0, 0)
+    assert differences(*tasks, pairing) == []
+
+
+def test_a_limited_run_is_found(golden):
+    first, second = (one_run(str(golden / name)).tasks["ev_maths"] for name in ("llama-0", "dummy"))
+    samples = [read_samples(task) for task in (first, second)]
+    assert samples[0]
+    assert samples[1]
+    pairing = pair_items(samples[0].by_filter["none"], samples[1].by_filter["none"])
+    assert len(pairing.pairs) == 5
+    assert differences(first, second, pairing) == ["limited to 10 items against 5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": "2.0"}, "version 1.0 against 2.0"),
+        ({"shots": 5}, "0 shots against 5"),
+        ({"original": 11}, "a split of 10 items against 11"),
+        ({"n": 9}, "limited to 10 items against 9"),
+        ({"prompt_stamp": "x/"}, "chat template"),
+        ({"config": {"doc_to_text": "other"}}, "another doc_to_text"),
+    ],
+)
+def test_each_difference_is_said(golden, change, said):
+    task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
+    assert any(said in line for line in differences(task, replace(task, **change), None))
+
+
+def test_functions_dumped_with_an_address_are_not_compared(golden):
+    task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
+    first = replace(task, config={"doc_to_text": "<function f at 0x1>"})
+    second = replace(task, config={"doc_to_text": "<function f at 0x2>"})
+    assert differences(first, second, None) == []
+
+
+def test_other_prompts_and_answers_are_counted():
+    first = _items(["a", "b"])
+    second = [replace(first[0], prompt_hash="x"), replace(first[1], target_hash="x")]
+    pairing = pair_items(first, second)
+    assert (pairing.other_prompt, pairing.other_target) == (1, 1)
+
+
+def test_runs_without_a_common_item_are_found(golden):
+    task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
+    pairing = pair_items(_items(["a"]), _items(["b"]))
+    assert "no item in common" in differences(task, task, pairing)

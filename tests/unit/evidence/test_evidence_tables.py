@@ -1,0 +1,118 @@
+"""Tables as text: marks, escapes, and what a spreadsheet or terminal could take for a command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from gks_eval.evidence.comparison import Comparison, Row, RunInfo, Score
+from gks_eval.evidence.excerpts import excerpts
+from gks_eval.evidence.runs import one_run
+from gks_eval.evidence.tables.content import best_two, leaderboard, number
+from gks_eval.evidence.tables.csv_file import to_csv
+from gks_eval.evidence.tables.escape import csv_text, latex, markdown, plain
+from gks_eval.evidence.tables.latex_table import to_latex
+from gks_eval.evidence.tables.markdown import to_markdown
+from gks_eval.evidence.tables.terminal import print_tables
+
+
+def _comparison(values: dict[str, float], higher: bool | None = True) -> Comparison:
+    scores = {
+        label: Score(value=value, n=50, low=None, high=None, method="none")
+        for label, value in values.items()
+    }
+    row = Row(
+        kind="task",
+        name="a_b",
+        metric="acc,none",
+        binary=True,
+        higher_is_better=higher,
+        scores=scores,
+        differences=[],
+    )
+    runs = [
+        RunInfo(label=label, folder="", files=[], model="hf", model_args="", info={})
+        for label in values
+    ]
+    return Comparison(
+        baseline=next(iter(values)),
+        confidence=0.95,
+        draws=99,
+        seed=0,
+        forced=False,
+        runs=runs,
+        rows=[row],
+        flips=[],
+        notes=[],
+    )
+
+
+def test_best_and_second_are_marked_with_ties_as_shown():
+    row = _comparison({"x": 0.50001, "y": 0.50002, "z": 0.4, "w": 0.3}).rows[0]
+    assert best_two(row) == {"x": "best", "y": "best", "z": "second"}
+    lower = _comparison({"x": 0.5, "y": 0.4}, higher=False).rows[0]
+    assert best_two(lower) == {"y": "best", "x": "second"}
+    assert best_two(_comparison({"x": 0.5, "y": 0.4}, higher=None).rows[0]) == {}
+    assert best_two(_comparison({"x": 0.5, "y": 0.5}).rows[0]) == {}
+
+
+def test_latex_is_laid_out_as_the_paper_s():
+    text = to_latex(_comparison({"base": 0.5, "50%_{x}": 0.6}))
+    assert r"base & \underline{50.00} \\" in text
+    assert r"50\%\_\{x\} & \textbf{60.00} \\" in text
+    assert r"$n$ & 50 \\" in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+
+
+def test_markdown_cells_cannot_break_the_table():
+    text = to_markdown([leaderboard(_comparison({"a|b": 0.5, "<script>": 0.6}))])
+    assert "a\\|b" in text
+    assert "<script>" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", " =1", "\r\n=1", "＝1"])
+def test_formulas_stay_text_in_csv(text):
+    assert csv_text(text).startswith("'")
+    lines = list(csv.reader(io.StringIO(to_csv(_comparison({"b": 0.5, text: 0.6})))))
+    assert lines[2][3] == csv_text(text)
+
+
+def test_harmless_texts_and_numbers_are_left_alone_in_csv():
+    assert csv_text("piqa") == "piqa"
+    assert csv_text("") == ""
+
+
+def test_control_characters_never_reach_a_terminal():
+    out = io.StringIO()
+    comparison = _comparison({"x\x1b[31m\x07": 0.5, "y\u202e": 0.6})
+    print_tables([leaderboard(comparison)], Console(file=out, width=120))
+    assert not set(out.getvalue()) & {"\x1b", "\x07", "\u202e"}
+    assert "[31m" in out.getvalue()
+    assert plain("a\nb\tc") == "a b c"
+
+
+def test_escapes():
+    assert latex("a_b & 5% ~ ^ \\") == (
+        r"a\_b \& 5\% \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    )
+    assert markdown("[x](y)") == r"\[x\]\(y\)"
+
+
+def test_numbers():
+    assert number(0.12345, True) == "12.35"
+    assert number(-0.1, True, signed=True) == "-10.00"
+    assert number(12.34567, False) == "12.35"
+    assert number(None, True) == "–"
+
+
+def test_excerpts_are_the_ends_of_prompts(golden):
+    run = one_run(str(golden / "llama-0"))
+    found = excerpts(run, [("ev_maths", 0), ("ev_birds", 5), ("nowhere", 1)], length=20)
+    assert found[("ev_maths", 0)] == "…s 1 plus 2? Answer:"
+    assert set(found) == {("ev_maths", 0), ("ev_birds", 5)}

@@ -1,0 +1,108 @@
+"""`gks-eval run`: what it hands to lm-eval, and a real run of lm-eval with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gks_eval.cli.run import folders_of_config, harness_argv, include_paths
+from gks_eval.errors import UsageError
+from gks_eval.paths import tasks_dir
+
+
+@pytest.mark.parametrize(
+    ("given", "argv", "folders"),
+    [
+        ("", "run", ""),
+        ("--help", "run --help", ""),
+        ("--model hf --tasks a b", "run --model hf --tasks a b", ""),
+        ("run --model hf", "run --model hf", ""),
+        ("ls tasks", "ls tasks", ""),
+        ("validate --tasks a", "validate --tasks a", ""),
+        ("--include_path x --model hf", "run --model hf", "x"),
+        ("--model hf --include_path=x", "run --model hf", "x"),
+        ("ls tasks --include_path x --include_path=y", "ls tasks", "x y"),
+        ("--model_args a=1 b=2 -b 8", "run --model_args a=1 b=2 -b 8", ""),
+    ],
+)
+def test_include_path_is_parted_from_the_rest(given: str, argv: str, folders: str) -> None:
+    assert harness_argv(given.split()) == (argv.split(), folders.split())
+
+
+@pytest.mark.parametrize("given", ["--include_path", "--include_path=", "--include_path --model"])
+def test_include_path_without_a_folder_is_a_usage_error(given: str) -> None:
+    with pytest.raises(UsageError, match="needs a folder"):
+        harness_argv(given.split())
+
+
+def test_the_users_folders_come_after_ours(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    ours = str(tasks_dir())
+    assert include_paths([]) == [ours]
+    assert include_paths([str(one), str(two)]) == [ours, str(one), str(two)]
+    assert include_paths([], [str(two)]) == [ours, str(two)]
+    assert include_paths([str(one)], [str(two)]) == [ours, str(one)]
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path / 'no'} is no folder"):
+        include_paths([str(tmp_path / "no")])
+
+
+@pytest.fixture
+def toy_task(tmp_path: Path) -> Path:
+    """A folder with one task of one item."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"q": "2 + 2 =", "c": ["4", "5"], "a": 0}) + "\n")
+    (tmp_path / "toy.yaml").write_text(
+        f"task: toy\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {rows}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: "{{c}}"\ndoc_to_target: "{{a}}"\n'
+    )
+    return tmp_path
+
+
+def gks_eval_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "from gks_eval.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "run", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder), "GKS_EVAL_BRIDGE": "0"},
+    )
+
+
+def test_lm_eval_runs_the_users_task_and_is_given_ours(toy_task: Path) -> None:
+    # argparse lets the flag be written shorter; it must not get lost.
+    done = gks_eval_run(toy_task, "--model", "dummy", "--tasks", "toy", "--include", str(toy_task))
+    assert done.returncode == 0, done.stderr
+    assert "|toy" in done.stdout
+    assert str([str(tasks_dir()), str(toy_task)]) in done.stderr
+
+
+@pytest.mark.parametrize("value", ["x", "[x]", "[x, y]", "", None])
+def test_the_folders_of_lm_evals_configuration_file(tmp_path: Path, value: str | None) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text("model: hf\n" if value is None else f"include_path: {value}\n")
+    expected = {"x": ["x"], "[x]": ["x"], "[x, y]": ["x", "y"]}.get(value or "", [])
+    assert folders_of_config(str(file)) == expected
+
+
+def test_lm_evals_own_error_is_one_sentence_and_knows_our_model(toy_task: Path) -> None:
+    done = gks_eval_run(
+        toy_task, "--model", "no-such-model", "--tasks", "toy", "--include_path", str(toy_task)
+    )
+    assert done.returncode == UsageError.exit_code
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gks-eval: error: lm-eval stopped:")
+    assert "gks_arrow" in last  # though the start-up bridge is off

@@ -1,0 +1,99 @@
+"""Whether a library fits a base: names and shapes of linear layers, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import FAMILIES, TARGETS, assert_sentence, load_tiny, save_library, save_tiny_base
+
+from gks_eval.errors import CompatibilityError
+from gks_eval.fit import check_fit, linear_layers, linear_shapes, meta_shapes
+from gks_eval.library import load_library
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_without_weights_are_those_with(family: str, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(family)
+    shapes = linear_shapes(model)
+    assert meta_shapes(model.config) == shapes
+    assert {
+        name: tuple(layer.weight.shape) for name, layer in linear_layers(model).items()
+    } == shapes
+    for target in TARGETS[family]:
+        assert f"model.layers.1.self_attn.{target}" in shapes
+    assert torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize("quantization", ["4", "8"])
+def test_shapes_of_packed_weights_are_the_layers_own(
+    quantization: str, tiny_model: Callable[..., Any]
+) -> None:
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(**{f"load_in_{quantization}bit": True})
+    packed = tiny_model("phi3", quantization_config=config)
+    assert linear_shapes(packed) == linear_shapes(tiny_model("phi3"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_library_fits_its_base(
+    family: str, tiny_library: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    library = load_library(str(tiny_library(family)))
+    check_fit(library, linear_shapes(tiny_model(family)), "base")
+    assert len(library.modules) == 2 * len(TARGETS[family])
+
+
+def test_another_architecture(
+    tiny_library: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    with pytest.raises(CompatibilityError) as caught:
+        check_fit(library, linear_shapes(tiny_model("llama")), "my/llama")
+    # o_proj is there in both: only the fused qkv_proj is missing.
+    assert_sentence(
+        caught.value,
+        "does not fit my/llama",
+        "no linear layer model.layers.0.self_attn.qkv_proj (nor 1 more)",
+        "the adapters were made for",
+    )
+
+
+CHANGED = {
+    "width": (
+        {"hidden_size": 32},
+        ["model.layers.0.self_attn.o_proj is of shape (32, 32) and the adapters are for (64, 64)"],
+    ),
+    "deeper": (
+        {"num_hidden_layers": 4},
+        ["leave out model.layers.2.self_attn.o_proj and 3 more", "layers_to_transform"],
+    ),
+    "shallower": (
+        {"num_hidden_layers": 1},
+        ["no linear layer model.layers.1.self_attn.o_proj (nor 1 more)"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "parts"), CHANGED.values(), ids=CHANGED.keys())
+def test_another_size(
+    changes: dict[str, int], parts: list[str], tmp_path: Path, tiny_library: Callable[..., Path]
+) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    other = load_tiny(save_tiny_base(tmp_path, "phi3", **changes))
+    with pytest.raises(CompatibilityError) as caught:
+        check_fit(library, linear_shapes(other), "another")
+    assert_sentence(caught.value, library.name, "does not fit another", *parts)
+
+
+def test_adapters_of_some_layers_on_purpose(tmp_path: Path, tiny_base: Callable[..., Path]) -> None:
+    folder = save_library(
+        tmp_path, tiny_base("phi3"), "phi3", experts=("a", "b"), general=(), layers_to_transform=[1]
+    )
+    library = load_library(str(folder))
+    assert all(".1." in module for module in library.modules)
+    check_fit(library, linear_shapes(load_tiny(tiny_base("phi3"))), "base")

@@ -1,0 +1,414 @@
+"""Attaching, swapping and detaching on whole tiny models of three architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from common import FAMILIES, TARGETS, assert_sentence, load_tiny, relative_error, save_library
+from torch import nn
+
+from gks_eval.config.setting import Setting
+from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.inject import Attachment, RoutedLinear, attach
+from gks_eval.library import Library, load_library
+from gks_eval.routed import build, routed_delta
+
+PAPER = Setting()
+EXACT = Setting(rule="delta", combine="outputs", subtract=("en", "de"), top_k=2)
+SETTINGS = [
+    PAPER,
+    EXACT,
+    Setting(router="uniform", rule="orthogonal", subtract=("fr",)),
+    Setting(router="beta", subtract=()),
+    Setting(router="none"),
+]
+TOKENS = torch.randint(4, 260, (2, 13), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def library(tiny_library: Callable[..., Path]) -> Library:
+    return load_library(str(tiny_library("phi3")))
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Any]) -> Any:
+    return tiny_model("phi3")
+
+
+@torch.no_grad()
+def logits(model: nn.Module, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
+    return model(tokens).logits
+
+
+def record(attachment: Attachment) -> dict[str, list[torch.Tensor]]:
+    """Have the coefficients of every forward kept, by layer."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    attachment.observe(lambda name, c_TE: seen.setdefault(name, []).append(c_TE.clone()))
+    return seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detaching_restores_the_model_bit_for_bit(
+    family: str, tiny_library: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    library = load_library(str(tiny_library(family)))
+    model = tiny_model(family)
+    tree = [(name, id(module)) for name, module in model.named_modules()]
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pointers = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    text, before = str(model), logits(model)
+    with attach(model, library, SETTINGS[0]) as attachment:
+        shells = {n for n, m in model.named_modules() if isinstance(m, RoutedLinear)}
+        assert shells == set(library.modules) == set(attachment.layers)
+        assert len(shells) == 2 * len(TARGETS[family])
+        seen = [logits(model)]
+        for setting in SETTINGS[1:]:
+            attachment.apply(setting)
+            seen.append(logits(model))
+    for n, one in enumerate(seen):
+        assert all(relative_error(one, other) > 1e-3 for other in seen[:n]), SETTINGS[n]
+    assert torch.equal(seen[-1], before), "router=none is the base alone"
+    assert [(name, id(module)) for name, module in model.named_modules()] == tree
+    assert str(model) == text
+    state = model.state_dict()
+    assert list(state) == list(weights)
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
+    assert {name: tensor.data_ptr() for name, tensor in state.items()} == pointers
+    assert torch.equal(logits(model), before)
+
+
+def test_detaching_twice_and_after_an_error(model: Any, library: Library) -> None:
+    before = logits(model)
+    attachment = attach(model, library, PAPER)
+    attachment.detach()
+    attachment.detach()
+    with pytest.raises(RuntimeError, match="inside"), attach(model, library, PAPER):
+        raise RuntimeError("inside")
+    assert torch.equal(logits(model), before)
+
+
+def test_swapping_back_gives_the_same_numbers(model: Any, library: Library) -> None:
+    before = {
+        name: (a.pairs, [p.A.clone() for p in a.pairs.values()])
+        for name, a in library.experts.items()
+    }
+    with attach(model, library, SETTINGS[0]) as attachment:
+        first = []
+        for setting in SETTINGS:
+            attachment.apply(setting)
+            assert attachment.setting == setting
+            first.append(logits(model))
+        for setting, expected in reversed(list(zip(SETTINGS, first, strict=True))):
+            attachment.apply(setting)
+            assert torch.equal(logits(model), expected)
+    # The same as a model that never knew another setting.
+    fresh = load_tiny(Path(model.name_or_path))
+    with attach(fresh, library, SETTINGS[1]):
+        assert torch.equal(logits(fresh), first[1])
+    for pairs, copies in before.values():
+        assert all(torch.equal(p.A, A) for p, A in zip(pairs.values(), copies, strict=True))
+
+
+def test_a_setting_that_fails_leaves_the_one_before(model: Any, library: Library) -> None:
+    with attach(model, library, PAPER) as attachment:
+        expected = logits(model)
+        with pytest.raises(UsageError, match="it"):
+            attachment.apply(Setting(subtract=("it",)))
+        assert attachment.setting == PAPER
+        assert torch.equal(logits(model), expected)
+
+
+def test_attaching_twice_is_refused(model: Any, library: Library) -> None:
+    attachment = attach(model, library, PAPER)
+    expected = logits(model)
+    with pytest.raises(UsageError) as caught:
+        attach(model, library, PAPER)
+    assert_sentence(caught.value, "already", "detach")
+    assert torch.equal(logits(model), expected)
+    attachment.detach()
+
+
+def test_a_library_for_another_model_leaves_the_model_alone(
+    tiny_library: Callable[..., Path], model: Any
+) -> None:
+    tree = [id(module) for module in model.modules()]
+    with pytest.raises(CompatibilityError, match="does not fit"):
+        attach(model, load_library(str(tiny_library("llama"))), PAPER)
+    assert [id(module) for module in model.modules()] == tree
+
+
+def test_a_failure_while_attaching_leaves_the_model_alone(
+    model: Any, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = [id(module) for module in model.modules()]
+    monkeypatch.setattr("gks_eval.inject.build", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        attach(model, library, PAPER)
+    assert [id(module) for module in model.modules()] == tree
+
+
+def test_unequal_adapters_run_by_the_exact_rule_alone(
+    tmp_path: Path, tiny_base: Callable[..., Path]
+) -> None:
+    base = tiny_base("phi3")
+    unequal = {"beta": {"r": 2}, "de": {"lora_alpha": 4, "use_rslora": True}}
+    folder = save_library(tmp_path, base, "phi3", adapters=unequal)
+    library = load_library(str(folder))
+    model = load_tiny(base)
+    for setting in (Setting(), Setting(rule="orthogonal"), Setting(rule="delta")):
+        with pytest.raises(CompatibilityError) as caught:
+            attach(model, library, setting)
+        assert_sentence(caught.value, str(folder), "o_proj", "4 and 2", "preset=exact")
+    with pytest.raises(CompatibilityError, match="rule=factors needs one scaling, not 4 and 2"):
+        attach(model, library, Setting(router="alpha", subtract=("de",)))
+    exact = Setting(rule="delta", combine="outputs", top_k=2)
+    with attach(model, library, exact):
+        layer = model.model.layers[1].self_attn.o_proj
+        x = torch.randn(1, 30, 64)
+        with torch.no_grad():
+            found = layer(x) - layer.base(x)
+        expected = oracle.routed(x[0], *library.layer(layer.name, exact), exact)
+        clear = expected.tie_gap > 1e-4
+        assert clear.sum() >= 29
+        assert relative_error(found[0][clear], expected.update[clear]) < 1e-4
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.router}-{s.rule}-{s.combine}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_layer_with_and_without_gradients(
+    setting: Setting, dtype: torch.dtype, library: Library, tiny_model: Callable[..., Any]
+) -> None:
+    model = tiny_model("phi3", dtype=dtype)
+    with attach(model, library, setting):
+        layer = model.model.layers[0].self_attn.qkv_proj
+        x = torch.randn(2, 7, 64).to(dtype)
+        with torch.no_grad():
+            without = layer(x)
+            base = layer.base(x)
+        with torch.inference_mode():
+            inference = layer(x)
+        recording = layer(x.clone().requires_grad_())
+        assert recording.requires_grad
+        assert without.dtype == recording.dtype == dtype
+        assert torch.equal(inference, without)
+        tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+        assert relative_error(recording.detach(), without) < tolerance
+        if layer.weights is not None:
+            update = routed_delta(x.flatten(0, 1), layer.weights).view_as(base)
+            assert relative_error(without, base.double() + update.double()) < tolerance
+        # Neither the input nor anything of the layer is written to.
+        with torch.no_grad():
+            assert torch.equal(layer(x), without)
+            assert torch.equal(layer.base(x), base)
+
+
+@pytest.mark.parametrize("shape", [(64,), (5, 64), (0, 64), (2, 0, 64), (1, 1, 64), (2, 3, 4, 64)])
+def test_any_leading_shape(shape: tuple[int, ...], model: Any, library: Library) -> None:
+    with attach(model, library, EXACT), torch.no_grad():
+        layer = model.model.layers[0].self_attn.o_proj
+        x = torch.randn(shape)
+        found = layer(x)
+        assert found.shape == shape
+        expected = layer.base(x).reshape(-1, 64) + routed_delta(x.reshape(-1, 64), layer.weights)
+        torch.testing.assert_close(found.reshape(-1, 64), expected)
+
+
+@torch.no_grad()
+def test_inputs_that_are_not_contiguous(model: Any, library: Library) -> None:
+    with attach(model, library, EXACT):
+        for layer in (
+            model.model.layers[0].self_attn.qkv_proj,
+            model.model.layers[1].self_attn.o_proj,
+        ):
+            wide = torch.randn(6, 3, 128)
+            for x in (
+                wide.transpose(0, 1)[..., :64],
+                wide[..., ::2],
+                wide[:, :1, :64].expand(6, 5, 64),
+            ):
+                assert not x.is_contiguous()
+                torch.testing.assert_close(layer(x), layer(x.contiguous()))
+
+
+def test_the_shell_looks_like_the_layer(model: Any, library: Library) -> None:
+    plain = model.model.layers[0].self_attn.qkv_proj
+    with attach(model, library, PAPER):
+        shell = model.model.layers[0].self_attn.qkv_proj
+        assert shell.base is plain
+        assert shell.weight is plain.weight
+        assert shell.bias is plain.bias
+        assert (shell.in_features, shell.out_features) == (64, 192)
+        assert shell.training is plain.training
+        assert sum(p.numel() for p in model.parameters()) == model.num_parameters()
+        names = {name.replace(".base.", ".") for name, _ in model.named_parameters()}
+    assert names == {name for name, _ in model.named_parameters()}
+
+
+def test_autocast_leaves_the_routed_part_in_its_own_type(model: Any, library: Library) -> None:
+    with attach(model, library, PAPER), torch.no_grad():
+        layer = model.model.layers[0].self_attn.qkv_proj
+        x = torch.randn(1, 9, 64)
+        update = routed_delta(x[0], layer.weights)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            base, found = layer.base(x), layer(x)
+            whole = model(TOKENS).logits
+        assert base.dtype == found.dtype == torch.bfloat16
+        assert torch.equal(found[0], base[0] + update.bfloat16())
+        assert relative_error(whole.float(), model(TOKENS).logits) < 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("setting", [PAPER, EXACT], ids=["paper", "exact"])
+def test_the_observer_sees_shares_and_changes_nothing(
+    family: str,
+    setting: Setting,
+    tiny_library: Callable[..., Path],
+    tiny_model: Callable[..., Any],
+) -> None:
+    library, model = load_library(str(tiny_library(family))), tiny_model(family)
+    with attach(model, library, setting) as attachment:
+        expected = logits(model)
+        seen = record(attachment)
+        assert torch.equal(logits(model), expected)
+        assert set(seen) == set(library.modules)
+        for (c_TE,) in seen.values():
+            assert c_TE.shape == (TOKENS.numel(), 4)
+            assert c_TE.dtype == torch.float32
+            torch.testing.assert_close(c_TE.sum(1), torch.ones(TOKENS.numel()))
+            assert ((c_TE > 0).sum(1) == setting.top_k).all()
+        attachment.apply(Setting(router="uniform", subtract=()))
+        seen.clear()
+        logits(model)
+        assert all(torch.equal(c, torch.full((26, 4), 0.25)) for (c,) in seen.values())
+        attachment.observe(None)
+        seen.clear()
+        logits(model)
+        assert not seen
+
+
+def test_the_observed_layers_follow_the_loops(model: Any, library: Library) -> None:
+    """Inputs as they really reach the layers of a model, rather than Gaussian ones."""
+    setting = EXACT
+    inputs: dict[str, torch.Tensor] = {}
+    with attach(model, library, setting) as attachment:
+        seen = record(attachment)
+        hooks = [
+            shell.register_forward_pre_hook(
+                lambda _, args, name=name: inputs.__setitem__(name, args[0].flatten(0, 1))
+            )
+            for name, shell in attachment.layers.items()
+        ]
+        logits(model)
+        for hook in hooks:
+            hook.remove()
+    for name, x in inputs.items():
+        expected = oracle.routed(x, *library.layer(name, setting), setting)
+        clear = expected.tie_gap > 1e-4
+        assert clear.sum() >= len(x) - 1
+        assert relative_error(seen[name][0][clear], expected.shares[clear]) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("setting", [PAPER, EXACT], ids=["paper", "exact"])
+@torch.no_grad()
+def test_decoding_token_by_token_routes_as_a_full_forward(
+    family: str,
+    setting: Setting,
+    tiny_library: Callable[..., Path],
+    tiny_model: Callable[..., Any],
+) -> None:
+    library, model = load_library(str(tiny_library(family))), tiny_model(family)
+    tokens = TOKENS[:1]
+    with attach(model, library, setting) as attachment:
+        seen = record(attachment)
+        full = model(tokens, use_cache=False).logits
+        whole = {name: c for name, (c,) in seen.items()}
+        seen.clear()
+        cache, steps = None, []
+        for t in range(tokens.shape[1]):
+            out = model(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            steps.append(out.logits)
+    stepwise = {name: torch.cat(parts) for name, parts in seen.items()}
+    flips = sum(int(((whole[n] > 0) != (c > 0)).any(1).sum()) for n, c in stepwise.items())
+    decisions = len(stepwise) * tokens.shape[1]
+    assert flips <= 0.01 * decisions, f"{flips} of {decisions} routing decisions differ"
+    if flips == 0:
+        torch.testing.assert_close(torch.cat(steps, 1), full, rtol=1e-4, atol=1e-4)
+        for name, c_TE in stepwise.items():
+            torch.testing.assert_close(c_TE, whole[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_follows_the_routed_logits(
+    family: str, tiny_library: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    library, model = load_library(str(tiny_library(family))), tiny_model(family)
+    prompt = TOKENS[:1, :5]
+    how = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    with attach(model, library, EXACT):
+        generated = model.generate(prompt, **how)
+        expected = prompt
+        for _ in range(6):  # greedy, without a cache
+            following = logits(model, expected)[:, -1].argmax(-1, keepdim=True)
+            expected = torch.cat([expected, following], dim=1)
+            if following == 0:
+                break
+    assert torch.equal(generated, expected)
+    assert generated.shape[1] > 5
+    assert not torch.equal(model.generate(prompt, **how), generated), "the base writes differently"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("setting", [PAPER, EXACT], ids=["paper", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_quantised_layers(
+    bits: int,
+    setting: Setting,
+    dtype: torch.dtype,
+    library: Library,
+    tiny_model: Callable[..., Any],
+) -> None:
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4"
+    )
+    model = tiny_model("phi3", dtype=dtype, quantization_config=config)
+    packed = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with attach(model, library, setting) as attachment:
+        routed = logits(model)
+        assert routed.isfinite().all()
+        for name, shell in attachment.layers.items():
+            assert shell.weights is not None
+            assert shell.weights.read.dtype == dtype
+            x = torch.randn(1, 12, 64).to(dtype)
+            update = routed_delta(x[0], build(*library.layer(name, setting), setting, dtype=dtype))
+            tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+            expected = shell.base(x)[0].double() + update.double()
+            assert relative_error(shell(x)[0], expected) < tolerance
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, packed[name])
+    assert relative_error(logits(model), routed) > 1e-2
+
+
+@torch.no_grad()
+def test_a_model_in_bfloat16_stays_near_float32(
+    library: Library, tiny_model: Callable[..., Any]
+) -> None:
+    exact, rounded = tiny_model("phi3"), tiny_model("phi3", dtype=torch.bfloat16)
+    shares = []
+    for model in (exact, rounded):
+        with attach(model, library, EXACT) as attachment:
+            seen = record(attachment)
+            logits(model)
+            shares.append(torch.cat([c for (c,) in seen.values()]) > 0)
+    flips = int((shares[0] != shares[1]).any(1).sum())
+    # About one decision in twenty-five differs between the two types on real models.
+    assert flips <= 0.15 * len(shares[0]), f"{flips} of {len(shares[0])} decisions differ"

@@ -1,0 +1,421 @@
+"""Libraries: found, checked and hashed; every fault is one sentence with its mend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from common import assert_sentence, edit_json, save_library
+from safetensors.torch import load_file, save_file
+
+from gks_eval.config.setting import Setting
+from gks_eval.errors import (
+    CompatibilityError,
+    ConfigError,
+    GksError,
+    HubError,
+    LibraryError,
+    UsageError,
+)
+from gks_eval.library import MANIFEST, bundled_libraries, load_library, read_manifest
+from gks_eval.peft_adapter import WEIGHTS_FILE
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_library: Callable[..., Path]) -> Path:
+    """A good library to spoil."""
+    return Path(shutil.copytree(tiny_library("phi3"), tmp_path / "mine"))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / MANIFEST
+    content = yaml.safe_load(path.read_text("utf-8")) | changes
+    path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+
+
+def manifest(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, **changes)
+
+
+def text(content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / MANIFEST).write_text(content, "utf-8") and None
+
+
+def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(path / WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, path / WEIGHTS_FILE)
+
+
+def without_layer_1(folder: Path) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if ".layers.1." in key]:
+            del tensors[key]
+
+    edit_weights(folder / "experts" / "gamma", drop)
+
+
+def another_width(folder: Path) -> None:
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if "lora_A" in key]:
+            tensors[key] = tensors[key].repeat(1, 2)
+
+    edit_weights(folder / "general" / "de", widen)
+
+
+def linked_outside(folder: Path) -> None:
+    outside = folder.parent / "outside"
+    shutil.move(folder / "experts" / "beta", outside)
+    (folder / "experts" / "beta").symlink_to(outside)
+
+
+ONE = {"experts": {"alpha": "experts/alpha"}, "general": {}}
+CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
+    "no library.yaml": (
+        LibraryError,
+        lambda f: (f / MANIFEST).unlink(),
+        ["has no library.yaml", "write one"],
+    ),
+    "library.yaml is no YAML": (
+        ConfigError,
+        text("base_model: x\nexperts: [\n"),
+        [MANIFEST, "not valid YAML", "line 3"],
+    ),
+    "library.yaml is empty": (ConfigError, text(""), [MANIFEST, "holds no mapping"]),
+    "many faults": (
+        ConfigError,
+        text("bas_model: x\nexperts:\n  ok: a\n  a b: c\ngeneral: 3\n"),
+        [
+            MANIFEST,
+            "4 faults",
+            "base_model is missing",
+            "line 1: bas_model is not a known key; did you mean 'base_model'?",
+            "line 4: ",
+            "line 5: general: ",
+        ],
+    ),
+    "a key twice": (
+        ConfigError,
+        text("base_model: x\nexperts:\n  a: b\n  a: c\n"),
+        ["line 4: the key 'a' stands twice"],
+    ),
+    "an alias bomb": (
+        ConfigError,
+        text(
+            "base_model: x\nexperts: {a: b}\nprovenance:\n  a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"  a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 12))
+        ),
+        ["once its aliases are followed"],
+    ),
+    "a missing adapter": (
+        LibraryError,
+        manifest(experts={"alpha": "./nowhere"}, general={}),
+        [MANIFEST, "experts/alpha", "./nowhere", "does not exist; check the path"],
+    ),
+    "an absolute path that is not there": (
+        LibraryError,
+        manifest(experts={"alpha": "/nowhere/at/all"}, general={}),
+        [MANIFEST, "experts/alpha", "/nowhere/at/all", "check the path"],
+    ),
+    "a misspelt folder that could be a hub id": (
+        HubError,
+        manifest(experts={"alpha": "experts/alhpa"}, general={}),
+        [MANIFEST, "experts/alpha is no folder", "experts/alhpa", "hub cannot be reached"],
+    ),
+    "a file for a folder": (
+        LibraryError,
+        manifest(experts={"alpha": "./experts/alpha/adapter_config.json"}, general={}),
+        [MANIFEST, "experts/alpha", "check the path"],
+    ),
+    "a path out of the folder": (
+        LibraryError,
+        manifest(experts={"alpha": "../outside"}, general={}),
+        [MANIFEST, "experts/alpha points outside its folder (../outside)", "an absolute path"],
+    ),
+    "a path out of the folder, hidden": (
+        LibraryError,
+        manifest(experts={"alpha": "experts/../../mine2/x"}, general={}),
+        [MANIFEST, "points outside"],
+    ),
+    "a link out of the folder": (
+        LibraryError,
+        linked_outside,
+        [MANIFEST, "experts/beta points outside", "an absolute path"],
+    ),
+    "an unknown user's home": (
+        LibraryError,
+        manifest(experts={"alpha": "~nobody-of-that-name/x"}, general={}),
+        [MANIFEST, "experts/alpha is no usable path", "correct it"],
+    ),
+    "a path that is too long": (
+        LibraryError,
+        manifest(experts={"alpha": "x" * 900}, general={}),
+        [MANIFEST, "experts/alpha is no usable path", "correct it"],
+    ),
+    "a null byte": (
+        LibraryError,
+        text('base_model: x\nexperts: {alpha: "a\\0b"}\n'),
+        [MANIFEST, "experts/alpha is no usable path"],
+    ),
+    "not made yet": (
+        LibraryError,
+        manifest(experts={"alpha": "made/alpha"}, made_by=["gks-eval first", "gks-eval second"]),
+        [MANIFEST, "experts/alpha is not there yet", "gks-eval first && gks-eval second"],
+    ),
+    "a broken adapter is named": (
+        LibraryError,
+        lambda f: (f / "general" / "de" / WEIGHTS_FILE).write_bytes(b"x"),
+        ["general/de/adapter_model.safetensors", "'de'", "copy it anew"],
+    ),
+    "an adapter without config": (
+        LibraryError,
+        lambda f: (f / "experts" / "beta" / "adapter_config.json").unlink(),
+        ["experts/beta", "'beta'", "has no adapter_config.json"],
+    ),
+    "an adapter without some layers": (
+        CompatibilityError,
+        without_layer_1,
+        [
+            MANIFEST,
+            "'gamma' lacks model.layers.1.self_attn.o_proj and 1 more differ",
+            "same target_modules",
+        ],
+    ),
+    "an adapter for another width": (
+        CompatibilityError,
+        another_width,
+        [MANIFEST, "'alpha' is for a layer of shape (64, 64)", "'de' for (64, 128)", "base model"],
+    ),
+    "other weights than their hash": (
+        LibraryError,
+        manifest(hashes={"experts/beta": "0" * 64}),
+        ["experts/beta", "another SHA-256", MANIFEST, "copy them anew"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "spoil", "parts"), CASES.values(), ids=CASES.keys())
+def test_bad_libraries(
+    kind: type[GksError], spoil: Callable[[Path], Any], parts: list[str], folder: Path
+) -> None:
+    spoil(folder)
+    with pytest.raises(GksError) as caught:
+        load_library(str(folder))
+    assert type(caught.value) is kind, repr(caught.value)
+    assert_sentence(caught.value, *parts)
+
+
+@pytest.mark.parametrize(
+    ("reference", "kind", "parts"),
+    [
+        ("smollm2-dem", LibraryError, ["'smollm2-dem'", "did you mean 'smollm2-demo'?"]),
+        ("./nowhere", LibraryError, ["'./nowhere' is neither a folder, nor bundled, nor a hub id"]),
+        ("../../nowhere-at-all", LibraryError, ["neither a folder"]),
+        ("x" * 5000, LibraryError, ["is no usable path or name"]),
+        ("~nobody-of-that-name/x", LibraryError, ["is no usable path or name"]),
+        ("a\0b", LibraryError, ["is no usable path or name"]),
+        ("org/library", HubError, ["org/library", "hub cannot be reached", "local folder"]),
+    ],
+)
+def test_libraries_that_are_not_there(
+    reference: str, kind: type[GksError], parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gks_eval.library.bundled_libraries", lambda: ["phi2", "smollm2-demo"])
+    with pytest.raises(kind) as caught:
+        load_library(reference)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_bundled_libraries_are_found_by_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gks_eval.library.adapters_dir", lambda: tmp_path)
+    monkeypatch.chdir(folder)
+    assert bundled_libraries() == ["mine"]
+    assert load_library("mine").path == folder / MANIFEST
+    # A folder of that name where one stands comes first.
+    shutil.copytree(folder, folder / "mine")
+    assert read_manifest("mine")[0] == Path("mine") / MANIFEST
+
+
+def test_every_bundled_manifest_is_sound() -> None:
+    for name in bundled_libraries():
+        _, config = read_manifest(name)
+        assert config.base_model
+
+
+def test_a_library_may_be_named_in_many_ways(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_library(str(folder)).content_hash
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for reference in (
+        "mine",
+        "./mine",
+        "mine/",
+        "mine/library.yaml",
+        "~/mine",
+        str(folder / MANIFEST),
+    ):
+        assert load_library(reference).content_hash == expected, reference
+
+
+def test_paths_are_relative_to_the_file_or_absolute(folder: Path, tmp_path: Path) -> None:
+    expected = load_library(str(folder))
+    away = tmp_path / "away"
+    shutil.move(folder / "experts", away)
+    edit(folder, experts={name: str(away / name) for name in expected.experts})
+    assert load_library(str(folder)).content_hash == expected.content_hash
+
+
+def test_what_a_library_holds(folder: Path) -> None:
+    library = load_library(str(folder))
+    assert list(library.experts) == ["alpha", "beta", "gamma", "delta"]
+    assert list(library.general) == ["en", "de", "fr"]
+    assert library.modules == (
+        "model.layers.0.self_attn.o_proj",
+        "model.layers.0.self_attn.qkv_proj",
+        "model.layers.1.self_attn.o_proj",
+        "model.layers.1.self_attn.qkv_proj",
+    )
+    described = library.describe()
+    assert json.loads(json.dumps(described)) == described
+    assert described["content_hash"] == library.content_hash
+    assert described["experts"]["beta"] == library.experts["beta"].digest
+
+
+def test_layers_for_a_setting(folder: Path) -> None:
+    library = load_library(str(folder))
+    module = library.modules[0]
+
+    def names(setting: Setting) -> tuple[list[str], list[str]]:
+        experts, general = library.layer(module, setting)
+        return (
+            [n for pair in experts for n, a in library.experts.items() if a.pairs[module] is pair],
+            [n for pair in general for n, a in library.general.items() if a.pairs[module] is pair],
+        )
+
+    every = ["alpha", "beta", "gamma", "delta"]
+    assert names(Setting()) == (every, ["en", "de", "fr"])
+    assert names(Setting(subtract=("fr", "en"))) == (every, ["fr", "en"])
+    assert names(Setting(router="uniform", subtract=())) == (every, [])
+    assert names(Setting(router="gamma", subtract=("de",))) == (["gamma"], ["de"])
+    assert library.chosen_experts(Setting(router="none")) == ()
+
+
+def test_the_hash_follows_the_content_and_not_the_place(folder: Path, tmp_path: Path) -> None:
+    first = load_library(str(folder)).content_hash
+    moved = Path(shutil.move(folder, tmp_path / "moved"))
+    assert load_library(str(moved)).content_hash == first
+    edit(moved, provenance={"note": "read by nobody"}, made_by=["x"])
+    assert load_library(str(moved)).content_hash == first
+    hashes = {first}
+    edit(moved, revision="other")
+    hashes.add(load_library(str(moved)).content_hash)
+    edit_json(moved / "experts" / "beta" / "adapter_config.json", lora_alpha=15)
+    hashes.add(load_library(str(moved)).content_hash)
+    edit_weights(moved / "general" / "en", lambda t: t.update({k: v * 2 for k, v in t.items()}))
+    hashes.add(load_library(str(moved)).content_hash)
+    edit(moved, experts={"alpha": "experts/beta", "beta": "experts/alpha"})
+    hashes.add(load_library(str(moved)).content_hash)
+    assert len(hashes) == 5
+
+
+def test_right_hashes_are_accepted(folder: Path) -> None:
+    library = load_library(str(folder))
+    edit(
+        folder,
+        hashes={
+            "experts/beta": library.experts["beta"].weights_sha256,
+            "general/fr": library.general["fr"].weights_sha256,
+        },
+    )
+    assert load_library(str(folder)).content_hash == library.content_hash
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        (Setting(router="alhpa"), ["router=alhpa", "did you mean 'alpha'?"]),
+        (Setting(router="arow"), ["router=arow", "did you mean 'arrow'?"]),
+        (Setting(router="zzz"), ["router=zzz", "known: alpha, arrow, beta, delta, gamma, none"]),
+        (Setting(router=""), ["router= is neither"]),
+        (Setting(subtract=("it",)), ["subtract=it", "known: en, de, fr"]),
+        (Setting(subtract=("en", "xx")), ["subtract=xx", "known: en, de, fr"]),
+        (Setting(top_k=5), ["top_k=5 is above the 4 experts", "use at most that many"]),
+    ],
+)
+def test_settings_that_the_library_cannot_run(
+    setting: Setting, parts: list[str], tiny_library: Callable[..., Path]
+) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    with pytest.raises(UsageError) as caught:
+        library.check(setting)
+    assert_sentence(caught.value, library.name, *parts)
+
+
+def test_settings_that_it_can(tiny_library: Callable[..., Path]) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    for setting in (
+        Setting(),
+        Setting(top_k=4),
+        Setting(router="uniform", top_k=99),
+        Setting(router="alpha", top_k=99),
+        Setting(router="none", subtract=("xx",), top_k=99),
+    ):
+        library.check(setting)
+
+
+def test_a_library_without_general_adapters(folder: Path) -> None:
+    edit(folder, general={})
+    library = load_library(str(folder))
+    library.check(Setting(subtract=()))
+    for word in ("avg", "en"):
+        with pytest.raises(UsageError) as caught:
+            library.check(Setting(subtract=(word,)))
+        assert_sentence(caught.value, f"subtract={word}", library.name)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "what"),
+    [
+        ({"beta": {"r": 2, "lora_alpha": 8}}, ("one rank, not ", "2")),
+        ({"beta": {"use_rslora": True}}, ("one scaling, not ", "8")),
+    ],
+)
+def test_unequal_experts(
+    adapters: dict[str, Any],
+    what: tuple[str, str],
+    tmp_path: Path,
+    tiny_base: Callable[[str], Path],
+) -> None:
+    folder = save_library(
+        tmp_path, tiny_base("phi3"), "phi3", experts=("alpha", "beta"), general=("en",),
+        adapters=adapters,
+    )  # fmt: skip
+    library = load_library(str(folder))
+    for allowed in (
+        Setting(rule="delta", combine="outputs", top_k=2),
+        Setting(rule="factors", combine="outputs", subtract=(), top_k=2),
+        Setting(router="alpha"),
+    ):
+        library.check(allowed)
+    for refused, why in (
+        (Setting(top_k=2), "combine=factors"),
+        (Setting(rule="delta", top_k=2), "combine=factors"),
+        (Setting(combine="outputs", top_k=2), "rule=factors"),
+        (Setting(router="beta", rule="orthogonal"), "rule=orthogonal"),
+    ):
+        with pytest.raises(CompatibilityError) as caught:
+            library.check(refused)
+        assert_sentence(
+            caught.value, library.name, "'beta'", "model.layers.0", why, *what, "preset=exact"
+        )

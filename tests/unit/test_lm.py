@@ -1,0 +1,336 @@
+"""`gks_arrow` against lm-eval's own `hf` model class, and against scores worked out by hand."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import assert_sentence
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook, CachingLM
+from lm_eval.models.huggingface import HFLM
+
+from gks_eval.config.setting import Setting
+from gks_eval.errors import CompatibilityError, GksError, UsageError
+from gks_eval.inject import attach
+from gks_eval.library import load_library
+from gks_eval.lm import GksArrowLM
+
+Base = Callable[[str], Path]
+LibraryOf = Callable[..., Path]
+
+PAIRS = [
+    ("The sky is", " blue"),
+    ("The sky is", " a long way up"),
+    ("", "Nothing before this"),
+    ("Ünïcödé 東京", " ✓"),
+    ("The sky is", " blue"),
+    ("Q: one?\nA:", " b"),
+]
+SETTINGS = [
+    {},
+    {"preset": "peft", "subtract": "en+de"},
+    {"preset": "exact"},
+    {"rule": "delta", "combine": "factors", "subtract": "fr", "top_k": 2},
+    {"router": "uniform", "subtract": None},
+    {"router": "beta", "subtract": "en"},
+]
+
+
+def requests(pairs: list[tuple[Any, ...]], kind: str = "loglikelihood") -> list[Instance]:
+    return [
+        Instance(request_type=kind, doc={}, arguments=pair, idx=0)  # type: ignore[arg-type]
+        for pair in pairs
+    ]
+
+
+def whole_text(prompt: str, continuation: str, limit: int = 512) -> tuple[Any, ...]:
+    return prompt, continuation, {"protocol": "whole_text", "max_tokens": limit}
+
+
+def scores(results: list[Any]) -> list[float]:
+    return [result[0] for result in results]
+
+
+@pytest.fixture(scope="module")
+def hf(tiny_base: Base) -> HFLM:
+    return HFLM(str(tiny_base("phi3")), device="cpu", dtype="float32", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def gks(tiny_base: Base, tiny_library: LibraryOf) -> GksArrowLM:
+    return GksArrowLM(library=str(tiny_library("phi3")), dtype="float32", batch_size=3)
+
+
+def test_without_a_router_it_is_hf(tiny_base: Base, hf: HFLM) -> None:
+    lm = GksArrowLM(str(tiny_base("phi3")), router=None, dtype="float32", batch_size=3)
+    assert lm.library is None
+    ours, theirs = lm.loglikelihood(requests(PAIRS)), hf.loglikelihood(requests(PAIRS))
+    assert [tuple(result) for result in ours] == [tuple(result) for result in theirs]
+    rolling = [("A text of its own.",), ("x",)]
+    assert lm.loglikelihood_rolling(
+        requests(rolling, "loglikelihood_rolling")
+    ) == hf.loglikelihood_rolling(requests(rolling, "loglikelihood_rolling"))
+    prompts = [("Say", {"until": ["\n"], "max_gen_toks": 6})]
+    assert lm.generate_until(requests(prompts, "generate_until")) == hf.generate_until(
+        requests(prompts, "generate_until")
+    )
+
+
+@pytest.mark.parametrize("arguments", SETTINGS, ids=str)
+def test_routed_scores_are_those_of_an_attached_model(
+    arguments: dict[str, Any], tiny_base: Base, tiny_library: LibraryOf, gks: GksArrowLM
+) -> None:
+    setting = Setting.from_arguments(**arguments)
+    other = HFLM(str(tiny_base("phi3")), device="cpu", dtype="float32", batch_size=3)
+    plain = scores(other.loglikelihood(requests(PAIRS)))
+    attach(other.model, load_library(str(tiny_library("phi3"))), setting)
+    expected = scores(other.loglikelihood(requests(PAIRS)))
+    gks.apply(setting)
+    found = scores(gks.loglikelihood(requests(PAIRS)))
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(found, plain, strict=True)) > 0.01
+
+
+def test_generation_is_routed(gks: GksArrowLM, hf: HFLM) -> None:
+    gks.apply(Setting.from_arguments(preset="exact"))
+    prompts = [(text, {"until": ["\n"], "max_gen_toks": 12}) for text in ("Say", "One, two,", "Z")]
+    routed = gks.generate_until(requests(prompts, "generate_until"))
+    assert routed != hf.generate_until(requests(prompts, "generate_until"))
+    # Greedy decoding with a cache, one token at a time, must be the argmax of full forwards.
+    tokens = gks.tok_encode("Say")
+    for _ in range(12):
+        with torch.no_grad():
+            tokens.append(int(gks.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == gks.eot_token_id:
+            break
+    text = gks.tok_decode(tokens[len(gks.tok_encode("Say")) :])
+    assert routed[0] == text.split("\n")[0]
+
+
+def test_results_count_their_tokens_and_survive_pickling(gks: GksArrowLM) -> None:
+    for (_, continuation), result in zip(PAIRS, gks.loglikelihood(requests(PAIRS)), strict=True):
+        assert len(result) == 2
+        # One token a byte; a leading space belongs to the continuation.
+        assert result.tokens == len(continuation.encode())  # type: ignore[attr-defined]
+        again = pickle.loads(pickle.dumps(result))
+        assert (again, again.tokens) == (result, result.tokens)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("limit", [512, 20])
+def test_whole_text_scores_every_token_but_the_first(limit: int, gks: GksArrowLM) -> None:
+    gks.apply(Setting.from_arguments())
+    texts = [("<|user|>\nGoal<|end|>\n<|assistant|>", "yes<|end|>\n"), ("A", "b"), ("", "long" * 9)]
+    asked: list[tuple[Any, ...]] = [whole_text(*text, limit) for text in texts]
+    asked.insert(1, PAIRS[0])
+    found: list[Any] = gks.loglikelihood(requests(asked))
+    for (prompt, continuation), result in zip(texts, [found[0], *found[2:]], strict=True):
+        tokens = gks.tokenizer(prompt + continuation)["input_ids"][:limit]
+        with torch.no_grad():
+            logits = gks.model(torch.tensor([tokens])).logits[0]
+        steps = torch.log_softmax(logits, -1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])
+        assert result[0] == pytest.approx(float(steps.sum()), abs=1e-3)
+        assert result.tokens == len(tokens) - 1
+    assert found[1] == gks.loglikelihood(requests(PAIRS[:1]))[0]
+
+
+def test_whole_texts_are_summed_in_float32(tiny_base: Base) -> None:
+    """In bfloat16 a sum of hundreds of tokens would come in steps of several nats."""
+    lm = GksArrowLM(str(tiny_base("phi3")), router=None, dtype="bfloat16")
+    asked = [whole_text("word " * 60, letter) for letter in "abcdefgh"]
+    found = scores(lm.loglikelihood(requests(asked)))
+    assert max(found) < -512
+    assert len({round(score * 4) for score in found}) > 4
+    assert lm.softmax_dtype is None
+
+
+def test_unknown_protocols_and_empty_texts_are_refused(gks: GksArrowLM) -> None:
+    with pytest.raises(UsageError) as caught:
+        gks.loglikelihood(requests([("a", "b", {"protocol": "other"})]))
+    assert_sentence(caught.value, "other")
+    with pytest.raises(GksError) as short:
+        gks.loglikelihood(requests([whole_text("a", "")]))
+    assert_sentence(short.value, "fewer than two tokens")
+
+
+def test_a_cache_is_for_one_setting_alone(gks: GksArrowLM, hf: HFLM, tmp_path: Path) -> None:
+    gks.apply(Setting.from_arguments(subtract="en"))
+    fresh: list[Any] = gks.loglikelihood(requests(PAIRS))
+
+    def cached(lm: Any, name: str) -> list[Any]:
+        wrapped = CachingLM(lm, str(tmp_path / name))
+        try:
+            return wrapped.loglikelihood(requests(PAIRS))  # type: ignore[return-value]
+        finally:
+            wrapped.dbdict.close()
+            lm.cache_hook = CacheHook(None)
+
+    cached(gks, "ours.db")
+    again = cached(gks, "ours.db")
+    assert again == fresh
+    assert [result.tokens for result in again] == [result.tokens for result in fresh]
+    gks.apply(Setting.from_arguments(subtract="de"))
+    with pytest.raises(UsageError) as caught:
+        cached(gks, "ours.db")
+    assert_sentence(caught.value, "ours.db", "another model or setting", "--use_cache")
+    cached(hf, "theirs.db")
+    with pytest.raises(UsageError) as unstamped:
+        cached(gks, "theirs.db")
+    assert_sentence(unstamped.value, "theirs.db", "no stamp")
+
+
+def test_what_the_cache_holds_after_a_kill_has_its_counts(gks: GksArrowLM, tmp_path: Path) -> None:
+    """Partial results go into the cache during the run; they must be as good as final ones."""
+    gks.apply(Setting.from_arguments())
+    wrapped = CachingLM(gks, str(tmp_path / "partial.db"))
+    gks.loglikelihood(requests(PAIRS))  # past the wrapper: only the hook writes
+    kept = [value for value in wrapped.dbdict.values() if not isinstance(value, str)]
+    wrapped.dbdict.close()
+    gks.cache_hook = CacheHook(None)
+    assert len(kept) == len(set(PAIRS))
+    assert all(result.tokens > 0 for result in kept)
+
+
+def test_identity_tells_settings_apart_and_nothing_else(gks: GksArrowLM) -> None:
+    seen = {}
+    for arguments in SETTINGS:
+        gks.apply(Setting.from_arguments(**arguments))
+        seen[str(arguments)] = gks.identity()
+    assert len(set(seen.values())) == len(SETTINGS)
+    gks.apply(Setting.from_arguments())
+    gks.choose_batch_size(7)
+    assert gks.identity() == seen["{}"]
+
+
+def test_results_record_what_was_run(gks: GksArrowLM, tiny_library: LibraryOf) -> None:
+    gks.apply(Setting.from_arguments(preset="exact", subtract="en"))
+    info = gks.get_model_info()["gks_eval"]
+    library = load_library(str(tiny_library("phi3")))
+    assert info["setting"] == {
+        "router": "arrow",
+        "subtract": ["en"],
+        "combine": "outputs",
+        "rule": "delta",
+        "top_k": 3,
+        "temperature": 1.0,
+    }
+    assert info["library"]["content_hash"] == library.content_hash
+    assert {"torch", "transformers", "lm-eval"} <= set(info["versions"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"topk": 3}, ["topk", "did you mean 'top_k'"]),
+        ({"librery": "x"}, ["librery", "did you mean 'library'"]),
+        ({"preset": "papr"}, ["preset=papr", "did you mean 'paper'"]),
+        ({"rule": "facors"}, ["rule=facors", "did you mean 'factors'"]),
+        ({"combine": "output"}, ["combine=output", "did you mean 'outputs'"]),
+        ({"scoring": "plian"}, ["scoring=plian", "did you mean 'plain'"]),
+        ({"top_k": 0}, ["top_k=0", "at least 1"]),
+        ({"top_k": 9}, ["top_k=9", "4 experts"]),
+        ({"top_k": "many"}, ["top_k=many", "whole number"]),
+        ({"temperature": 0}, ["temperature=0", "above 0"]),
+        ({"temperature": -1.5}, ["temperature=-1.5", "above 0"]),
+        ({"subtract": "es"}, ["subtract=es", "en, de, fr"]),
+        ({"subtract": "en+en"}, ["subtract=en+en", "twice"]),
+        ({"subtract": "en+"}, ["subtract=en+", "en+de"]),
+        ({"router": "alpa"}, ["router=alpa", "did you mean 'alpha'"]),
+        ({"load_in_4bit": True, "load_in_8bit": True}, ["load_in_4bit", "choose one"]),
+        ({"peft": "some/adapter"}, ["peft=", "router=none"]),
+    ],
+    ids=str,
+)
+def test_bad_arguments_stop_before_any_weight_is_read(
+    arguments: dict[str, Any],
+    parts: list[str],
+    tiny_library: LibraryOf,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(HFLM, "_create_model", _must_not_load)
+    with pytest.raises(GksError) as caught:
+        GksArrowLM(library=str(tiny_library("phi3")), **arguments)
+    assert_sentence(caught.value, *parts)
+
+
+def test_a_foreign_base_is_refused_before_its_weights_are_read(
+    tiny_base: Base, tiny_library: LibraryOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HFLM, "_create_model", _must_not_load)
+    with pytest.raises(CompatibilityError) as caught:
+        GksArrowLM(str(tiny_base("llama")), library=str(tiny_library("phi3")))
+    assert_sentence(caught.value, "does not fit", "qkv_proj")
+
+
+def _must_not_load(*_: Any, **__: Any) -> None:
+    pytest.fail("the base model's weights were read")
+
+
+def test_a_base_of_another_name_is_a_warning(
+    tiny_base: Base, tiny_library: LibraryOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alias = tmp_path / "alias"
+    alias.symlink_to(tiny_base("phi3"))
+    GksArrowLM(str(alias), library=str(tiny_library("phi3")), dtype="float32")
+    assert "was made for" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
+def test_four_bits_as_the_paper_has_them(tiny_library: LibraryOf) -> None:
+    import bitsandbytes as bnb
+
+    lm = GksArrowLM(library=str(tiny_library("phi3")), load_in_4bit=True, dtype="bfloat16")
+    layers = [m for m in lm.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(layers) == 8  # qkv, o, gate_up and down of two layers
+    quantization = lm.model.config.quantization_config
+    assert quantization.bnb_4bit_quant_type == "nf4"
+    assert quantization.bnb_4bit_compute_dtype == torch.bfloat16
+    assert not quantization.bnb_4bit_use_double_quant
+    before = [bnb.functional.dequantize_4bit(m.weight, m.weight.quant_state) for m in layers]
+    result = lm.loglikelihood(requests(PAIRS))
+    assert all(torch.isfinite(torch.tensor(result[0])) for result in result)
+    after = [bnb.functional.dequantize_4bit(m.weight, m.weight.quant_state) for m in layers]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_library_says_how_to_load_and_an_argument_wins(
+    tiny_base: Base, tiny_library: LibraryOf, tmp_path: Path
+) -> None:
+    source = tiny_library("phi3")
+    text = (source / "library.yaml").read_text()
+    for kind in ("experts", "general"):
+        text = text.replace(f": {kind}/", f": {source}/{kind}/")
+    folder = tmp_path / "nf4"
+    folder.mkdir()
+    (folder / "library.yaml").write_text(text + "load:\n  quantization: nf4\n")
+
+    def quantized(**arguments: Any) -> bool:
+        lm = GksArrowLM(library=str(folder), **arguments)
+        return hasattr(lm.model.config, "quantization_config")
+
+    assert quantized()
+    assert quantized(router=None)
+    assert not quantized(load_in_4bit=False)
+    assert not quantized(pretrained=str(tiny_base("phi3")), load_in_4bit=False)
+    plain = GksArrowLM(str(tiny_base("phi3")), router=None)
+    assert not hasattr(plain.model.config, "quantization_config")
+
+
+def test_swapping_settings_leaves_nothing_behind(gks: GksArrowLM, hf: HFLM) -> None:
+    first = {}
+    for arguments in SETTINGS:
+        gks.apply(Setting.from_arguments(**arguments))
+        first[str(arguments)] = scores(gks.loglikelihood(requests(PAIRS)))
+    for arguments in reversed(SETTINGS):
+        gks.apply(Setting.from_arguments(**arguments))
+        again = scores(gks.loglikelihood(requests(PAIRS)))
+        assert again == pytest.approx(first[str(arguments)], abs=1e-4)
+    gks.apply(Setting.from_arguments(router=None))
+    base = scores(hf.loglikelihood(requests(PAIRS)))
+    assert scores(gks.loglikelihood(requests(PAIRS))) == pytest.approx(base, abs=1e-4)
+    for name, weight in gks.model.state_dict().items():
+        assert torch.equal(weight, hf.model.state_dict()[name])

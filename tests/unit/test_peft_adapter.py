@@ -1,0 +1,320 @@
+"""Reading adapters: what PEFT writes is read exactly, everything doubtful is refused in a sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import assert_sentence, edit_json, load_tiny, save_adapter
+from safetensors.torch import load_file, save_file
+
+from gks_eval.errors import LibraryError
+from gks_eval.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE, read_adapter
+
+KEY = "base_model.model.model.layers.0.self_attn.o_proj.lora_{}.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_library: Callable[..., Path]) -> Path:
+    """A good adapter to spoil."""
+    return Path(shutil.copytree(tiny_library("phi3") / "experts" / "alpha", tmp_path / "adapter"))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / WEIGHTS_FILE)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def put(key: str, value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """Replace one factor by a function of itself."""
+
+    def spoil(folder: Path) -> None:
+        name = KEY.format(key)
+        edit_weights(folder, lambda t: t.__setitem__(name, value(t[name]).contiguous()))
+
+    return spoil
+
+
+def holding(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def spoiled(tensor: torch.Tensor) -> torch.Tensor:
+        tensor[1, 1] = value
+        return tensor
+
+    return spoiled
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / CONFIG_FILE, **changes)
+
+
+def text(content: str | bytes, name: str = CONFIG_FILE) -> Callable[[Path], None]:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda folder: (folder / name).write_bytes(data) and None
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def as_pickle(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / WEIGHTS_FILE).unlink()
+        (folder / name).write_bytes(pickle.dumps({"lora": 1}))
+
+    return spoil
+
+
+def second_adapter(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[KEY.format("A.other")] = tensors[KEY.format("A")] + 1
+
+    edit_weights(folder, change)
+
+
+UNSUPPORTED = "which routed layers do not support"
+CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "no config": (
+        lambda f: (f / CONFIG_FILE).unlink(),
+        ["has no adapter_config.json", "save_pretrained"],
+    ),
+    "config is a folder": (
+        lambda f: ((f / CONFIG_FILE).unlink(), (f / CONFIG_FILE).mkdir()),
+        ["has no adapter_config.json"],
+    ),
+    "config cut short": (text('{"r": 4,'), [CONFIG_FILE, "no readable JSON", "copy it anew"]),
+    "config not UTF-8": (text(b'{"r": "\xff"}'), [CONFIG_FILE, "no readable JSON"]),
+    "config nested": (text("[" * 100_000), [CONFIG_FILE, "no readable JSON"]),
+    "config a list": (text("[1]"), [CONFIG_FILE, "no JSON object", "copy it anew"]),
+    "no weights": (
+        lambda f: (f / WEIGHTS_FILE).unlink(),
+        ["has no adapter_model.safetensors", "copy it anew"],
+    ),
+    **{
+        f"pickle {name}": (
+            as_pickle(name),
+            [name, "is a pickle, which can run code", "gks-eval convert bin "],
+        )
+        for name in PICKLED
+    },
+    "weights cut short": (cut_short, [WEIGHTS_FILE, "no readable safetensors file", "anew"]),
+    "weights empty": (text(b"", WEIGHTS_FILE), [WEIGHTS_FILE, "no readable safetensors"]),
+    "weights are HTML": (text("<html>not found", WEIGHTS_FILE), ["no readable safetensors"]),
+    "weights are a pickle": (
+        text(pickle.dumps([1] * 99), WEIGHTS_FILE),
+        ["no readable safetensors"],
+    ),
+    "a git-lfs pointer": (
+        text("version https://git-lfs.github.com/spec/v1\n", WEIGHTS_FILE),
+        ["no readable safetensors"],
+    ),
+    "no tensors": (lambda f: edit_weights(f, dict.clear), ["holds no LoRA factors", "export"]),
+    "NaN": (put("B", holding(math.nan)), [KEY.format("B"), "NaN or Inf", "train it anew"]),
+    "Inf": (put("A", holding(-math.inf)), [KEY.format("A"), "NaN or Inf"]),
+    "overflows float32": (
+        put("A", lambda t: t.double() * 0 + 1e300),
+        [KEY.format("A"), "NaN or Inf"],
+    ),
+    "float8 NaN": (
+        put("A", lambda t: (t * math.nan).to(torch.float8_e4m3fn)),
+        [KEY.format("A"), "NaN or Inf"],
+    ),
+    "integers": (put("A", lambda t: t.to(torch.int8)), ["int8", "not of floats", "export"]),
+    "booleans": (put("B", lambda t: t > 0), ["bool", "not of floats"]),
+    "complex": (put("A", lambda t: t.to(torch.complex64)), ["complex64", "not of floats"]),
+    "ranks differ": (
+        put("B", lambda t: t[:, :3]),
+        ["model.layers.0.self_attn.o_proj", "(4, 64) and (64, 3)", "export"],
+    ),
+    "factors swapped": (put("A", lambda t: t.T), ["(64, 4) and (64, 4)", "(rank, in)"]),
+    "rank 0": (
+        lambda f: (put("A", lambda t: t[:0])(f), put("B", lambda t: t[:, :0])(f)),
+        ["(0, 64)"],
+    ),
+    "one dimension": (put("A", lambda t: t[0]), ["(64,) and (64, 4)"]),
+    "a convolution": (put("A", lambda t: t[..., None, None]), ["(4, 64, 1, 1)"]),
+    "A without B": (
+        lambda f: edit_weights(f, lambda t: t.pop(KEY.format("B"))),
+        ["model.layers.0.self_attn.o_proj has no lora_B", "copy it anew"],
+    ),
+    "B without A": (
+        lambda f: edit_weights(f, lambda t: t.pop(KEY.format("A"))),
+        ["has no lora_A", "copy it anew"],
+    ),
+    "rank unlike the config's": (
+        config(r=8),
+        [CONFIG_FILE, "says rank 8 for model.layers.0.self_attn.o_proj", "of rank 4", "copy both"],
+    ),
+    "rank unlike its pattern": (config(rank_pattern={"o_proj": 2}), ["says rank 2"]),
+    "two adapters in one file": (second_adapter, ["second lora_A", "one adapter a folder"]),
+    "a DoRA magnitude": (
+        lambda f: edit_weights(
+            f, lambda t: t.update({KEY.format("magnitude_vector"): torch.ones(64)})
+        ),
+        ["lora_magnitude_vector", "no LoRA factor", "only plain LoRA"],
+    ),
+    "a saved module": (
+        lambda f: edit_weights(
+            f, lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2)})
+        ),
+        ["lm_head.weight", "no LoRA factor"],
+    ),
+    "an embedding's factors": (
+        lambda f: edit_weights(f, lambda t: t.update({"m.lora_embedding_A": torch.ones(2, 2)})),
+        ["m.lora_embedding_A", "no LoRA factor"],
+    ),
+    "another method": (config(peft_type="IA3"), ["of kind IA3", "only LORA"]),
+    "DoRA": (config(use_dora=True), ["DoRA (use_dora)", UNSUPPORTED, "train it without"]),
+    "bias": (config(bias="all"), ["bias='all'", UNSUPPORTED, "bias='none'"]),
+    "bias of LoRA layers": (config(bias="lora_only"), ["bias='lora_only'", UNSUPPORTED]),
+    "lora_bias": (config(lora_bias=True), ["(lora_bias)", UNSUPPORTED]),
+    "saved modules": (config(modules_to_save=["lm_head"]), ["(modules_to_save)", UNSUPPORTED]),
+    "token embeddings": (config(trainable_token_indices=[1]), ["trained token embeddings"]),
+    "Conv1D": (config(fan_in_fan_out=True), ["(fan_in_fan_out)", UNSUPPORTED]),
+    "replicated layers": (config(layer_replication=[[0, 1]]), ["(layer_replication)", UNSUPPORTED]),
+    "QA-LoRA": (config(use_qalora=True), ["QA-LoRA", UNSUPPORTED]),
+    "BD-LoRA": (config(use_bdlora={"nblocks": 2}), ["block-diagonal LoRA", UNSUPPORTED]),
+    "KaSA": (config(kasa_config={"beta": 1}), ["KaSA", UNSUPPORTED]),
+    "aLoRA": (config(alora_invocation_tokens=[1, 2]), ["activated LoRA", UNSUPPORTED]),
+    "bare parameters": (
+        config(target_parameters=["x.weight"]),
+        ["(target_parameters)", UNSUPPORTED],
+    ),
+    "an Arrow router": (config(arrow_config={"top_k": 2}), ["a router of its own", UNSUPPORTED]),
+    **{
+        f"starts from {init}": (
+            config(init_lora_weights=init),
+            [f"started from {init.lower()}", "changes the base's weights", "convert it"],
+        )
+        for init in ("pissa", "pissa_niter_16", "PISSA", "olora", "corda", "lora_ga")
+    },
+    **{
+        f"lora_alpha {value!r:.12}": (
+            config(lora_alpha=value),
+            [CONFIG_FILE, "lora_alpha", "not a finite number above 0", "correct it"],
+        )
+        for value in (0, -1, "16", None, True, math.nan, math.inf, [16], 10**400)
+    },
+    "alpha_pattern a list": (config(alpha_pattern=["x"]), ["alpha_pattern", "no mapping"]),
+    "rank_pattern a word": (config(rank_pattern="x"), ["rank_pattern", "no mapping"]),
+    "alpha_pattern malformed": (config(alpha_pattern={"(": 1}), ["alpha_pattern '('", "malformed"]),
+    "alpha_pattern zero": (config(alpha_pattern={"x": 0}), ["alpha_pattern.x", "above 0"]),
+}
+
+
+@pytest.mark.parametrize(("spoil", "parts"), CASES.values(), ids=CASES.keys())
+def test_bad_adapters(spoil: Callable[[Path], Any], parts: list[str], folder: Path) -> None:
+    spoil(folder)
+    with pytest.raises(LibraryError) as caught:
+        read_adapter(folder, "mine")
+    assert_sentence(caught.value, str(folder), *parts)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_nothing_is_unpickled(folder: Path, tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    for name in (*PICKLED, WEIGHTS_FILE):
+        (folder / name).write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(LibraryError):
+        read_adapter(folder, "mine")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_good_adapter_is_read_exactly(folder: Path) -> None:
+    adapter = read_adapter(folder, "mine")
+    tensors = load_file(folder / WEIGHTS_FILE)
+    assert len(tensors) == 2 * len(adapter.pairs) == 8
+    for module, pair in adapter.pairs.items():
+        assert torch.equal(pair.A, tensors[f"base_model.model.{module}.lora_A.weight"])
+        assert torch.equal(pair.B, tensors[f"base_model.model.{module}.lora_B.weight"])
+        assert pair.scaling == 4.0
+    assert list(adapter.pairs) == sorted(adapter.pairs)
+    assert adapter.folder == folder
+    assert not adapter.partial_layers
+    saved = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    assert adapter.base_model == saved["base_model_name_or_path"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_factors_come_in_float32(dtype: torch.dtype, folder: Path) -> None:
+    edit_weights(folder, lambda t: t.update({k: v.to(dtype) for k, v in t.items()}))
+    stored = load_file(folder / WEIGHTS_FILE)
+    pair = read_adapter(folder, "mine").pairs["model.layers.0.self_attn.o_proj"]
+    assert pair.A.dtype == pair.B.dtype == torch.float32
+    assert torch.equal(pair.A, stored[KEY.format("A")].float())
+
+
+def test_keys_may_carry_an_adapters_name_or_lack_the_prefix(folder: Path) -> None:
+    expected = read_adapter(folder, "mine").pairs
+    tensors = load_file(folder / WEIGHTS_FILE)
+    for rename in (
+        lambda key: key.replace(".weight", ".default.weight"),
+        lambda key: key.removeprefix("base_model.model."),
+    ):
+        save_file({rename(key): tensor for key, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+        found = read_adapter(folder, "mine").pairs
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[m].A, expected[m].A) for m in expected)
+
+
+def test_fields_that_change_nothing_are_accepted(folder: Path) -> None:
+    edit_json(
+        folder / CONFIG_FILE,
+        init_lora_weights="gaussian",
+        modules_to_save=[],
+        lora_dropout=0.5,
+        bias=None,
+        a_field_of_tomorrow={"x": 1},
+    )
+    assert read_adapter(folder, "mine").init == "gaussian"
+    saved = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    del saved["r"], saved["lora_alpha"]  # PEFT's default alpha is 8
+    (folder / CONFIG_FILE).write_text(json.dumps(saved), "utf-8")
+    assert {pair.scaling for pair in read_adapter(folder, "mine").pairs.values()} == {2.0}
+
+
+def test_digests_follow_the_content(folder: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    first = read_adapter(folder, "mine")
+    assert first.weights_sha256 == hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    moved = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    assert read_adapter(moved, "yours").digest == first.digest
+    edit_json(folder / CONFIG_FILE, lora_alpha=17)
+    second = read_adapter(folder, "mine")
+    assert second.digest != first.digest
+    assert second.weights_sha256 == first.weights_sha256
+    put("A", lambda t: t + 1)(folder)
+    third = read_adapter(folder, "mine")
+    assert len({first.digest, second.digest, third.digest}) == 3
+    assert third.weights_sha256 != second.weights_sha256
+
+
+def test_real_dora_and_real_pissa_of_peft_are_refused(
+    tmp_path: Path, tiny_base: Callable[[str], Path]
+) -> None:
+    for name, fields in (
+        ("dora", {"use_dora": True}),
+        ("bias", {"bias": "all"}),
+        ("saved", {"modules_to_save": ["lm_head"]}),
+        ("pissa", {"init_lora_weights": "pissa"}),
+        ("rslora", {"use_rslora": True}),
+    ):
+        model = load_tiny(tiny_base("phi3"))
+        save_adapter(model, tmp_path / name, ["o_proj"], seed=1, **fields)
+        if name == "rslora":
+            assert read_adapter(tmp_path / name, name).pairs
+        else:
+            with pytest.raises(LibraryError):
+                read_adapter(tmp_path / name, name)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import pytest
+from common import assert_sentence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gks_eval.errors import DataError
+from gks_eval.prefix_tree import (
+    Limits,
+    Sequence,
+    build_row,
+    count_distinct_tokens,
+    count_harness_tokens,
+    halves,
+    next_batch,
+    plan,
+    to_sequences,
+)
+
+FRESH = settings(max_examples=60, deadline=None)
+
+# Few different tokens, so that prefixes coincide often.
+texts = st.lists(st.integers(0, 2), min_size=1, max_size=9)
+pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=25)
+limits = st.builds(
+    Limits,
+    row_tokens=st.integers(1, 12),
+    batch_tokens=st.integers(1, 60),
+    mask_cells=st.integers(1, 2000),
+)
+
+
+def with_long_prefixes(requests: list[tuple[list[int], list[int]]]) -> list[tuple]:
+    """The same contexts after prefixes of 0, 20 and 40 tokens, so that trunks pay."""
+    prefixes = ([], [3] * 20, [3] * 20 + [4] * 20)
+    return [(prefixes[n % 3] + context, text) for n, (context, text) in enumerate(requests)]
+
+
+def input_prefixes(sequences: list[Sequence]) -> set[tuple[int, ...]]:
+    return {one.tokens[:end] for one in sequences for end in range(1, len(one.tokens))}
+
+
+@FRESH
+@given(pairs, st.integers(9, 20))
+def test_sequences_are_truncated_as_the_harness_does_it(requests, max_length):
+    found = to_sequences(requests, max_length)
+    answered = {}
+    for sequence in found:
+        for index in sequence.requests:
+            answered[index] = sequence
+    assert sorted(answered) == list(range(len(requests)))
+    for index, (context, continuation) in enumerate(requests):
+        fed = (context + continuation)[-(max_length + 1) :][:-1]
+        assert list(answered[index].tokens[:-1]) == fed
+        assert list(answered[index].targets) == continuation
+        assert answered[index].first_scored == len(fed) - len(continuation)
+    assert len({(one.tokens, one.scored) for one in found}) == len(found)
+    assert found == sorted(found, key=lambda one: (one.tokens, one.scored))
+
+
+@FRESH
+@given(pairs)
+def test_counts_are_those_of_the_sets_of_prefixes(requests):
+    sequences = to_sequences(requests, 100)
+    assert count_distinct_tokens(sequences) == len(input_prefixes(sequences))
+    harness = {tuple(context + continuation[:-1]) for context, continuation in requests}
+    assert count_harness_tokens(sequences) == sum(map(len, harness))
+
+
+@FRESH
+@given(pairs, st.integers(0, 3))
+def test_a_row_is_the_tree_of_its_prefixes(requests, trunk):
+    prefix = [7] * trunk
+    sequences = to_sequences([(prefix + c, t) for c, t in requests], 100)
+    row = build_row(sequences, trunk)
+    prefixes = {p for p in input_prefixes(sequences) if len(p) > trunk}
+    assert len(row.tokens) == len(row.depths) == len(row.ends) == len(prefixes)
+    # Read each node's path back from the mask that the ends stand for.
+    paths = []
+    for i in range(len(row.tokens)):
+        ancestors = [j for j in range(len(row.tokens)) if j <= i < row.ends[j]]
+        assert [row.depths[j] for j in ancestors] == list(range(trunk, trunk + len(ancestors)))
+        paths.append((*prefix, *(row.tokens[j] for j in ancestors)))
+    assert set(paths) == prefixes
+    for sequence, nodes in zip(sequences, row.scored, strict=True):
+        ends = range(sequence.first_scored + 1, sequence.length + 1)
+        assert [paths[node] for node in nodes] == [sequence.tokens[:end] for end in ends]
+    assert row.is_chain == (len({len(path) for path in paths}) == len(paths))
+
+
+@FRESH
+@given(pairs, limits, st.booleans())
+def test_a_plan_answers_everything_once(requests, sizes, trunks):
+    sequences = to_sequences(with_long_prefixes(requests), 100)
+    groups = plan(sequences, sizes, trunks=trunks)
+    members = [m for group in groups for row in group.rows for m in row.members]
+    assert sorted(members) == list(range(len(sequences)))
+    assert trunks or not any(group.trunk for group in groups)
+    for group in groups:
+        assert group.rows
+        start = len(group.trunk)
+        for row in group.rows:
+            chosen = [sequences[m] for m in row.members]
+            assert list(row.members) == sorted(row.members)
+            assert all(one.tokens[:start] == group.trunk for one in chosen)
+            assert all(one.first_scored >= start for one in chosen)
+            built = build_row(chosen, start)
+            assert len(built.tokens) == row.tokens
+            assert built.is_chain or not row.chain
+
+
+@FRESH
+@given(pairs, limits)
+def test_batches_keep_to_the_limits(requests, sizes):
+    sequences = to_sequences(with_long_prefixes(requests), 100)
+    for group in plan(sequences, sizes):
+        rows = group.rows
+        while rows:
+            count = next_batch(rows, sizes, len(group.trunk))
+            batch, rows = rows[:count], rows[count:]
+            longest = max(row.tokens for row in batch)
+            assert count == 1 or count * longest <= sizes.batch_tokens
+            if count > 1 and (group.trunk or not all(row.chain for row in batch)):
+                assert count * longest * (longest + len(group.trunk)) <= sizes.mask_cells
+
+
+@FRESH
+@given(pairs, limits)
+def test_a_plan_does_not_depend_on_the_order_of_requests(requests, sizes):
+    one = plan(to_sequences(requests, 100), sizes)
+    assert plan(to_sequences(requests[::-1], 100), sizes) == one
+
+
+def item(context: int, choices: int, length: int, *, first: int) -> list[tuple]:
+    """An item with its own context and choices that share nothing."""
+    return [([first] * context, [1000 + n] * length) for n in range(choices)]
+
+
+def test_a_few_shot_prefix_is_computed_once():
+    shots = list(range(100, 400))
+    requests = [
+        (shots + context, continuation)
+        for n in range(20)
+        for context, continuation in item(30, 4, 5, first=n)
+    ]
+    sequences = to_sequences(requests, 2048)
+    (group,) = plan(sequences, Limits(256, 1024, 1 << 25))
+    assert list(group.trunk) == shots
+    assert len(group.trunk) + sum(row.tokens for row in group.rows) == count_distinct_tokens(
+        sequences
+    )
+
+
+def test_a_long_context_with_short_choices_becomes_a_trunk():
+    sequences = to_sequences(item(3000, 4, 3, first=0), 4096)
+    (group,) = plan(sequences, Limits(256, 1024, 1 << 25))
+    assert len(group.trunk) == 2999  # the last context token is where scoring begins
+    assert [row.tokens for row in group.rows] == [1 + 4 * 2]
+
+
+def test_a_long_text_alone_is_a_chain_at_the_root():
+    sequences = to_sequences([([1], list(range(2000)))], 4096)
+    (group,) = plan(sequences, Limits(256, 1024, 1000))
+    assert not group.trunk
+    assert [(row.tokens, row.chain) for row in group.rows] == [(2000, True)]
+
+
+def test_small_items_fill_rows():
+    requests = [request for n in range(100) for request in item(40, 4, 6, first=n)]
+    sequences = to_sequences(requests, 2048)
+    (group,) = plan(sequences, Limits(256, 1024, 1 << 25))
+    tokens = sum(row.tokens for row in group.rows)
+    assert tokens == count_distinct_tokens(sequences)
+    assert tokens / (len(group.rows) * max(row.tokens for row in group.rows)) > 0.9
+
+
+def test_a_row_is_halved_until_one_sequence_is_left():
+    sequences = to_sequences(item(4, 3, 2, first=0), 64)
+    ((row,),) = (group.rows for group in plan(sequences, Limits(256, 256, 1 << 20)))
+    one, two = halves(row)
+    assert one.members + two.members == row.members
+    assert halves(one) == [one]
+
+
+def test_nothing_gives_no_plan():
+    assert plan([], Limits(256, 1024, 1 << 20)) == []
+    assert to_sequences([], 5) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "parts"),
+    [
+        (([], [1]), ("request 1", "context", "prefix token")),
+        (([1], []), ("request 1", "continuation")),
+        (([1], [2] * 9), ("request 1", "9 tokens", "max_length=8")),
+    ],
+)
+def test_a_request_that_cannot_be_scored_is_named(request_, parts):
+    with pytest.raises(DataError) as raised:
+        to_sequences([([1], [2]), request_], 8)
+    assert_sentence(raised.value, *parts)

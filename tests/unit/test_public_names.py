@@ -1,0 +1,89 @@
+"""What the package promises: its names, and that naming it costs nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import gks_eval
+from gks_eval import errors
+
+ROOT = Path(__file__).parents[2]
+
+PROMISED = {
+    "CompatibilityError": "gks_eval.errors",
+    "ConfigError": "gks_eval.errors",
+    "DataError": "gks_eval.errors",
+    "GksArrowLM": "gks_eval.lm",
+    "GksError": "gks_eval.errors",
+    "HubError": "gks_eval.errors",
+    "LibraryError": "gks_eval.errors",
+    "LoraPair": "gks_eval.lora",
+    "ResourceError": "gks_eval.errors",
+    "ResultsError": "gks_eval.errors",
+    "Setting": "gks_eval.config.setting",
+    "UsageError": "gks_eval.errors",
+    "attach": "gks_eval.inject",
+    "load_library": "gks_eval.library",
+}
+HEAVY = {
+    "accelerate", "bitsandbytes", "datasets", "lm_eval", "matplotlib", "numpy", "pandas", "peft",
+    "plotly", "scipy", "sklearn", "statsmodels", "torch", "transformers", "trl",
+}  # fmt: skip
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that an interpreter of its own holds after running the code."""
+    code += (
+        "\nimport json, sys\nprint(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(gks_eval.__all__) == {*PROMISED, "__version__"}
+    assert list(gks_eval.__all__) == sorted(gks_eval.__all__)
+    assert set(gks_eval.__all__) <= set(dir(gks_eval))
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_every_name_is_the_object_of_its_module(name: str) -> None:
+    assert getattr(gks_eval, name) is getattr(sys.modules[PROMISED[name]], name)
+
+
+def test_every_error_is_public() -> None:
+    assert {name for name in errors.__all__ if name.endswith("Error")} <= set(gks_eval.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'gks_eval' has no attribute 'GksArrow'"):
+        gks_eval.GksArrow  # noqa: B018
+
+
+def test_naming_the_package_imports_nothing_heavy() -> None:
+    assert (
+        modules_after("import gks_eval; gks_eval.__version__; gks_eval.GksError") & HEAVY == set()
+    )
+
+
+def test_the_command_line_imports_nothing_heavy_until_a_command_runs() -> None:
+    modules = modules_after("from gks_eval.cli.main import build_app; build_app()")
+    assert modules & HEAVY == set()
+
+
+def test_one_version_is_said_everywhere() -> None:
+    def said(file: str, pattern: str) -> str:
+        found = re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert found, file
+        return found[1]
+
+    assert version("gks-eval") == gks_eval.__version__
+    assert said("CITATION.cff", r"^version: (\S+)$") == gks_eval.__version__
+    assert said("CHANGELOG.md", r"^## \[?(\d\S*?)\]?( - .*)?$") == gks_eval.__version__

@@ -1,0 +1,237 @@
+"""Settings from arguments and from the grid's grammar, and their identity."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from common import assert_sentence
+from pydantic import ValidationError
+
+from gks_eval.config.setting import ARGUMENTS, NOT_GIVEN, PRESETS, Setting
+from gks_eval.errors import UsageError
+
+
+def test_the_default_is_the_papers() -> None:
+    setting = Setting.from_arguments()
+    assert setting == Setting()
+    assert setting.model_dump() == {
+        "subtract": ("avg",),
+        "rule": "factors",
+        "combine": "factors",
+        "router": "arrow",
+        "top_k": 3,
+        "temperature": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "rule", "combine"),
+    [
+        ("paper", "factors", "factors"),
+        ("peft", "factors", "outputs"),
+        ("exact", "delta", "outputs"),
+    ],
+)
+def test_presets_and_what_beats_them(preset: str, rule: str, combine: str) -> None:
+    setting = Setting.from_arguments(preset=preset)
+    assert (setting.rule, setting.combine) == (rule, combine)
+    own = Setting.from_arguments(preset=preset, rule="orthogonal")
+    assert (own.rule, own.combine) == ("orthogonal", combine)
+    own = Setting.from_arguments(preset=preset, combine="factors")
+    assert (own.rule, own.combine) == (rule, "factors")
+    assert len(PRESETS) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (NOT_GIVEN, ("avg",)),
+        (None, ()),
+        ("none", ()),
+        ([], ()),
+        ("avg", ("avg",)),
+        ("en", ("en",)),
+        ("en+de", ("en", "de")),
+        (" en + de ", ("en", "de")),
+        (["en", "de"], ("en", "de")),
+        (("fr",), ("fr",)),
+        (7, ("7",)),
+    ],
+)
+def test_subtract(given: Any, expected: tuple[str, ...]) -> None:
+    assert Setting.from_arguments(subtract=given).subtract == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (NOT_GIVEN, "arrow"),
+        (None, "none"),
+        ("none", "none"),
+        ("ts_expert_3", "ts_expert_3"),
+        (0, "0"),
+        (7, "7"),
+    ],
+)
+def test_router(given: Any, expected: str) -> None:
+    setting = Setting.from_arguments(router=given)
+    assert setting.router == expected
+    assert setting.uses_library == (expected != "none")
+
+
+def test_numbers_may_come_as_words() -> None:
+    setting = Setting.from_arguments(top_k="5", temperature="0.5")
+    assert (setting.top_k, setting.temperature) == (5, 0.5)
+    assert Setting.from_arguments(top_k=2.0, temperature=2).top_k == 2
+
+
+NOT_WHOLE = "needs a whole number of at least 1"
+NOT_POSITIVE = "needs a number above 0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        *(({"top_k": value}, [f"top_k={value}", NOT_WHOLE]) for value in
+          (0, -1, "x", "", 2.5, None, True, float("nan"), float("inf"), [3])),
+        *(({"temperature": value}, [f"temperature={value}", NOT_POSITIVE]) for value in
+          (0, 0.0, -1, "nan", "inf", float("nan"), float("inf"), "hot", None, False)),
+        ({"rule": "factor"}, ["rule=factor", "did you mean 'factors'?"]),
+        ({"rule": None}, ["rule=None", "known: delta, factors, orthogonal"]),
+        ({"combine": "output"}, ["combine=output", "did you mean 'outputs'?"]),
+        ({"combine": "delta"}, ["combine=delta", "known: factors, outputs"]),
+        ({"preset": "papr"}, ["preset=papr", "did you mean 'paper'?"]),
+        ({"preset": None}, ["preset=None", "known: exact, paper, peft"]),
+        ({"subtract": "en++de"}, ["subtract=en++de", "such as en+de"]),
+        ({"subtract": ""}, ["subtract=", "such as en+de"]),
+        ({"subtract": "en+none"}, ["subtract=en+none", "such as en+de"]),
+        ({"subtract": "en+en"}, ["subtract=en+en", "twice"]),
+        ({"subtract": "avg+en"}, ["subtract=avg+en", "twice"]),
+    ],
+)  # fmt: skip
+def test_bad_arguments(arguments: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Setting.from_arguments(**arguments)
+    assert_sentence(caught.value, *parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base", {"router": "none", "subtract": ()}),
+        ("arrow", {"subtract": ()}),
+        (" arrow ", {"subtract": ()}),
+        ("gks:en", {"subtract": ("en",)}),
+        ("gks:avg", {}),
+        ("gks:none", {"subtract": ()}),
+        ("uniform", {"router": "uniform", "subtract": ()}),
+        ("expert:ts_0", {"router": "ts_0", "subtract": ()}),
+        ("expert: ts_0 ", {"router": "ts_0", "subtract": ()}),
+        ("gks:en+de;rule=delta;top_k=5", {"subtract": ("en", "de"), "rule": "delta", "top_k": 5}),
+        ("gks:en; preset = exact ;", {"subtract": ("en",), "rule": "delta", "combine": "outputs"}),
+        ("arrow;temperature=0.5", {"subtract": (), "temperature": 0.5}),
+        ("uniform;subtract=en", {"router": "uniform", "subtract": ("en",)}),
+    ],
+)
+def test_the_grammar(text: str, expected: dict[str, Any]) -> None:
+    setting, others = Setting.parse(text)
+    assert setting == Setting(**expected)
+    assert others == {}
+
+
+def test_arguments_that_are_not_the_settings_own_are_handed_back() -> None:
+    setting, others = Setting.parse("gks:en;top_k=2;max_length=512;dtype=float32;a=b=c")
+    assert setting == Setting(subtract=("en",), top_k=2)
+    assert others == {"max_length": "512", "dtype": "float32", "a": "b=c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["known: "]),
+        ("gsk:en", ["'gsk'", "did you mean 'gks'?"]),
+        ("gks", ["gks: needs languages, as gks:en+de"]),
+        ("gks:", ["gks: needs languages"]),
+        ("expert:", ["needs an expert's name"]),
+        ("expert:none", ["none is no expert"]),
+        ("expert:arrow", ["arrow is no expert"]),
+        ("base:x", ["base takes nothing after a colon"]),
+        ("arrow;top_k", ["'top_k' is not written argument=value"]),
+        ("arrow;top_k=", ["is not written argument=value"]),
+        ("arrow;=3", ["is not written argument=value"]),
+        ("arrow;top_k=0", ["top_k=0"]),
+        ("gks:en+en", ["twice"]),
+    ],
+)
+def test_bad_grammar(text: str, parts: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Setting.parse(text)
+    assert_sentence(caught.value, *parts)
+
+
+SAME = [
+    (Setting(router="none"), Setting(router="none", subtract=(), rule="delta", top_k=1)),
+    (Setting(subtract=(), rule="delta"), Setting(subtract=(), rule="factors")),
+    (Setting(router="uniform", top_k=1), Setting(router="uniform", temperature=9.0)),
+    (Setting(router="a", subtract=(), top_k=1), Setting(router="a", subtract=(), rule="delta")),
+    (Setting(temperature=1), Setting(temperature=1.0)),
+]
+DIFFERENT = [
+    Setting(),
+    Setting(subtract=()),
+    Setting(subtract=("en",)),
+    Setting(subtract=("en", "de")),
+    Setting(rule="delta"),
+    Setting(combine="outputs"),
+    Setting(router="uniform"),
+    Setting(router="a"),
+    Setting(router="none"),
+    Setting(top_k=2),
+    Setting(temperature=2.0),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_identity_leaves_out_what_cannot_matter(one: Setting, other: Setting) -> None:
+    assert one.identity() == other.identity()
+    assert one.digest() == other.digest()
+
+
+def test_identity_tells_apart_what_does() -> None:
+    digests = {setting.digest() for setting in DIFFERENT}
+    digests |= {Setting().digest(base="x"), Setting().digest(base="y")}
+    assert len(digests) == len(DIFFERENT) + 2
+    for setting in DIFFERENT:
+        assert json.loads(json.dumps(setting.identity())) == setting.identity()
+        assert len(setting.digest()) == 16
+
+
+def test_the_digest_is_the_same_tomorrow_and_in_another_process() -> None:
+    # SHA-256 of '{"setting":{"combine":"factors","router":"arrow","rule":"factors",
+    # "subtract":["avg"],"temperature":1.0,"top_k":3}}', without the line break: by sha256sum.
+    assert Setting().digest() == "d9546bd6b0c2f51f"
+    code = "from gks_eval.config.setting import Setting; print(Setting().digest())"
+    for seed in ("1", "2"):
+        printed = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert printed.strip() == Setting().digest()
+
+
+def test_settings_are_frozen_hashable_and_closed() -> None:
+    assert {Setting(), Setting()} == {Setting()}
+    with pytest.raises(ValidationError):
+        Setting().top_k = 4
+    with pytest.raises(ValidationError):
+        Setting(topk=4)
+    assert {*Setting.model_fields, "preset"} == ARGUMENTS
+    assert repr(NOT_GIVEN) == "NOT_GIVEN"

@@ -1,0 +1,145 @@
+"""Every rule of subtraction against its closed form, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from common import dense, random_pair
+
+from gks_eval.errors import CompatibilityError
+from gks_eval.lora import LoraPair
+from gks_eval.subtract import RULES, general_update, subtract
+
+TIGHT = {"rtol": 1e-12, "atol": 1e-12}
+COUNTS = (1, 2, 3)
+
+
+def pairs(count: int, seed: int = 10, **shape) -> list[LoraPair]:
+    return [random_pair(seed=seed + n, dtype=torch.float64, **shape) for n in range(count)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_factors_subtracts_mean_factors(count: int) -> None:
+    task, general = pairs(1)[0], pairs(count, 20)
+    residual = subtract(task, general, "factors")
+    torch.testing.assert_close(residual.A, task.A - sum(g.A for g in general) / count, **TIGHT)
+    torch.testing.assert_close(residual.B, task.B - sum(g.B for g in general) / count, **TIGHT)
+    assert residual.scaling == task.scaling
+    assert residual.rank == task.rank
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_delta_subtracts_the_mean_update(count: int) -> None:
+    task, general = pairs(1)[0], pairs(count, 20)
+    residual = subtract(task, general, "delta")
+    expected = dense(task) - sum(dense(g) for g in general) / count
+    torch.testing.assert_close(residual.delta(), expected, **TIGHT)
+    assert residual.rank == 4 * (1 + count)
+
+
+def test_delta_allows_any_rank_and_scaling() -> None:
+    task = random_pair(2, scaling=8.0, seed=1, dtype=torch.float64)
+    general = [
+        random_pair(3, scaling=0.5, seed=2, dtype=torch.float64),
+        random_pair(6, scaling=1.5, seed=3, dtype=torch.float64),
+    ]
+    expected = dense(task) - (dense(general[0]) + dense(general[1])) / 2
+    torch.testing.assert_close(subtract(task, general, "delta").delta(), expected, **TIGHT)
+    for rule in ("factors", "orthogonal"):
+        with pytest.raises(CompatibilityError, match=f"rule={rule} needs one rank"):
+            subtract(task, general, rule)
+
+
+def test_factors_and_delta_differ_by_the_cross_terms() -> None:
+    task, (general,) = pairs(1)[0], pairs(1, 20)
+    by_factors = subtract(task, [general], "factors").delta()
+    s = task.scaling
+    cross = s * (2 * general.B @ general.A - task.B @ general.A - general.B @ task.A)
+    by_delta = subtract(task, [general], "delta").delta()
+    torch.testing.assert_close(by_factors, by_delta + cross, **TIGHT)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_orthogonal_residual_is_orthogonal_to_the_mean_general_factors(count: int) -> None:
+    task, general = pairs(1)[0], pairs(count, 20)
+    residual = subtract(task, general, "orthogonal")
+    mean_A = sum(g.A for g in general) / count
+    mean_B = sum(g.B for g in general) / count
+    assert (residual.A @ mean_A.T).abs().max() < 1e-13
+    assert (mean_B.T @ residual.B).abs().max() < 1e-13
+    # What was taken away lies in the general factors' spans: the projector is the nearest point.
+    removed_A, removed_B = task.A - residual.A, task.B - residual.B
+    solved_A = torch.linalg.lstsq(mean_A.T, removed_A.T).solution
+    solved_B = torch.linalg.lstsq(mean_B, removed_B).solution
+    torch.testing.assert_close(mean_A.T @ solved_A, removed_A.T, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(mean_B @ solved_B, removed_B, rtol=1e-9, atol=1e-10)
+    assert residual.scaling == task.scaling
+
+
+def test_orthogonal_to_rank_deficient_factors_removes_their_span_and_no_more() -> None:
+    task, (general,) = pairs(1)[0], pairs(1, 20)
+    A = general.A.clone()
+    A[2], A[3] = A[0], A[0] - 2 * A[1]  # row space of dimension 2
+    B = torch.zeros_like(general.B)  # never trained
+    residual = subtract(task, [LoraPair(A, B, 4.0)], "orthogonal")
+    span = torch.linalg.qr(A[:2].T).Q
+    torch.testing.assert_close(residual.A, task.A - task.A @ span @ span.T, **TIGHT)
+    torch.testing.assert_close(residual.B, task.B, **TIGHT)
+
+
+def test_orthogonal_keeps_weak_directions_of_the_general_adapter() -> None:
+    # A direction 1e4 times weaker than the strongest is still one the general adapter uses.
+    task = random_pair(seed=1, width_in=1024)
+    general = random_pair(seed=2, width_in=1024)
+    A = general.A.clone()
+    A[3] *= 1e-4
+    residual = subtract(task, [LoraPair(A, general.B, 4.0)], "orthogonal")
+    assert (residual.A @ general.A.T).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_zero_general_adapter_changes_no_update(rule: str) -> None:
+    task = pairs(1)[0]
+    zero = LoraPair(torch.zeros_like(task.A), torch.zeros_like(task.B), task.scaling)
+    torch.testing.assert_close(subtract(task, [zero], rule).delta(), dense(task), **TIGHT)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_task_equal_to_the_general_leaves_nothing(rule: str, dtype: torch.dtype) -> None:
+    task = random_pair(seed=1, dtype=dtype)
+    twin = LoraPair(task.A.clone(), task.B.clone(), task.scaling)
+    left = subtract(task, [twin], rule).delta()
+    assert left.abs().max() <= 8 * torch.finfo(dtype).eps * dense(task).abs().max()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_to_subtract_returns_the_task(rule: str) -> None:
+    task = pairs(1)[0]
+    assert subtract(task, [], rule) is task
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", COUNTS)
+def test_inputs_are_never_written_to(rule: str, count: int) -> None:
+    task, general = pairs(1)[0], pairs(count, 20)
+    before = [(pair.A.clone(), pair.B.clone()) for pair in (task, *general)]
+    residual = subtract(task, general, rule)
+    residual.A.add_(1.0)
+    residual.B.add_(1.0)
+    for pair, (A, B) in zip((task, *general), before, strict=True):
+        assert torch.equal(pair.A, A)
+        assert torch.equal(pair.B, B)
+
+
+def test_general_update_is_the_mean_of_the_updates() -> None:
+    general = [random_pair(r, scaling=r / 2, seed=r, dtype=torch.float64) for r in (1, 2, 5)]
+    expected = sum(dense(pair) for pair in general) / 3
+    torch.testing.assert_close(general_update(general).delta(), expected, **TIGHT)
+
+
+@pytest.mark.parametrize("rule", ["factors", "orthogonal"])
+def test_unequal_scalings_need_the_exact_rule(rule: str) -> None:
+    task, general = random_pair(seed=1), random_pair(seed=2, scaling=2.0)
+    with pytest.raises(CompatibilityError, match=rf"rule={rule} needs one scaling.*preset=exact"):
+        subtract(task, [general], rule)
