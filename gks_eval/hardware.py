@@ -10,5 +10,5 @@ __all__ = ["fast_bfloat16"]
 def fast_bfloat16() -> bool:
     """Tell whether bfloat16 is the faster type: on GPUs and on CPUs with instructions for it."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from gks_eval.base_model import BaseModel, check_unknown, quantization_config
@@ -20,6 +21,7 @@ from gks_eval.library import Library, load_library, read_manifest
 from gks_eval.loglikelihood import TokenLogLikelihood
 from gks_eval.quantized import keep_portable_layout
 from gks_eval.request_cache import CountingHook, stamp
+from gks_eval.scoring import packed_log_likelihoods, requests_worth, supports_packed
 from gks_eval.versions import versions
 from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
 
@@ -61,14 +63,15 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         temperature: Divides Arrow's scores before the softmax.
         load_in_4bit: NF4, bfloat16 computation, no double quantisation.
         load_in_8bit: LLM.int8.
-        scoring: ``plain`` is lm-eval's own scorer.
+        scoring: ``packed`` computes each distinct token prefix once, see `gks_eval.scoring`, and
+            hands models that it does not support to ``plain``, lm-eval's own scorer.
 
     Raises:
         GksError: A subclass says what is wrong with the arguments, library or base; all that can
             be known beforehand is raised before the base model's weights are read.
     """
 
-    SCORINGS: ClassVar[tuple[str, ...]] = ("plain",)
+    SCORINGS: ClassVar[tuple[str, ...]] = ("packed", "plain")
     cache_hook: Any
     softmax_dtype: torch.dtype | None
     batch_size_per_gpu: Any
@@ -88,7 +91,7 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         temperature: float | NotGiven = NOT_GIVEN,
         load_in_4bit: bool | NotGiven = NOT_GIVEN,
         load_in_8bit: bool | NotGiven = NOT_GIVEN,
-        scoring: str = "plain",
+        scoring: str | None = None,
         revision: str | NotGiven | None = NOT_GIVEN,
         **hf_arguments: Any,
     ) -> None:
@@ -261,6 +264,54 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        # A given `override_bs` means windows of one rolling text, which share no prefix.
+        if self.scoring == "packed" and override_bs is None and self._packs():
+            return self._packed(requests, disable_tqdm)
+        return self._plain(requests, disable_tqdm, override_bs)
+
+    def _packs(self) -> bool:
+        reason = (
+            "mixed_precision_dtype is set"
+            if self.mixed_precision_dtype is not None
+            else supports_packed(self.model, self.device, self.max_length)
+        )
+        if reason is not None:
+            logger.warning("Scoring plain, not packed, as %s.", reason)
+            self.scoring = "plain"
+        return reason is None
+
+    def _packed(self, requests: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        size = self.batch_size_per_gpu
+        bar = tqdm(
+            total=len(requests),
+            disable=disable_tqdm or self.rank != 0,
+            desc="Running loglikelihood requests",
+        )
+
+        def keep(index: int, result: TokenLogLikelihood) -> None:
+            key = requests[index][0]
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, result)
+
+        with bar:
+            return list(
+                packed_log_likelihoods(
+                    self.model,
+                    pairs,
+                    device=self.device,
+                    max_length=self.max_length,
+                    batch_tokens=(
+                        None if size == "auto" else requests_worth(pairs, size, self.max_length)
+                    ),
+                    progress=bar.update,
+                    emit=keep,
+                )
+            )
+
+    def _plain(
+        self, requests: list[Request], disable_tqdm: bool, override_bs: int | None
+    ) -> list[tuple[float, bool]]:
         counts = [len(continuation) for _, _, continuation in requests]
         hook = self.cache_hook
         self.cache_hook = CountingHook(
@@ -301,6 +352,7 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
                 "dtype": str(self.model.dtype),
                 "library": library.content_hash if library and self.setting.uses_library else None,
                 "setting": self.setting.identity(),
+                "scoring": self.scoring,
             }
         )
 

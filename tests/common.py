@@ -1,4 +1,4 @@
-"""Tiny random models and libraries of adapters on disk, written by transformers and PEFT themselves.
+"""Tiny random models and libraries on disk, as transformers and PEFT themselves write them.
 
 Everything is seeded and small: two layers of width 64, a byte-level tokenizer, vocabulary 260.
 """

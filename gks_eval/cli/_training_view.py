@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from gks_eval.quiet import quiet_libraries
 from gks_eval.training.watch import Watcher
 
 if TYPE_CHECKING:
+    from gks_eval.training.estimate import Estimate
     from gks_eval.training.plan import Job, Plan
     from gks_eval.training.run import Outcome
     from gks_eval.training.watch import Step
 
-__all__ = ["TrainingView", "clock"]
+__all__ = ["TrainingView", "clock", "show_estimate"]
 
 
 def clock(seconds: float) -> str:
@@ -28,6 +29,28 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
+    """Print what a run will take and what it lacks."""
+    console = console or Console()
+    table = Table("adapter", *(Column(c, justify="right") for c in ("rows", "tokens", "steps")))
+    for job in estimate.jobs:
+        known = (job.rows, job.tokens, job.steps)
+        table.add_row(job.key, *("?" if n is None else f"{n:,}" for n in known))
+    console.print(table)
+    if any(job.rows is None for job in estimate.jobs):
+        console.print("?: only the data, which are not read here, can tell", highlight=False)
+    if (memory := estimate.memory) is not None:
+        parts = (memory.total, memory.base, memory.adapter, memory.activations)
+        total, base, adapter, activations = (f"{n / 2**30:.2f}" for n in parts)
+        console.print(
+            f"memory: about {total} GB (base {base}, adapter and optimiser {adapter},"
+            f" activations {activations})",
+            highlight=False,
+        )
+    for sentence in estimate.missing:
+        console.print(f"missing: {sentence}", highlight=False, soft_wrap=True)
 
 
 class TrainingView(Watcher):

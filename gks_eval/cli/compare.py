@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -83,16 +82,12 @@ def compare(
         texts = excerpts(found[0], flips_to_show(comparison, flips))
         tables.append(flip_table(comparison, texts, flips))
     if fmt is Format.TERMINAL:
-        from rich.console import Console
-
-        from gks_eval.evidence.tables.terminal import print_tables
+        from gks_eval.evidence.tables.terminal import render, show
 
         if output is None:
-            print_tables(tables, Console())
+            show(tables)
             return
-        out = io.StringIO()
-        print_tables(tables, Console(file=out, width=200))
-        text = out.getvalue()
+        text = render(tables)
     elif fmt is Format.MARKDOWN:
         from gks_eval.evidence.tables.markdown import to_markdown
 

@@ -65,15 +65,13 @@ def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict
 
 
 def _write(verdict: Verdict, junit: Path | None, markdown: Path | None, json: Path | None) -> None:
-    from rich.console import Console
-
     from gks_eval.evidence.output import write_text
     from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
     from gks_eval.evidence.tables.markdown import to_markdown
-    from gks_eval.evidence.tables.terminal import print_tables
+    from gks_eval.evidence.tables.terminal import show
 
     table = verdict_table(verdict)
-    print_tables([table], Console())
+    show([table])
     typer.echo(headline(verdict))
     summary = to_markdown([table])
     if json:

@@ -95,7 +95,7 @@ def _demo(
             tasks=["gks_demo"],
             output=output,
             library="smollm2-demo",
-            model_arguments={"dtype": dtype, "batch_size": "16"},
+            model_arguments={"dtype": dtype, "batch_size": "auto"},
             evaluation={"limit": limit},
         )
     )

@@ -15,7 +15,18 @@ from gks_eval.errors import GksError
 
 __all__ = ["build_app", "main"]
 
-FAMILIES = ("run", "tasks", "grid", "compare", "gate")
+FAMILIES = (
+    "run",
+    "tasks",
+    "grid",
+    "compare",
+    "gate",
+    "paper",
+    "report",
+    "train",
+    "convert",
+    "cluster",
+)
 
 
 def build_app() -> typer.Typer:

@@ -25,9 +25,18 @@ def train(
     only: Annotated[
         str, typer.Option(help="Adapters to train, separated by commas: en,cluster_3.")
     ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it takes and what is missing; train nothing."),
+    ] = False,
+    loss_table: Annotated[
+        bool,
+        typer.Option("--loss-table", help="At the end measure all on each one's held-out rows."),
+    ] = False,
 ) -> None:
     """Train the adapters of a recipe; the same command again goes on where it stopped."""
-    from gks_eval.cli._training_view import TrainingView
+    from gks_eval.cli._training_view import TrainingView, show_estimate
+    from gks_eval.training.estimate import estimate
     from gks_eval.training.plan import make_plan
     from gks_eval.training.run import train_library
 
@@ -35,9 +44,16 @@ def train(
     plan = make_plan(recipe_file)
     folder = output or recipe_file.resolve().parent
     names = [name.strip() for name in only.split(",") if name.strip()]
+    if dry_run:
+        show_estimate(estimate(plan, names))
+        return
     with TrainingView() as view:
         outcome = train_library(plan, folder, only=names, watcher=view)
     view.table(outcome, folder)
+    if loss_table:
+        from gks_eval.training.loss_table import measure_losses
+
+        measure_losses(plan, folder, told=typer.echo)
 
 
 def find_recipe(recipe: str) -> Path:

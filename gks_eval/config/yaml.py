@@ -133,7 +133,7 @@ class _Builder:
                 if key in built:
                     raise ConfigError(f"{where}: the key {key!r} stands twice; keep one.")
                 built[key] = self.build(value_node, (*path, key), depth + 1)
-                self.lines[path + (key,)] = key_node.start_mark.line + 1
+                self.lines[(*path, key)] = key_node.start_mark.line + 1
             return built
         if isinstance(node, yaml.SequenceNode):
             return [

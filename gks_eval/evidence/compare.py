@@ -15,19 +15,22 @@ from gks_eval.evidence.task_rows import Settings, TaskOutcome, task_outcome
 __all__ = ["Settings", "compare"]
 
 
-def compare(runs: Sequence[Run], settings: Settings | None = None) -> Comparison:
+def compare(
+    runs: Sequence[Run], settings: Settings | None = None, alone: bool = False
+) -> Comparison:
     """Compare runs with the first of them, the baseline.
 
     Args:
         runs: Two or more, as `find_runs` gives them.
         settings: How.
+        alone: Take runs that have nothing to be compared with as well, for their scores.
 
     Raises:
         ResultsError: Fewer than two runs, nothing in common, a name that no run has, a broken
             file, or runs of other versions, prompts, shots or limits without ``settings.force``.
     """
     settings = settings or Settings()
-    if len(runs) < 2:
+    if len(runs) < 2 and not alone:
         raise ResultsError(
             "a comparison needs two runs and found one; name another folder or results file."
         )
@@ -40,7 +43,7 @@ def compare(runs: Sequence[Run], settings: Settings | None = None) -> Comparison
         raise _unknown_metric(settings.metric or "", runs)
     notes = _refuse_or_note(outcomes, runs[0].label, settings.force)
     rows = _with_holm([outcome.row for outcome in outcomes.values()])
-    if not any(row.differences for row in rows):
+    if not alone and not any(row.differences for row in rows):
         raise ResultsError(
             f"{runs[0].label} shares no task with another run; compare runs of the same tasks."
         )

@@ -145,7 +145,9 @@ def _is_results(path: Path) -> bool:
 def _runs_in(root: Path) -> list[Run]:
     by_model: defaultdict[tuple[Path, str, str], list[ResultsFile]] = defaultdict(list)
     for path in sorted(root.rglob("*.json")):
-        if _is_results(path) and path.is_file():
+        # A grid writes a setting aside in a hidden folder until it is finished.
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if _is_results(path) and path.is_file() and not hidden:
             results = read_results(path)
             by_model[path.parent, results.model, results.model_args].append(results)
     if not by_model:

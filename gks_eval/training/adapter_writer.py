@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from gks_eval.config.recipe import AdapterShape
 from gks_eval.errors import DataError
 from gks_eval.training.files import read_json, replaced_folder, sha256_of
-from gks_eval.training.start import lora_config
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-__all__ = ["CURVE", "RECORD", "WEIGHTS", "Factors", "is_finished", "write_adapter"]
+__all__ = ["CURVE", "RECORD", "WEIGHTS", "Factors", "is_finished", "write_adapter", "write_factors"]
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -61,7 +60,7 @@ def write_adapter(
     record: Mapping[str, Any],
     curve: Sequence[Mapping[str, float]],
 ) -> None:
-    """Write one adapter's folder, whole or not at all.
+    """Write one trained adapter's folder, whole or not at all.
 
     The same factors give the same bytes: tensors and keys are sorted, and no time is written but
     in the record.
@@ -77,15 +76,67 @@ def write_adapter(
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
     """
+    write_factors(
+        folder,
+        factors.tensors,
+        rank=shape.rank,
+        alpha=shape.alpha,
+        targets=shape.targets,
+        base_model=base_model,
+        record=record,
+        dropout=shape.dropout,
+        curve=curve,
+    )
+
+
+def write_factors(
+    folder: Path,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    base_model: str,
+    record: Mapping[str, Any],
+    dropout: float = 0.0,
+    curve: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Write LoRA factors as a PEFT folder, whole or not at all.
+
+    Args:
+        folder: Its place.
+        tensors: Factors under PEFT's names.
+        rank: R.
+        alpha: The update is scaled by alpha / rank.
+        targets: Names of the layers.
+        base_model: Name for the adapter's configuration.
+        record: Where the factors come from; the hash of the weights is added.
+        dropout: That they were trained with.
+        curve: One mapping an optimiser step, where there is one.
+
+    Raises:
+        ResourceError: The disk is full, or the folder cannot be written.
+    """
+    from peft import LoraConfig
     from safetensors.torch import save_file
 
-    config = lora_config(shape, base_model).to_dict()
-    config |= {"inference_mode": True, "target_modules": sorted(shape.targets)}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted(targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    ).to_dict()
+    config["target_modules"] = sorted(targets)  # PEFT makes it a set, whose order is chance
     with replaced_folder(folder) as aside:
-        save_file(dict(factors.tensors), aside / WEIGHTS, metadata={"format": "pt"})
+        save_file(dict(tensors), aside / WEIGHTS, metadata={"format": "pt"})
         _dump(aside / CONFIG, config)
-        lines = (json.dumps(step, sort_keys=True) + "\n" for step in curve)
-        (aside / CURVE).write_text("".join(lines), encoding="utf-8")
+        if curve:
+            lines = (json.dumps(step, sort_keys=True) + "\n" for step in curve)
+            (aside / CURVE).write_text("".join(lines), encoding="utf-8")
         _dump(aside / RECORD, {**record, "sha256": sha256_of(aside / WEIGHTS)})
 
 

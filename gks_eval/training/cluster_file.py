@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import yaml
 from pydantic import Field
 
 from gks_eval.config.library import AdapterName
 from gks_eval.config.yaml import FrozenModel, load_typed
 from gks_eval.errors import ConfigError
+from gks_eval.training.files import write_text
 
-__all__ = ["ClusterFile", "read_cluster_file"]
+if TYPE_CHECKING:
+    from gks_eval.training.clusters import Clustering
+
+__all__ = ["ClusterFile", "read_cluster_file", "write_cluster_file"]
 
 
 class ClusterFile(FrozenModel):
@@ -49,3 +55,23 @@ def read_cluster_file(path: Path) -> dict[str, list[str]]:
                 )
             place[task] = cluster
     return clusters
+
+
+def write_cluster_file(
+    path: Path, clustering: Clustering, *, embedding: str, seed: int, library: str
+) -> None:
+    """Write what a recipe's `clusters` reads.
+
+    Raises:
+        ResourceError: The file cannot be written.
+    """
+    content = ClusterFile(
+        clusters={name: list(tasks) for name, tasks in clustering.clusters.items()},
+        embedding=embedding,
+        seed=seed,
+        silhouette=round(clustering.silhouette, 4),
+        library=library,
+    )
+    sizes = ", ".join(f"{name} {len(tasks)}" for name, tasks in content.clusters.items())
+    text = yaml.safe_dump(content.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_text(path, f"# Written by `gks-eval cluster`; sizes: {sizes}.\n{text}")

@@ -15,23 +15,32 @@ from gks_eval.training.files import read_json, write_text
 from gks_eval.training.plan import Plan
 from gks_eval.versions import versions
 
-__all__ = ["MANIFEST", "check_output", "write_manifest"]
+__all__ = ["MANIFEST", "check_output", "is_foreign", "write_manifest"]
 
 MANIFEST = "library.yaml"
 
 
+def is_foreign(output: Path) -> bool:
+    """Say whether a folder's manifest was written by another hand than this module's.
+
+    Raises:
+        ConfigError: There is a manifest with faults.
+    """
+    manifest = output / MANIFEST
+    return manifest.is_file() and "recipe" not in load_typed(manifest, LibraryConfig).provenance
+
+
 def check_output(output: Path) -> None:
-    """Refuse a folder whose manifest was written by another hand than this module's.
+    """Refuse a folder whose manifest would be overwritten though it is not ours.
 
     Raises:
         LibraryError: There is such a manifest.
         ConfigError: There is a manifest with faults.
     """
-    manifest = output / MANIFEST
-    if manifest.is_file() and "recipe" not in load_typed(manifest, LibraryConfig).provenance:
+    if is_foreign(output):
         raise LibraryError(
-            f"{manifest}: was not written by training and would be overwritten; give another"
-            " folder with --output."
+            f"{output / MANIFEST}: was not written by training and would be overwritten; give"
+            " another folder with --output, or name single adapters with --only."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import load_tokenizer
 from gks_eval.training.curves import draw_curves
 from gks_eval.training.files import exclusive
-from gks_eval.training.library_writer import check_output, write_manifest
+from gks_eval.training.library_writer import check_output, is_foreign, write_manifest
 from gks_eval.training.one_adapter import WORK, train_job
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sources import identity
@@ -64,7 +65,8 @@ def train_library(
     watcher = watcher or Watcher()
     team = Team()
     jobs = plan.select(only)
-    check_output(output)
+    if not only:
+        check_output(output)
     if team.leads:
         watcher.planned(plan, jobs)
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -83,8 +85,10 @@ def train_library(
                 plan, job, output, fingerprint, tokenizer=tokenizer, watcher=watcher, team=team
             )
             trained.append(job.key)
+            gc.collect()  # a model with an adapter refers to itself; two bases need not be held
     missing = tuple(job.key for job in missing_adapters(plan, output))
-    whole = not missing and any(job.kind == "experts" for job in plan.jobs)
+    has_experts = any(job.kind == "experts" for job in plan.jobs)
+    whole = not missing and has_experts and not is_foreign(output)
     manifest: Path | None = None
     if team.leads and trained:
         missed = {*missing}

@@ -105,6 +105,7 @@ def train_adapter(
     from trl import SFTTrainer
 
     checkpoint = last_checkpoint(work)
+    done_before = _step(checkpoint)
     device = next(model.parameters()).device
     optimizer = optimizer_for(schedule, device.type)
     rows = datasets.Dataset.from_dict(
@@ -140,7 +141,6 @@ def train_adapter(
             raise _out_of_memory() from error
         raise
     seconds = time.monotonic() - began
-    done_before = _step(checkpoint)
     share = 1.0 - done_before / max(trainer.state.global_step, 1)
     tokens = sum(len(e.input_ids) for e in examples) * schedule.epochs * share
     return TrainingRun(

@@ -133,9 +133,8 @@ def test_an_alias_bomb_ends_quickly() -> None:
 
 def test_nothing_is_run(tmp_path: Path) -> None:
     target = tmp_path / "ran"
-    fail(
-        f"name: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{target}']]"
-    )
+    tag = "!!python/object/apply:pathlib.Path"
+    fail(f"name: {tag}.touch [{tag} ['{target}']]")
     assert not target.exists()
 
 

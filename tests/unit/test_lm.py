@@ -67,7 +67,9 @@ def gks(tiny_base: Base, tiny_library: LibraryOf) -> GksArrowLM:
 
 
 def test_without_a_router_it_is_hf(tiny_base: Base, hf: HFLM) -> None:
-    lm = GksArrowLM(str(tiny_base("phi3")), router=None, dtype="float32", batch_size=3)
+    lm = GksArrowLM(
+        str(tiny_base("phi3")), router=None, dtype="float32", batch_size=3, scoring="plain"
+    )
     assert lm.library is None
     ours, theirs = lm.loglikelihood(requests(PAIRS)), hf.loglikelihood(requests(PAIRS))
     assert [tuple(result) for result in ours] == [tuple(result) for result in theirs]
@@ -86,14 +88,46 @@ def test_routed_scores_are_those_of_an_attached_model(
     arguments: dict[str, Any], tiny_base: Base, tiny_library: LibraryOf, gks: GksArrowLM
 ) -> None:
     setting = Setting.from_arguments(**arguments)
+    gks.choose_scoring("plain")
     other = HFLM(str(tiny_base("phi3")), device="cpu", dtype="float32", batch_size=3)
     plain = scores(other.loglikelihood(requests(PAIRS)))
     attach(other.model, load_library(str(tiny_library("phi3"))), setting)
     expected = scores(other.loglikelihood(requests(PAIRS)))
     gks.apply(setting)
     found = scores(gks.loglikelihood(requests(PAIRS)))
+    gks.choose_scoring(None)
     assert found == pytest.approx(expected, abs=1e-4)
     assert max(abs(a - b) for a, b in zip(found, plain, strict=True)) > 0.01
+
+
+@pytest.mark.parametrize("arguments", SETTINGS, ids=str)
+@pytest.mark.parametrize("batch_size", [1, 4, "auto"])
+def test_packed_scores_are_the_plain_ones(
+    arguments: dict[str, Any], batch_size: int | str, gks: GksArrowLM
+) -> None:
+    gks.apply(Setting.from_arguments(**arguments))
+    gks.choose_scoring("plain")
+    gks.choose_batch_size(1)
+    expected: list[Any] = gks.loglikelihood(requests(PAIRS))
+    gks.choose_scoring("packed")
+    gks.choose_batch_size(batch_size)
+    found: list[Any] = gks.loglikelihood(requests(PAIRS))
+    assert gks.scoring == "packed"
+    gks.choose_batch_size(3)
+    assert scores(found) == pytest.approx(scores(expected), abs=1e-3)
+    assert [result[1] for result in found] == [result[1] for result in expected]
+    assert [result.tokens for result in found] == [result.tokens for result in expected]
+
+
+def test_a_model_that_cannot_be_packed_is_scored_plain(
+    tiny_base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = GksArrowLM(
+        str(tiny_base("phi3")), router=None, dtype="float32", mixed_precision_dtype="bfloat16"
+    )
+    lm.loglikelihood(requests(PAIRS[:1]))
+    assert lm.scoring == "plain"
+    assert "Scoring plain, not packed, as mixed_precision_dtype is set" in caplog.text
 
 
 def test_generation_is_routed(gks: GksArrowLM, hf: HFLM) -> None:
@@ -183,14 +217,19 @@ def test_a_cache_is_for_one_setting_alone(gks: GksArrowLM, hf: HFLM, tmp_path: P
     assert_sentence(unstamped.value, "theirs.db", "no stamp")
 
 
-def test_what_the_cache_holds_after_a_kill_has_its_counts(gks: GksArrowLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scoring", ["packed", "plain"])
+def test_what_the_cache_holds_after_a_kill_has_its_counts(
+    scoring: str, gks: GksArrowLM, tmp_path: Path
+) -> None:
     """Partial results go into the cache during the run; they must be as good as final ones."""
+    gks.choose_scoring(scoring)
     gks.apply(Setting.from_arguments())
     wrapped = CachingLM(gks, str(tmp_path / "partial.db"))
     gks.loglikelihood(requests(PAIRS))  # past the wrapper: only the hook writes
     kept = [value for value in wrapped.dbdict.values() if not isinstance(value, str)]
     wrapped.dbdict.close()
     gks.cache_hook = CacheHook(None)
+    gks.choose_scoring(None)
     assert len(kept) == len(set(PAIRS))
     assert all(result.tokens > 0 for result in kept)
 

@@ -1,4 +1,4 @@
-"""Reading adapters: what PEFT writes is read exactly, everything doubtful is refused in a sentence."""
+"""Reading adapters: what PEFT writes is read exactly, anything doubtful refused in a sentence."""
 
 from __future__ import annotations
 

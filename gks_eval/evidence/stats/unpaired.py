@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from scipy.stats import norm
-from statsmodels.stats.proportion import confint_proportions_2indep, test_proportions_2indep
+from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 
 __all__ = ["mean_difference", "proportion_difference"]
 
@@ -23,7 +23,7 @@ def proportion_difference(
     )
     if first + second in (0, n_first + n_second):
         return float(low), float(high), 1.0
-    p = test_proportions_2indep(second, n_second, first, n_first, method="score").pvalue
+    _, p = proportions_ztest([second, first], [n_second, n_first])
     return float(low), float(high), float(p)
 
 

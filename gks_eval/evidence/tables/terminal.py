@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -10,7 +12,7 @@ from rich.text import Text
 from gks_eval.evidence.tables.content import Table
 from gks_eval.evidence.tables.escape import plain
 
-__all__ = ["print_tables"]
+__all__ = ["print_tables", "render", "show"]
 
 _STYLES = {"best": "bold", "second": "underline"}
 
@@ -48,6 +50,18 @@ def print_tables(tables: list[Table], console: Console) -> None:
         for note in table.notes:
             console.print(Text(plain(note), style="dim"))
         console.print()
+
+
+def show(tables: list[Table]) -> None:
+    """Print tables to the terminal."""
+    print_tables(tables, Console())
+
+
+def render(tables: list[Table], width: int = 160) -> str:
+    """Return tables as plain text, for a file."""
+    out = io.StringIO()
+    print_tables(tables, Console(file=out, width=width))
+    return out.getvalue()
 
 
 def _numeric(table: Table, index: int) -> bool:

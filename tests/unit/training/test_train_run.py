@@ -173,7 +173,8 @@ def test_a_shared_start_gives_equal_A_before_training(
         plan = make_plan(recipe_file(start=start))
         found = []
         for job in plan.jobs[:2]:
-            model = attach_adapter(tiny_model(), plan.recipe.adapter, "base", job.start_seed)
+            base = tiny_model()
+            model = attach_adapter(base, plan.recipe.adapter, base.name_or_path, job.start_seed)
             found.append(
                 torch.cat([p.flatten() for n, p in model.named_parameters() if "lora_A" in n])
             )

@@ -1,0 +1,40 @@
+"""`gks-eval cluster`: which tasks' adapters are alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add `cluster` to the application."""
+    app.command("cluster")(cluster)
+
+
+def cluster(
+    library: Annotated[str, typer.Argument(help="A library with one expert a task.")],
+    output: Annotated[Path, typer.Argument(help="Cluster file to write (.yaml).")],
+    k: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
+    embedding: Annotated[
+        str, typer.Option(help="delta: sketches of dW; parameters: A and B themselves.")
+    ] = "delta",
+    seed: Annotated[int, typer.Option(help="Of the sketches and of K-means.")] = 0,
+) -> None:
+    """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
+    from gks_eval.library import load_library
+    from gks_eval.training.cluster_file import write_cluster_file
+    from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
+
+    loaded = load_library(library)
+    adapters = {name: adapter.pairs for name, adapter in loaded.experts.items()}
+    names, points_EN = embed(adapters, embedding, seed=seed)
+    found = cluster_adapters(names, points_EN, k=k, seed=seed)
+    write_cluster_file(output, found, embedding=embedding, seed=seed, library=loaded.name)
+    draw_clusters(names, points_EN, found, output.with_suffix(".png"))
+    for name, tasks in found.clusters.items():
+        typer.echo(f"{name}: {len(tasks)}: {', '.join(tasks)}")
+    typer.echo(f"{output}: silhouette {found.silhouette:.3f}, picture beside it")

@@ -1,0 +1,94 @@
+"""`gks-eval paper`: the paper's tables, beside one's own runs or with the command to make them."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+class Family(str, Enum):
+    """Which tasks to read."""
+
+    GKS_PAPER = "gks_paper"
+    GKS = "gks"
+
+
+class Format(str, Enum):
+    """How to show it."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("paper")(paper)
+
+
+def paper(
+    results: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder of a grid, or ROW=PATH such as gks_avg=PATH; may be repeated."),
+    ] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Only this table, such as phi3_english.")
+    ] = None,
+    family: Annotated[
+        Family, typer.Option(help="gks_paper_*: the authors' protocol; gks_*: lm-eval's prompts.")
+    ] = Family.GKS_PAPER,
+    plan: Annotated[
+        str | None, typer.Option(help="Print what reproducing this table takes, and stop.")
+    ] = None,
+    fmt: Annotated[
+        Format, typer.Option("--format", "-f", help="How to show it.")
+    ] = Format.TERMINAL,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
+    ] = None,
+) -> None:
+    """Show the paper's Tables 1 to 4 beside your own runs."""
+    from gks_eval.errors import ResultsError
+    from gks_eval.evidence.output import write_text
+    from gks_eval.evidence.paper import load_paper, side_by_side
+    from gks_eval.evidence.paper_plan import plan as make_plan
+    from gks_eval.evidence.runs import find_runs
+    from gks_eval.evidence.tables.markdown import to_markdown
+    from gks_eval.evidence.tables.paper_text import paper_tables
+    from gks_eval.evidence.tables.terminal import render, show
+
+    published = load_paper()
+    if plan is not None:
+        typer.echo(make_plan(plan, published.named(plan), family.value), nl=False)
+        return
+    names = list(table or published.tables)
+    cells = side_by_side(published, names, find_runs(results or []), family.value)
+    if results and not table:
+        with_ours = {cell.table for cell in cells if cell.ours is not None}
+        if not with_ours:
+            raise ResultsError(
+                f"the runs hold no {family.value}_* task of the paper's tables; run them, or name "
+                "the other --family."
+            )
+        cells = [cell for cell in cells if cell.table in with_ours]
+    tables = paper_tables(published, cells, family.value)
+    if fmt is Format.TERMINAL and output is None:
+        show(tables)
+        return
+    if fmt is Format.JSON:
+        import json
+
+        content = {"schema": "gks_eval.paper/1", "source": published.source}
+        text = json.dumps({**content, "cells": [cell.model_dump() for cell in cells]}, indent=1)
+        text += "\n"
+    else:
+        text = to_markdown(tables) if fmt is Format.MARKDOWN else render(tables)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(output, text)

@@ -1,0 +1,60 @@
+"""`gks-eval report`: one self-contained HTML page on a set of runs."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+class Family(str, Enum):
+    """Which tasks to put beside the paper's."""
+
+    GKS_PAPER = "gks_paper"
+    GKS = "gks"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("report")(report)
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, results files or globs; the first run is the baseline. Routing shares "
+            "(routes*.json) and library geometry (geometry*.json) in a folder are shown too."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Its heading.")] = "Evaluation report",
+    baseline: Annotated[
+        str | None, typer.Option(help="Label of the baseline, if not the first run.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Metric, or metric,filter; else each task's usual one.")
+    ] = None,
+    family: Annotated[
+        Family, typer.Option(help="Tasks to put beside the paper's values.")
+    ] = Family.GKS_PAPER,
+    max_samples: Annotated[
+        int, typer.Option(min=0, help="Samples to keep; those that changed come first.")
+    ] = 20_000,
+    max_text: Annotated[int, typer.Option(min=100, help="Characters of a prompt to keep.")] = 4_000,
+) -> None:
+    """Write one page: scores, changes, the paper's values, routing, a sample browser."""
+    from gks_eval.evidence.output import write_text
+    from gks_eval.evidence.report.build import Options, build_page
+    from gks_eval.evidence.runs import baseline_first, find_runs
+
+    found = baseline_first(find_runs(runs), baseline)
+    folders = [path for path in dict.fromkeys(map(Path, runs)) if path.is_dir()]
+    options = Options(title, metric, family.value, max_samples, max_text)
+    page = build_page(found, folders, options)
+    write_text(output, page)
+    typer.echo(f"{output}: {len(found)} runs, {len(page.encode()) / 1e6:.1f} MB")

@@ -1,0 +1,158 @@
+"""The versioned JSON of what a router did and how a library lies: written elsewhere, read here.
+
+Files are found by name: ``routes.json``, ``routes_*.json``, ``geometry.json``,
+``geometry_*.json``. Readers refuse a schema they do not know; keys they do not know are refused
+too, so that a change of meaning needs a new number.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from gks_eval.config.yaml import FrozenModel
+from gks_eval.errors import ResultsError
+
+__all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "find_observed"]
+
+Share = Annotated[float, Field(ge=-1e-6, le=1.0 + 1e-6)]
+Cosine = Annotated[float, Field(ge=-1.0 - 1e-4, le=1.0 + 1e-4)]
+Size = Annotated[float, Field(ge=0.0)]
+MAX_BYTES = 1 << 27
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class TaskRouting(FrozenModel):
+    """What the router did on one task (or one text).
+
+    Attributes:
+        tokens: Tokens routed, per layer.
+        share: Per layer and expert, (L, E): share of tokens with the expert among the top k.
+        mean_coefficient: Per layer and expert, (L, E): mean coefficient over all tokens; a row
+            sums to 1.
+        entropy: Per layer, (L,): mean entropy of a token's coefficients, in nats.
+    """
+
+    tokens: Annotated[int, Field(ge=0)]
+    share: list[list[Share]]
+    mean_coefficient: list[list[Share]]
+    entropy: list[Size]
+
+
+class RoutingShares(FrozenModel):
+    """Routing shares of one setting, ``gks_eval.routing/1``.
+
+    Attributes:
+        library: The library's name.
+        setting: The setting in the grid's grammar, such as ``gks:avg``.
+        top_k: Experts a token.
+        experts: Their names, E.
+        layers: The routed modules' names, L.
+        tasks: By task.
+        provenance: Anything about how it was made.
+    """
+
+    schema_: Literal["gks_eval.routing/1"] = Field(alias="schema")
+    library: str
+    setting: str
+    top_k: Annotated[int, Field(ge=1)]
+    experts: list[str]
+    layers: list[str]
+    tasks: dict[str, TaskRouting]
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> RoutingShares:
+        for name, task in self.tasks.items():
+            for field in ("share", "mean_coefficient"):
+                table: list[list[float]] = getattr(task, field)
+                if len(table) != len(self.layers) or any(
+                    len(row) != len(self.experts) for row in table
+                ):
+                    raise ValueError(f"tasks.{name}.{field} is not layers x experts")
+            if len(task.entropy) != len(self.layers):
+                raise ValueError(f"tasks.{name}.entropy is not one number a layer")
+        return self
+
+
+class LibraryGeometry(FrozenModel):
+    """How the adapters of a library lie to each other, ``gks_eval.geometry/1``.
+
+    Norms are Frobenius norms of dW = s B A; cosines are between the dW of all layers taken as one
+    vector unless a field is by layer.
+
+    Attributes:
+        library: The library's name.
+        experts: Their names, E.
+        general: Names of the general adapters, G.
+        layers: The adapted modules' names, L.
+        norm: Per expert, (L,): |dW|.
+        residual_norm: By rule (``factors``, ``delta``, ...), per expert, (L,): |dW residual|.
+        cosine_general: (E, G): each expert with each general adapter.
+        cosine_experts: By rule, and ``none`` without subtraction, (E, E).
+        prototype_similarity: Likewise, (E, E): mean over layers of |prototype . prototype|.
+        rule_distance: Per expert, (L,): |factors - delta| / |delta|.
+        provenance: Anything about how it was made.
+    """
+
+    schema_: Literal["gks_eval.geometry/1"] = Field(alias="schema")
+    library: str
+    experts: list[str]
+    general: list[str]
+    layers: list[str]
+    norm: dict[str, list[Size]]
+    residual_norm: dict[str, dict[str, list[Size]]]
+    cosine_general: list[list[Cosine]]
+    cosine_experts: dict[str, list[list[Cosine]]]
+    prototype_similarity: dict[str, list[list[Cosine]]]
+    rule_distance: dict[str, list[Size]] = Field(default_factory=dict)
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _shapes(self) -> LibraryGeometry:
+        squares = [*self.cosine_experts.values(), *self.prototype_similarity.values()]
+        tables = [(table, len(self.experts)) for table in squares]
+        tables.append((self.cosine_general, len(self.general)))
+        for table, width in tables:
+            if len(table) != len(self.experts) or any(len(row) != width for row in table):
+                raise ValueError("a table of cosines does not fit experts and general")
+        return self
+
+
+def find_observed(folder: Path) -> tuple[list[RoutingShares], list[LibraryGeometry]]:
+    """Read every routing and geometry file under a folder.
+
+    Raises:
+        ResultsError: One of them is broken or of another schema.
+    """
+    routes = [
+        _read(path, RoutingShares)
+        for path in sorted(folder.rglob("routes*.json"))
+        if path.stem == "routes" or path.stem.startswith("routes_")
+    ]
+    geometry = [
+        _read(path, LibraryGeometry)
+        for path in sorted(folder.rglob("geometry*.json"))
+        if path.stem == "geometry" or path.stem.startswith("geometry_")
+    ]
+    return routes, geometry
+
+
+def _read(path: Path, model: type[ModelT]) -> ModelT:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ResultsError(f"{path} is larger than 128 MiB, which no such file is.")
+        return model.model_validate(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ResultsError(
+            f"{path} is not what its name says: {where}: {first['msg'].lower()}; write it again."
+        ) from None
+    except (ValueError, RecursionError):
+        raise ResultsError(f"{path} is broken or only half written; write it again.") from None

@@ -1,0 +1,266 @@
+"""The paper's tables as data, and one's own runs beside them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Literal
+
+from pydantic import Field
+
+from gks_eval.config.yaml import FrozenModel, parse_typed
+from gks_eval.errors import ResultsError, UsageError, did_you_mean
+from gks_eval.evidence.runs import Run
+from gks_eval.evidence.scores import pick_key
+from gks_eval.evidence.stats.holm import holm
+from gks_eval.evidence.stats.unpaired import proportion_difference
+from gks_eval.evidence.stats.wilson import wilson_interval
+
+__all__ = ["Cell", "PaperRow", "PaperTable", "PaperTables", "load_paper", "paper_n", "side_by_side"]
+
+Family = Literal["gks_paper", "gks"]
+
+
+class PaperRow(FrozenModel):
+    """One setting of a published table: percents, and the average as printed."""
+
+    values: list[float]
+    printed_avg: float
+
+    @property
+    def mean(self) -> float:
+        """Return the average recomputed from the row."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def average_is_off(self) -> bool:
+        """Tell whether the printed average contradicts its row by more than rounding."""
+        return abs(self.mean - self.printed_avg) > 0.0101
+
+
+class PaperTable(FrozenModel):
+    """One published table."""
+
+    title: str
+    model: str
+    library: str
+    group: str
+    full_split: dict[str, int] = Field(default_factory=dict)
+    columns: list[str]
+    rows: dict[str, PaperRow]
+
+
+class PaperTables(FrozenModel):
+    """All published tables with their source."""
+
+    source: str
+    tables: dict[str, PaperTable]
+
+    def named(self, name: str) -> PaperTable:
+        """Return one table.
+
+        Raises:
+            UsageError: There is none of that name.
+        """
+        if name not in self.tables:
+            raise UsageError(f"no table {name!r}; {did_you_mean(name, self.tables)}.")
+        return self.tables[name]
+
+
+class Cell(FrozenModel):
+    """One number of the paper beside one's own.
+
+    Attributes:
+        table: The table's name.
+        row: The setting, such as ``gks_avg``.
+        column: The set, or ``average``.
+        paper: The paper's value, in percent; the average is recomputed from the row.
+        paper_n: Items behind it; None where unknown.
+        run: The label of one's own run; empty where there is none.
+        task: The task read.
+        ours: One's own value, in percent.
+        n: Items behind it.
+        low: Lower bound of its interval (Wilson, 95%).
+        high: Upper bound.
+        difference: Ours less the paper's, in points.
+        p_holm: p-value of "no difference", unpaired, Holm over the table.
+        verdict: ``agrees``: not told apart at 5%; empty where nothing can be said.
+        note: What the reader must know.
+    """
+
+    table: str
+    row: str
+    column: str
+    paper: float
+    paper_n: int | None = None
+    run: str = ""
+    task: str = ""
+    ours: float | None = None
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    difference: float | None = None
+    p_holm: float | None = None
+    verdict: Literal["", "agrees", "higher", "lower"] = ""
+    note: str = ""
+
+
+def load_paper() -> PaperTables:
+    """Read the bundled data."""
+    file = resources.files("gks_eval.evidence") / "data" / "paper_tables.yaml"
+    return parse_typed(file.read_text(encoding="utf-8"), PaperTables, "paper_tables.yaml")
+
+
+def paper_n(table: PaperTable, column: str) -> int | None:
+    """Return the items behind a column, if every value can be a count out of the full split.
+
+    A value v fits n items if some k has 100 k / n round, or be cut off, to v at two decimals.
+    """
+    n = table.full_split.get(column)
+    if n is None:
+        return None
+    index = table.columns.index(column)
+    return n if all(_fits(row.values[index], n) for row in table.rows.values()) else None
+
+
+def side_by_side(
+    paper: PaperTables, names: Sequence[str], runs: Sequence[Run], family: Family = "gks_paper"
+) -> list[Cell]:
+    """Put runs beside the paper's cells.
+
+    A run stands for the row that its label's last parts name: ``gks-avg`` is ``gks_avg``. A
+    verdict is given only where the paper's n is known, the run is of the table's model and the
+    task is of the authors' protocol (``gks_paper_*``).
+
+    Raises:
+        ResultsError: Runs were given and none fits any row.
+    """
+    cells = []
+    matched = False
+    for name in names:
+        table = paper.named(name)
+        by_row = {row: _run_for(row, runs) for row in table.rows}
+        matched = matched or any(by_row.values())
+        found = [
+            _cell(name, table, row, column, by_row[row], family)
+            for row in table.rows
+            for column in table.columns
+        ]
+        cells += _with_verdicts(table, found, by_row, family)
+        cells += [_average(name, table, row, by_row[row], found) for row in table.rows]
+    if runs and not matched:
+        known = sorted({row for name in names for row in paper.named(name).rows})
+        labels = ", ".join(run.label for run in runs)
+        raise ResultsError(
+            f"no run is named as a row of the paper's tables ({', '.join(known)}): found {labels}; "
+            "name them so, as in gks_avg=PATH."
+        )
+    return cells
+
+
+def _fits(value: float, n: int) -> bool:
+    count = math.floor(value * n / 100.0)
+    return any(-0.0050001 <= 100.0 * k / n - value < 0.0100001 for k in (count, count + 1))
+
+
+def _normal(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+
+
+def _run_for(row: str, runs: Sequence[Run]) -> Run | None:
+    for run in runs:
+        parts = [_normal(part) for part in run.label.split("/")]
+        if row in parts:
+            return run
+    return None
+
+
+def _cell(
+    name: str, table: PaperTable, row: str, column: str, run: Run | None, family: Family
+) -> Cell:
+    paper = table.rows[row].values[table.columns.index(column)]
+    blank = Cell(table=name, row=row, column=column, paper=paper, paper_n=paper_n(table, column))
+    task_name = f"{family}_{column}"
+    task = run.tasks.get(task_name) if run else None
+    key = pick_key(task.metrics, "acc") if task else None
+    if run is None or task is None or key is None:
+        return blank
+    value = task.metrics[key].value
+    low, high = wilson_interval(round(value * task.n), task.n) if task.n else (0.0, 1.0)
+    limited = task.original is not None and task.n < task.original
+    return blank.model_copy(
+        update={
+            "run": run.label,
+            "task": task_name,
+            "ours": 100.0 * value,
+            "n": task.n,
+            "low": 100.0 * low,
+            "high": 100.0 * high,
+            "difference": 100.0 * value - paper,
+            "note": f"the first {task.n} of {task.original} items" if limited else "",
+        }
+    )
+
+
+def _with_verdicts(
+    table: PaperTable, cells: list[Cell], by_row: Mapping[str, Run | None], family: Family
+) -> list[Cell]:
+    """Test the cells that can be tested, the two runs taken as independent."""
+    tests: dict[int, float] = {}
+    for index, cell in enumerate(cells):
+        run = by_row[cell.row]
+        if cell.ours is None or cell.n is None or run is None:
+            continue
+        if reason := _untestable(table, cell, run, family):
+            notes = ", ".join(filter(None, (cell.note, reason)))
+            cells[index] = cell.model_copy(update={"note": notes})
+            continue
+        n = cell.paper_n or 0
+        counts = (round(cell.paper * n / 100), n, round(cell.ours * cell.n / 100), cell.n)
+        tests[index] = proportion_difference(*counts)[2]
+    for index, p in zip(tests, holm(list(tests.values())), strict=True):
+        cell = cells[index]
+        told = "agrees" if p > 0.05 else "higher" if (cell.difference or 0.0) > 0 else "lower"
+        cells[index] = cell.model_copy(update={"p_holm": p, "verdict": told})
+    return cells
+
+
+def _untestable(table: PaperTable, cell: Cell, run: Run, family: Family) -> str:
+    if family != "gks_paper":
+        return "another protocol than the authors'"
+    model = f"{run.model_args} {run.info.get('model_name', '')}".lower()
+    if table.model not in model.replace("_", "-") and table.library not in model:
+        return "another model than the paper's"
+    return "" if cell.paper_n else "the paper's n is unknown"
+
+
+def _average(
+    name: str, table: PaperTable, row: str, run: Run | None, cells: Sequence[Cell]
+) -> Cell:
+    published = table.rows[row]
+    note = ""
+    if published.average_is_off:
+        note = f"printed as {published.printed_avg:.2f}, which its row contradicts"
+    average = Cell(table=name, row=row, column="average", paper=published.mean, note=note)
+    ours = [cell for cell in cells if cell.row == row and cell.ours is not None]
+    if run is None or len(ours) < len(table.columns):
+        return average
+    value = math.fsum(cell.ours or 0.0 for cell in ours) / len(ours)
+    # The columns are independent samples: the variance of their plain mean.
+    variance = math.fsum(
+        (cell.ours or 0.0) * (100.0 - (cell.ours or 0.0)) / max(1, (cell.n or 1) - 1)
+        for cell in ours
+    )
+    half = 1.959964 * math.sqrt(variance) / len(ours)
+    return average.model_copy(
+        update={
+            "run": run.label,
+            "ours": value,
+            "n": sum(cell.n or 0 for cell in ours),
+            "low": value - half,
+            "high": value + half,
+            "difference": value - published.mean,
+        }
+    )

@@ -1,0 +1,73 @@
+"""The paper's cells beside one's own, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gks_eval.evidence.paper import Cell, PaperTables
+from gks_eval.evidence.tables.content import Table
+
+__all__ = ["paper_tables"]
+
+
+def paper_tables(paper: PaperTables, cells: Sequence[Cell], family: str) -> list[Table]:
+    """Return one table for each of the paper's."""
+    tables = []
+    for name in dict.fromkeys(cell.table for cell in cells):
+        of_table = [cell for cell in cells if cell.table == name]
+        ours = any(cell.ours is not None for cell in of_table)
+        tables.append(_beside(of_table) if ours else _published(paper, name, of_table))
+        title = paper.tables[name].title
+        told = f"; ours: {family}_*" if ours else ""
+        tables[-1] = Table(
+            f"{title}{told}",
+            tables[-1].columns,
+            tables[-1].rows,
+            {},
+            [*tables[-1].notes, f"Paper's values: {paper.source}."],
+        )
+    return tables
+
+
+def _published(paper: PaperTables, name: str, cells: Sequence[Cell]) -> Table:
+    table = paper.tables[name]
+    known = {cell.column: cell.paper_n for cell in cells if cell.column != "average"}
+    rows = [
+        [
+            column,
+            *(f"{row.values[index]:.2f}" for row in table.rows.values()),
+            str(known[column] or "?"),
+        ]
+        for index, column in enumerate(table.columns)
+    ]
+    means = [f"{row.mean:.2f}{'*' * row.average_is_off}" for row in table.rows.values()]
+    rows.append(["average", *means, "–"])
+    notes = ["Averages are recomputed; n: items of the full split, ? where it is not known"]
+    notes += [f"* {cell.row}: {cell.note}" for cell in cells if cell.note]
+    return Table("", ["set", *table.rows, "n"], rows, {}, [f"{note}." for note in notes])
+
+
+def _beside(cells: Sequence[Cell]) -> Table:
+    rows = []
+    remarks: dict[str, int] = {}
+    for cell in cells:
+        mark = f" [{remarks.setdefault(cell.note, len(remarks) + 1)}]" if cell.note else ""
+        rows.append(
+            [
+                f"{cell.row} {cell.column}{mark}",
+                f"{cell.paper:.2f}",
+                str(cell.paper_n or "?"),
+                "–" if cell.ours is None else f"{cell.ours:.2f} [{cell.low:.2f}, {cell.high:.2f}]",
+                str(cell.n or "–"),
+                "–" if cell.difference is None else f"{cell.difference:+.2f}",
+                "–" if cell.p_holm is None else f"{cell.p_holm:.4f}",
+                cell.verdict or "–",
+            ]
+        )
+    columns = ["cell", "paper", "paper n", "ours", "n", "points", "p Holm", "verdict"]
+    notes = [
+        "Verdict at 5%, unpaired score test, Holm over the table; only where the paper's n is "
+        "known. agrees: not told apart.",
+        *(f"[{mark}] {note}." for note, mark in remarks.items()),
+    ]
+    return Table("", columns, rows, {}, notes)

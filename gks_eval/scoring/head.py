@@ -1,0 +1,119 @@
+"""The vocabulary head, applied in float32 to the positions that are scored and no others.
+
+Shapes: M positions, S scored tokens (several may share a position), H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Head"]
+
+CHUNK_BYTES = {"cpu": 128 << 20}
+CHUNK_BYTES_DEVICE = 1 << 30
+BLOCK_ROWS = 8192
+
+
+class Head:
+    """Log-probabilities of tokens from hidden states.
+
+    ``logits = cap * tanh(scale * (W h + b) / cap)``, cap and scale being 'none' and 1 for most
+    models. A plain linear layer of a 16-bit model is multiplied with float32 accumulation and
+    result, since a 16-bit logit of 20 is off by up to 0.06.
+
+    Args:
+        module: The output embeddings, any module from (..., H) to (..., V).
+        config: The text configuration, read for Gemma's cap and Granite's and Cohere's scales.
+    """
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self.module = module
+        self.cap: float | None = getattr(config, "final_logit_softcapping", None)
+        divisor = getattr(config, "logits_scaling", None) or 1.0
+        self.scale = (getattr(config, "logit_scale", None) or 1.0) / divisor
+        # An exact type: a quantised or routed layer computes something else than x W.
+        self.is_plain = type(module) is nn.Linear and module.weight.device.type != "meta"
+        self.widens = True  # whether the device multiplies 16-bit matrices into float32
+
+    def log_probs(
+        self, hidden_MH: torch.Tensor, position_S: torch.Tensor, token_S: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score tokens at positions, in chunks whose logits fit a bounded memory.
+
+        Args:
+            hidden_MH: Last hidden states.
+            position_S: For each scored token, the index of its hidden state.
+            token_S: The tokens.
+
+        Returns:
+            Their log-probabilities, float32 (S,), and whether each is its position's first
+            choice, bool (S,); both on the CPU.
+        """
+        if self.is_plain:
+            hidden_MH = hidden_MH.to(next(self.module.parameters()).device)
+        token_S, position_S = token_S.to(hidden_MH.device), position_S.to(hidden_MH.device)
+        log_prob_S = torch.empty(token_S.shape, dtype=torch.float32, device=hidden_MH.device)
+        greedy_S = torch.empty(token_S.shape, dtype=torch.bool, device=hidden_MH.device)
+        step, start = 1, 0  # the first position tells the vocabulary's size
+        while start < hidden_MH.shape[0]:
+            chunk = hidden_MH[start : start + step]
+            with torch.autocast(hidden_MH.device.type, enabled=False):
+                logits = self._logits(chunk)
+            logits = logits.to(hidden_MH.device)
+            here = (position_S >= start) & (position_S < start + step)
+            row, token = position_S[here] - start, token_S[here]
+            log_prob_S[here], greedy_S[here] = _log_softmax_at(logits, row, token)
+            start += step
+            budget = CHUNK_BYTES.get(hidden_MH.device.type, CHUNK_BYTES_DEVICE)
+            step = max(1, budget // (4 * logits.shape[-1]))
+        return log_prob_S.cpu(), greedy_S.cpu()
+
+    def _logits(self, hidden_MH: torch.Tensor) -> torch.Tensor:
+        product = self._wide_product if self.is_plain else self.module
+        logits: torch.Tensor = product(hidden_MH).float()
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits
+
+    def _wide_product(self, hidden_MH: torch.Tensor) -> torch.Tensor:
+        weight_VH, bias_V = self.module.weight, self.module.bias
+        assert isinstance(weight_VH, torch.Tensor)
+        if weight_VH.dtype == torch.float32:
+            logits = hidden_MH.float() @ weight_VH.t()
+        else:
+            logits = self._widened(hidden_MH.to(weight_VH.dtype), weight_VH)
+        if isinstance(bias_V, torch.Tensor):
+            logits += bias_V.float()
+        return logits
+
+    def _widened(self, hidden_MH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
+        if self.widens:
+            try:
+                return torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32)
+            except (RuntimeError, TypeError):  # CUDA alone does, and not every torch
+                self.widens = False
+        logits = hidden_MH.new_empty(hidden_MH.shape[0], weight_VH.shape[0], dtype=torch.float32)
+        wide_MH = hidden_MH.float()
+        for start in range(0, weight_VH.shape[0], BLOCK_ROWS):
+            block = weight_VH[start : start + BLOCK_ROWS].float()
+            logits[:, start : start + BLOCK_ROWS] = wide_MH @ block.t()
+        return logits
+
+
+def _log_softmax_at(
+    logits_MV: torch.Tensor, row_S: torch.Tensor, token_S: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Overwrites the logits: they are the largest thing there is.
+    value_S = logits_MV[row_S, token_S]
+    highest_M = logits_MV.amax(dim=-1)
+    greedy_S = value_S == highest_M[row_S]
+    # The first of equals is the model's choice. Few rows need the slow search for it.
+    greedy_S[greedy_S.clone()] = logits_MV[row_S[greedy_S]].argmax(dim=-1) == token_S[greedy_S]
+    logits_MV -= highest_M[:, None]
+    norm_M = logits_MV.exp_().sum(dim=-1).log_()
+    return value_S - highest_M[row_S] - norm_M[row_S], greedy_S

@@ -1,0 +1,211 @@
+"""A causal language model's transformer and head, called on token trees.
+
+Shapes: B rows, N nodes a row, P tokens of the trunk, H hidden.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence as Seq
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from gks_eval.prefix_tree import Row
+from gks_eval.scoring.head import Head
+from gks_eval.scoring.masks import Reach, additive, tree_mask
+
+__all__ = ["NotPackable", "TreeModel", "Trunk"]
+
+Trunk: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values, (1, heads, P, width) each, of every layer."""
+
+NEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache")
+FAMILIES_WITH_OWN_MASKS = {"gpt_neo", "bloom", "mpt"}  # inside the layers, by index in the row
+
+
+class NotPackable(Exception):  # noqa: N818 - an answer, not an error
+    """The model cannot run token trees; the message says why, as the end of a sentence."""
+
+
+class TreeModel:
+    """A model that runs token trees.
+
+    Args:
+        model: A transformers causal LM, a PEFT wrapping of one, or one with routed layers.
+        device: Where its inputs go.
+        max_length: The most tokens that it will see.
+
+    Raises:
+        NotPackable: It lacks an interface that is needed, or attends in a way not covered here.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, max_length: int) -> None:
+        self.device = device
+        self.base, head = _base_and_head(model)
+        whole: Any = self.base.config
+        self.config: Any = whole.get_text_config()
+        self.head = Head(head, self.config)
+        self.attention = str(getattr(self.config, "_attn_implementation", None))
+        if self.attention not in ("sdpa", "eager"):
+            raise NotPackable(f"its attention is {self.attention}, not sdpa or eager")
+        self.reaches = _reaches(self.config, max_length)
+        self.long_from = _long_from(self.config, max_length)
+        parameter = next(self.base.parameters())
+        self.dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
+
+    def is_long(self, length: int) -> bool:
+        """Return whether a sequence makes LongRoPE take its long factors for every position."""
+        return self.long_from is not None and length > self.long_from
+
+    def prefill(self, tokens: Seq[int], *, long: bool) -> Trunk:
+        """Compute the keys and values of a trunk.
+
+        Args:
+            tokens: The trunk, P of them.
+            long: Whether it belongs to sequences that take LongRoPE's long factors.
+        """
+        from transformers import DynamicCache
+
+        ids, positions = list(tokens), list(range(len(tokens)))
+        if long and self.long_from is not None and len(tokens) <= self.long_from:
+            # One more token, to be forgotten, whose position makes the model take them.
+            ids.append(ids[-1])
+            positions.append(self.long_from)
+        cache = DynamicCache()  # without the config, which would crop windowed layers
+        self._call(
+            input_ids=torch.tensor([ids], device=self.device),
+            attention_mask=None,
+            position_ids=torch.tensor([positions], device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return [
+            (keys[:, :, : len(tokens)], values[:, :, : len(tokens)]) for keys, values, *_ in cache
+        ]
+
+    def hidden(self, rows: Seq[Row], trunk: Trunk, *, long: bool) -> torch.Tensor:
+        """Run rows.
+
+        Args:
+            rows: Trees that continue `trunk`.
+            trunk: As `prefill` gives it, or empty.
+            long: Whether their sequences take LongRoPE's long factors.
+
+        Returns:
+            Last hidden states, (B, N, H), padded on the right to the longest row.
+        """
+        before = trunk[0][0].shape[2] if trunk else 0
+        width = max(len(row.tokens) for row in rows)
+        if not trunk and all(row.is_chain for row in rows):
+            ids_BN = self._padded([row.tokens for row in rows], [0] * width)
+            return self._call(input_ids=ids_BN, attention_mask=None, use_cache=False)
+        if self.device.type == "cuda":
+            width += -(before + width) % 8  # the fused kernels want masks aligned
+        ids_BN = self._padded([row.tokens for row in rows], [0] * width)
+        spare = self.long_from if long and self.long_from is not None else 0
+        positions_BN = self._padded([row.depths for row in rows], [spare] * width)
+        ends_BN = self._padded([row.ends for row in rows], list(range(1, width + 1)))
+        return self._call(
+            input_ids=ids_BN,
+            attention_mask=self._masks(ends_BN, positions_BN, before),
+            position_ids=positions_BN,
+            past_key_values=_cache(trunk, len(rows)) if trunk else None,
+            use_cache=bool(trunk),
+        )
+
+    def _call(self, **arguments: Any) -> torch.Tensor:
+        with torch.no_grad():
+            hidden = self.base(**arguments)[0]
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
+
+    def _padded(self, lists: list[list[int]], padding: list[int]) -> torch.Tensor:
+        return torch.tensor([have + padding[len(have) :] for have in lists], device=self.device)
+
+    def _masks(
+        self, ends_BN: torch.Tensor, positions_BN: torch.Tensor, trunk: int
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        masks = {
+            kind: tree_mask(ends_BN, positions_BN, trunk, reach)
+            for kind, reach in self.reaches.items()
+        }
+        if self.attention == "eager":  # which adds the mask, and would add True as 1
+            masks = {kind: additive(mask, self.dtype) for kind, mask in masks.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _cache(trunk: Trunk, rows: int) -> Any:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(trunk):
+        cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+    return cache
+
+
+def _base_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise NotPackable("its PEFT adapter adds virtual tokens")
+    unwrap: Any = getattr(model, "get_base_model", None)
+    if unwrap is not None:  # PEFT's wrapping; its layers are inside
+        model = unwrap()
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise NotPackable("it is an encoder-decoder")
+    base = getattr(model, getattr(model, "base_model_prefix", "") or "-", None)
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
+    if not isinstance(base, nn.Module) or not isinstance(head, nn.Module):
+        raise NotPackable("its transformer and vocabulary head cannot be told apart")
+    missing = [name for name in NEEDED if name not in inspect.signature(base.forward).parameters]
+    if missing:
+        raise NotPackable(f"its transformer takes no {' and no '.join(missing)}")
+    if not hasattr(sys.modules[type(base).__module__], "create_causal_mask"):
+        raise NotPackable("its code does not make its masks by transformers' masking functions")
+    return base, head
+
+
+def _reaches(config: Any, max_length: int) -> dict[str, Reach]:
+    # How each kind of layer attends; raises for kinds that are not attention over a mask.
+    if getattr(config, "alibi", False) or config.model_type in FAMILIES_WITH_OWN_MASKS:
+        raise NotPackable("its layers place tokens by their index in the row (ALiBi or local)")
+    if getattr(config, "index_topk", None) is not None:
+        raise NotPackable("its layers choose what they attend to")
+    if getattr(config, "use_bidirectional_attention", None) or not getattr(
+        config, "is_causal", True
+    ):
+        raise NotPackable("its attention is bidirectional")
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    known = {
+        "full_attention": Reach(),
+        "sliding_attention": Reach(window=window),
+        "chunked_attention": Reach(chunk=getattr(config, "attention_chunk_size", None)),
+    }
+    if not kinds:
+        return {"": Reach(window=window)}
+    unknown = sorted(set(kinds) - set(known))
+    if unknown:
+        raise NotPackable(f"it has layers of kind {', '.join(unknown)}")
+    if set(kinds) == {"full_attention"} and window is not None and window < max_length:
+        raise NotPackable("its configuration has a sliding window but no layer to use it")
+    return {kind: known[kind] for kind in known if kind in kinds}
+
+
+def _long_from(config: Any, max_length: int) -> int | None:
+    # The length beyond which LongRoPE takes its long factors.
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = [rope] if "rope_type" in rope else [r for r in rope.values() if isinstance(r, dict)]
+    kinds = {str(each.get("rope_type")) for each in ropes}
+    if "dynamic" in kinds and max_length > config.max_position_embeddings:
+        raise NotPackable("its rotary frequencies depend on the longest text of a batch")
+    bounds = {
+        int(each["original_max_position_embeddings"])
+        for each in ropes
+        if each.get("rope_type") == "longrope"
+    }
+    if len(bounds) > 1:
+        raise NotPackable("its layers change their rotary factors at different lengths")
+    return next(iter(bounds), None)

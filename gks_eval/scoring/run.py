@@ -1,0 +1,239 @@
+"""The packed scorer: requests in, log-likelihoods out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from gks_eval.errors import ResourceError, UsageError
+from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.prefix_tree import (
+    Group,
+    Limits,
+    PlannedRow,
+    Sequence,
+    build_row,
+    count_distinct_tokens,
+    count_harness_tokens,
+    halves,
+    next_batch,
+    plan,
+    to_sequences,
+)
+from gks_eval.scoring.model import TreeModel, Trunk
+from gks_eval.scoring.sizes import choose_limits
+from gks_eval.scoring.support import tree_model
+
+__all__ = ["PackedCounts", "packed_log_likelihoods"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+@dataclass(slots=True)
+class PackedCounts:
+    """What a run computed, in tokens.
+
+    Attributes:
+        requests: Requests answered.
+        harness_tokens: Input tokens that lm-eval's own scorer runs for them, without its padding.
+        distinct_tokens: Distinct input prefixes, the least that any scorer must run.
+        computed_tokens: Input tokens run, with padding.
+        scored_positions: Positions at which the vocabulary head was applied.
+        forwards: Calls of the transformer.
+    """
+
+    requests: int = 0
+    harness_tokens: int = 0
+    distinct_tokens: int = 0
+    computed_tokens: int = 0
+    scored_positions: int = 0
+    forwards: int = 0
+
+
+def packed_log_likelihoods(
+    model: nn.Module,
+    requests: Seq[tuple[Seq[int], Seq[int]]],
+    *,
+    device: torch.device | str,
+    max_length: int,
+    batch_tokens: int | None = None,
+    row_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    emit: Callable[[int, TokenLogLikelihood], None] | None = None,
+    counts: PackedCounts | None = None,
+) -> list[TokenLogLikelihood]:
+    """Score continuations after their contexts, each distinct prefix computed once a row.
+
+    Requests are truncated as lm-eval does it: the last ``max_length + 1`` tokens of context and
+    continuation are kept, all of these but the last are the model's input, and the continuation
+    is scored. A log-likelihood is the float64 sum of float32 log-probabilities. Results do not
+    depend on the order of the requests, and on sizes only as far as rounding does.
+
+    Args:
+        model: A causal LM that `supports_packed`.
+        requests: (context tokens, continuation tokens) pairs, neither part empty.
+        device: Where the model's inputs go.
+        max_length: The most tokens that the model may see.
+        batch_tokens: The most tokens a forward; chosen from device and memory if None. Halved
+            for good whenever memory runs out.
+        row_tokens: Tokens a row; chosen from the device if None.
+        progress: Called with the number of requests that have just been answered.
+        emit: Called with a request's index and result as soon as it is known.
+        counts: Filled in, if given, with what was computed.
+
+    Returns:
+        One result a request, in the order of `requests`.
+
+    Raises:
+        UsageError: The model does not support packed scoring.
+        DataError: A context or continuation is empty, or a continuation exceeds `max_length`.
+        ResourceError: Memory does not suffice for one request alone.
+    """
+    sequences = to_sequences(requests, max_length)
+    if not sequences:
+        return []
+    tree = tree_model(model, torch.device(device), max_length)
+    if isinstance(tree, str):
+        raise UsageError(f"packed scoring does not work on this model, as {tree}; use plain.")
+    run = _Run(
+        tree,
+        choose_limits(
+            tree.config,
+            tree.device,
+            tree.dtype.itemsize,
+            batch_tokens=batch_tokens,
+            row_tokens=row_tokens,
+        ),
+        counts if counts is not None else PackedCounts(),
+    )
+    run.counts.requests += len(requests)
+    results: dict[int, TokenLogLikelihood] = {}
+    for scored, log_probs, greedy in run.score(sequences):
+        result = TokenLogLikelihood(
+            log_probs.double().sum().item(), bool(greedy.all()), scored.scored
+        )
+        for index in scored.requests:
+            results[index] = result
+            if emit is not None:
+                emit(index, result)
+        if progress is not None:
+            progress(len(scored.requests))
+    return [results[index] for index in range(len(requests))]
+
+
+class _Run:
+    # One pass over sequences; its batch size only ever shrinks.
+
+    def __init__(self, tree: TreeModel, limits: Limits, counts: PackedCounts) -> None:
+        self.tree = tree
+        self.limits = limits
+        self.counts = counts
+
+    def score(
+        self, sequences: list[Sequence]
+    ) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
+        """Yield each sequence with its scored tokens' log-probabilities and greedy marks."""
+        # LongRoPE turns every position differently in texts beyond its bound: no prefix is common
+        # to texts on both sides of it.
+        for long in (True, False):
+            chosen = [one for one in sequences if self.tree.is_long(one.length) is long]
+            self.counts.harness_tokens += count_harness_tokens(chosen)
+            self.counts.distinct_tokens += count_distinct_tokens(chosen)
+            for group in plan(chosen, self.limits):
+                yield from self._score_group(chosen, group, long)
+
+    def _score_group(
+        self, sequences: list[Sequence], group: Group, long: bool
+    ) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
+        trunk: Trunk = []
+        if group.trunk:
+            found = _unless_out_of_memory(partial(self.tree.prefill, group.trunk, long=long))
+            if found is None:
+                raise _too_large(len(group.trunk), self.tree.device)
+            trunk = found
+            self._count(len(group.trunk))
+        rows = list(group.rows)
+        while rows:
+            size = next_batch(rows, self.limits, len(group.trunk))
+            batch, rows = rows[:size], rows[size:]
+            members = [[sequences[i] for i in row.members] for row in batch]
+            answers = _unless_out_of_memory(partial(self._score_batch, members, trunk, long))
+            if answers is None:
+                rows = self._smaller(batch, len(group.trunk)) + rows
+                continue
+            at = 0
+            for one in (one for row in members for one in row):
+                yield one, answers[0][at : at + one.scored], answers[1][at : at + one.scored]
+                at += one.scored
+
+    def _score_batch(
+        self, members: list[list[Sequence]], trunk: Trunk, long: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        before = trunk[0][0].shape[2] if trunk else 0
+        rows = [build_row(row, before) for row in members]
+        hidden_BNH = self.tree.hidden(rows, trunk, long=long)
+        width = hidden_BNH.shape[1]
+        nodes = [
+            number * width + node
+            for number, row in enumerate(rows)
+            for path in row.scored
+            for node in path
+        ]
+        tokens = [token for row in members for one in row for token in one.targets]
+        position_M, position_S = torch.unique(torch.tensor(nodes), return_inverse=True)
+        hidden_MH = hidden_BNH.flatten(0, 1)[position_M.to(hidden_BNH.device)]
+        answers = self.tree.head.log_probs(hidden_MH, position_S, torch.tensor(tokens))
+        self._count(hidden_BNH.shape[0] * width, len(position_M))
+        return answers
+
+    def _count(self, tokens: int, positions: int = 0) -> None:
+        self.counts.computed_tokens += tokens
+        self.counts.scored_positions += positions
+        self.counts.forwards += 1
+
+    def _smaller(self, batch: list[PlannedRow], trunk: int) -> list[PlannedRow]:
+        # What to try instead of a batch that did not fit.
+        tokens = len(batch) * max(row.tokens for row in batch)
+        self.limits = replace(self.limits, batch_tokens=max(1, tokens // 2))
+        if len(batch) > 1:
+            logger.warning("Out of memory; going on with %d tokens a batch.", tokens // 2)
+            return batch
+        parts = halves(batch[0])
+        if len(parts) == 1:
+            raise _too_large(trunk + tokens, self.tree.device)
+        logger.warning("Out of memory; splitting a row of %d tokens.", tokens)
+        return parts
+
+
+def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
+    try:
+        return compute()
+    except torch.OutOfMemoryError:
+        pass
+    except RuntimeError as error:  # the CPU's allocator has no class of its own
+        if not any(sign in str(error).lower() for sign in CPU_OUT_OF_MEMORY):
+            raise
+    # Only now is the traceback gone, which kept the failed forward's tensors.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _too_large(tokens: int, device: torch.device) -> ResourceError:
+    return ResourceError(
+        f"one request of {tokens} tokens does not fit the memory of {device}; lower max_length,"
+        " load the model in 4 or 8 bits, or use a larger device."
+    )

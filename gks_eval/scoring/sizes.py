@@ -1,0 +1,67 @@
+"""How long rows and how large batches are to be, from the model, the device and its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import torch
+
+from gks_eval.prefix_tree import Limits
+
+__all__ = ["choose_limits", "requests_worth"]
+
+
+def requests_worth(requests: Seq[tuple[Seq[int], Seq[int]]], count: int, max_length: int) -> int:
+    """Return the tokens a plain batch of `count` requests may take: that many of the longest.
+
+    Args:
+        requests: (context tokens, continuation tokens) pairs.
+        count: Requests a batch.
+        max_length: The most tokens that the model may see.
+    """
+    longest = max((len(c) + len(t) - 1 for c, t in requests), default=1)
+    return max(1, count) * max(1, min(longest, max_length))
+
+
+def choose_limits(
+    config: Any,
+    device: torch.device,
+    itemsize: int,
+    *,
+    batch_tokens: int | None,
+    row_tokens: int | None,
+) -> Limits:
+    """Choose what was not given.
+
+    A row of N tokens costs N^2 in attention, so a CPU takes short rows, several to a batch. A
+    GPU must be filled: long rows, and as many as the free memory allows.
+
+    Args:
+        config: The text configuration.
+        device: Where the model runs.
+        itemsize: Bytes of an activation.
+        batch_tokens: Tokens a forward, or None.
+        row_tokens: Tokens a row, or None.
+    """
+    on_cpu = device.type == "cpu"
+    if batch_tokens is None:
+        batch_tokens = 1024 if on_cpu else _fitting_tokens(config, device, itemsize)
+    if row_tokens is None:
+        row_tokens = 256 if on_cpu else 1024
+    return Limits(
+        row_tokens=max(1, min(row_tokens, batch_tokens)),
+        batch_tokens=max(1, batch_tokens),
+        mask_cells=(1 << 25) if on_cpu else (1 << 28),
+    )
+
+
+def _fitting_tokens(config: Any, device: torch.device, itemsize: int) -> int:
+    # About a dozen hidden and three feed-forward activations are alive at once in a layer.
+    hidden = getattr(config, "hidden_size", 4096)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    inner = inner if isinstance(inner, int) else max(inner)
+    a_token = itemsize * (12 * hidden + 3 * inner)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 << 30
+    fitting = int(0.4 * free) // a_token
+    return max(2048, min(16384, fitting))

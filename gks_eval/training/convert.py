@@ -1,0 +1,217 @@
+"""Other people's adapters -> PEFT folders and a library.
+
+MTTL (Ostapenko et al. 2024, arXiv:2405.11157) keeps an expert as ``lora_a`` (K, R) and ``lora_b``
+(R, D), so that the update of a layer is ``dW = (alpha / R) (lora_a lora_b)^T``: its factors are
+the transposes of PEFT's. Its Phi-2 has one linear layer ``Wqkv`` (3D, K) whose output is the
+queries, then the keys, then the values; transformers' Phi has three layers. A fused adapter
+becomes three that share A and divide the rows of B, which is the same map.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from gks_eval.config.library import LibraryConfig
+from gks_eval.errors import LibraryError, UsageError
+from gks_eval.training.adapter_writer import write_factors
+from gks_eval.training.files import sha256_of, write_text
+from gks_eval.training.library_writer import MANIFEST
+from gks_eval.training.pickles import load_pickled, tensors_of
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Converted", "convert_bin", "convert_mttl", "peft_factors"]
+
+_FACTOR = re.compile(r"(?:^|\.)lora_([ab])(?:\.weight)?$")
+# MTTL's Phi-2 is the model's original code; transformers names its parts otherwise.
+_RENAMED = (
+    (re.compile(r"^(?:model\.)?transformer\.h\.(\d+)\.mixer\."), r"model.layers.\1.self_attn."),
+    (re.compile(r"^(?:model\.)?layers\.(\d+)\."), r"model.layers.\1."),
+    (re.compile(r"\.out_proj$"), ".dense"),
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote.
+
+    Attributes:
+        experts: Names of the adapters.
+        manifest: The library's manifest; None where one was there that is not ours to write.
+    """
+
+    experts: tuple[str, ...]
+    manifest: Path | None
+
+
+def peft_factors(
+    tensors: Mapping[str, torch.Tensor], where: str
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return A (R, K) and B (D, R) of each transformers layer from MTTL's tensors.
+
+    Args:
+        tensors: ``<layer>.lora_a`` (K, R) and ``<layer>.lora_b`` (R, D); others are refused.
+        where: Names the checkpoint in messages.
+
+    Raises:
+        LibraryError: A tensor that is no LoRA factor, a layer that lacks one, or shapes that do
+            not belong together.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _FACTOR.search(key)
+        if match is None:
+            raise LibraryError(f"{where}: {key} is no LoRA factor; only LoRA experts convert.")
+        found.setdefault(key[: match.start()], {})[match[1]] = tensor
+    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for layer, pair in found.items():
+        if set(pair) != {"a", "b"} or pair["a"].ndim != 2 or pair["b"].ndim != 2:
+            raise LibraryError(f"{where}: {layer} lacks lora_a or lora_b; download it anew.")
+        A_RK, B_DR = pair["a"].T.contiguous(), pair["b"].T.contiguous()
+        if A_RK.shape[0] != B_DR.shape[1]:
+            raise LibraryError(
+                f"{where}: {layer} has lora_a {tuple(pair['a'].shape)} and lora_b"
+                f" {tuple(pair['b'].shape)}, which share no rank; download it anew."
+            )
+        name = _transformers_name(layer)
+        if not name.endswith(".Wqkv"):
+            factors[name] = (A_RK, B_DR)
+            continue
+        if B_DR.shape[0] % 3:
+            raise LibraryError(f"{where}: {layer} has {B_DR.shape[0]} rows, not three equal parts.")
+        for part, rows_DR in zip("qkv", B_DR.chunk(3), strict=True):
+            # A copy of A each: safetensors refuses two names for one memory.
+            layer_part = f"{name.removesuffix('Wqkv')}{part}_proj"
+            factors[layer_part] = (A_RK.clone(), rows_DR.contiguous())
+    return factors
+
+
+def convert_mttl(
+    source: Path, output: Path, *, base_model: str, numbered: str | None = None
+) -> Converted:
+    """Turn an MTTL expert library, or a single Lightning checkpoint, into a library.
+
+    Args:
+        source: A folder with ``NAME.ckpt`` (and ``NAME.meta``), or one ``.ckpt``.
+        output: The library's folder.
+        base_model: What the experts were trained on.
+        numbered: Names the experts ``NUMBERED_0``, ``NUMBERED_1``, ... in the order of their own
+            names, numbers in them read as numbers; None keeps the names.
+
+    Raises:
+        LibraryError: No checkpoint there, or one that cannot be converted.
+        ResourceError: The folder cannot be written.
+    """
+    checkpoints = sorted(source.glob("*.ckpt"), key=_natural) if source.is_dir() else [source]
+    if not checkpoints:
+        raise LibraryError(f"{source}: has no .ckpt; give an MTTL library's folder or checkpoint.")
+    names: list[str] = []
+    for number, checkpoint in enumerate(checkpoints):
+        content = load_pickled(checkpoint)
+        rank, alpha = _rank_and_alpha(content, checkpoint)
+        where = str(checkpoint)
+        tensors = {
+            re.sub(r"^model\.(?=transformer|model)", "", key): value
+            for key, value in tensors_of(content, checkpoint).items()
+        }
+        factors = peft_factors(tensors, where)
+        ranks = {A.shape[0] for A, _ in factors.values()}
+        if ranks != {rank}:
+            raise LibraryError(f"{where}: its config says rank {rank}, its factors have {ranks}.")
+        name = f"{numbered}_{number}" if numbered else _plain_name(checkpoint.stem)
+        write_factors(
+            output / "experts" / name,
+            {
+                f"base_model.model.{layer}.lora_{letter}.weight": factor
+                for layer, pair in sorted(factors.items())
+                for letter, factor in zip("AB", pair, strict=True)
+            },
+            rank=rank,
+            alpha=alpha,
+            targets=sorted({layer.rpartition(".")[2] for layer in factors}),
+            base_model=base_model,
+            record={"converted_from": checkpoint.name, "source_sha256": sha256_of(checkpoint)},
+        )
+        names.append(name)
+    return Converted(tuple(names), _manifest(output, names, base_model, source))
+
+
+def convert_bin(folder: Path) -> Path:
+    """Turn a PEFT folder's ``adapter_model.bin`` into safetensors beside it.
+
+    Args:
+        folder: A folder with adapter_config.json and adapter_model.bin.
+
+    Returns:
+        The safetensors file; the pickle stays.
+
+    Raises:
+        LibraryError: No pickle there, or one that is not tensors alone.
+        ResourceError: The folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    from gks_eval.training.files import replaced_file
+
+    pickled, target = folder / "adapter_model.bin", folder / "adapter_model.safetensors"
+    if target.is_file():
+        raise UsageError(f"{target}: is there already; nothing is to be converted.")
+    tensors = tensors_of(load_pickled(pickled), pickled)
+    with replaced_file(target) as aside:
+        # Two names for one memory are two tensors on disk.
+        plain = {key: tensor.clone().contiguous() for key, tensor in sorted(tensors.items())}
+        save_file(plain, aside, metadata={"format": "pt"})
+    return target
+
+
+def _transformers_name(layer: str) -> str:
+    for pattern, name in _RENAMED:
+        layer = pattern.sub(name, layer)
+    return layer
+
+
+def _rank_and_alpha(content: Mapping[str, Any], checkpoint: Path) -> tuple[int, float]:
+    meta = checkpoint.with_suffix(".meta")
+    places: list[Any] = [content.get("hyper_parameters"), content.get("expert_info")]
+    if meta.is_file():
+        places.append(load_pickled(meta))
+    for place in list(places):
+        if isinstance(place, Mapping):
+            places += [place.get("expert_config"), place.get("training_config")]
+    for place in places:
+        if isinstance(place, Mapping) and "lora_rank" in place and "lora_alpha" in place:
+            return int(place["lora_rank"]), float(place["lora_alpha"])
+    raise LibraryError(
+        f"{checkpoint}: neither it nor {meta.name} beside it says lora_rank and lora_alpha; put the"
+        " library's .meta file there."
+    )
+
+
+def _manifest(output: Path, names: list[str], base_model: str, source: Path) -> Path | None:
+    path = output / MANIFEST
+    if path.is_file():
+        return None
+    manifest = {
+        "base_model": base_model,
+        "experts": {name: f"experts/{name}" for name in names},
+        "provenance": {"converted_from": source.name, "format": "mttl"},
+    }
+    LibraryConfig.model_validate(manifest)
+    text = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True)
+    write_text(path, f"# Written by `gks-eval convert mttl`.\n{text}")
+    return path
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip("_.-") or "expert"
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", path.stem)]

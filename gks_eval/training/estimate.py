@@ -1,0 +1,171 @@
+"""What a recipe will take, said before it is run; needs neither a GPU nor the base's weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.config.recipe import ExpertSection, GeneralMember, Recipe
+from gks_eval.errors import GksError
+from gks_eval.training.base import load_tokenizer, pick_device, place_of
+from gks_eval.training.job_data import load_job_data
+from gks_eval.training.plan import Job, Plan
+from gks_eval.training.sft import steps_of
+from gks_eval.training.sources import identity
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Estimate", "JobEstimate", "Memory", "estimate"]
+
+
+@dataclass(frozen=True)
+class JobEstimate:
+    """One adapter before its training; None is what only its data, on the hub, can tell.
+
+    Attributes:
+        key: Of the job.
+        rows: To train on.
+        tokens: In one epoch; of windows, exactly.
+        steps: Of the optimiser.
+    """
+
+    key: str
+    rows: int | None
+    tokens: int | None
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device, by their use; activations are a rule of thumb.
+
+    Attributes:
+        base: Weights of the base as it is held.
+        adapter: Factors, gradients and the optimiser's two moments, float32.
+        activations: Kept for the backward pass of one micro-step of the longest rows.
+    """
+
+    base: int
+    adapter: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.base + self.adapter + self.activations
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, and what it still lacks.
+
+    Attributes:
+        jobs: In the order of the recipe.
+        memory: None where the base's configuration cannot be had.
+        missing: A sentence for each thing that would stop the run.
+    """
+
+    jobs: tuple[JobEstimate, ...]
+    memory: Memory | None
+    missing: tuple[str, ...]
+
+
+def estimate(plan: Plan, only: Sequence[str] = ()) -> Estimate:
+    """Look at a recipe without training; local data are read, the hub's are not.
+
+    Raises:
+        UsageError: A name in `only` that no job has.
+    """
+    missing: list[str] = []
+    tokenizer: PreTrainedTokenizerBase | None = None
+    memory: Memory | None = None
+    for package in ("trl", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            missing.append(f"the package {package}: `pip install 'gks-eval[train]'`.")
+    try:
+        pick_device(plan.recipe.load)
+    except GksError as error:
+        missing.append(str(error))
+    jobs = plan.select(only)
+    try:
+        tokenizer = load_tokenizer(plan.recipe, plan.root)
+        memory = _memory(plan, jobs)
+    except GksError as error:
+        missing.append(str(error))
+    except OSError as error:
+        missing.append(f"base model {plan.recipe.base_model}: {str(error).splitlines()[0]}")
+    estimates: list[JobEstimate] = []
+    for job in jobs:
+        try:
+            estimates.append(_job(job, plan.root, tokenizer))
+        except GksError as error:
+            missing.append(str(error))
+            estimates.append(JobEstimate(job.key, None, None, None))
+    return Estimate(tuple(estimates), memory, tuple(missing))
+
+
+def _job(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase | None) -> JobEstimate:
+    schedule = job.section.schedule
+    identity(job, root)  # says that a local file is missing
+    if job.member.file is not None and tokenizer is not None:
+        report = load_job_data(job, root, tokenizer).report
+        return JobEstimate(job.key, report.rows, report.tokens, steps_of(report.rows, schedule))
+    if isinstance(job.member, GeneralMember):
+        rows = job.member.windows
+        length = job.member.prompt + job.member.completion
+        return JobEstimate(job.key, rows, rows * length, steps_of(rows, schedule))
+    steps = steps_of(job.member.rows, schedule) if job.member.rows else None
+    return JobEstimate(job.key, job.member.rows, None, steps)
+
+
+def _memory(plan: Plan, jobs: Sequence[Job]) -> Memory:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    recipe = plan.recipe
+    config = AutoConfig.from_pretrained(place_of(recipe, plan.root), revision=recipe.revision)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    targets = tuple(recipe.adapter.targets)
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    factors = sum(
+        recipe.adapter.rank * (m.in_features + m.out_features)
+        for name, m in linear.items()
+        if name.rpartition(".")[2] in targets
+    )
+    longest = max(_longest(job) * job.section.schedule.batch_size for job in jobs)
+    checkpointing = all(job.section.schedule.gradient_checkpointing for job in jobs)
+    width = 4 if recipe.load.dtype == "float32" else 2
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    # A layer keeps about 16 vectors of the hidden width and 3 of the inner one a token; with
+    # checkpointing that is one layer's worth, and one vector a layer.
+    inside = 16 * hidden + 3 * getattr(config, "intermediate_size", 4 * hidden)
+    kept = layers * hidden + inside if checkpointing else layers * inside
+    return Memory(
+        base=_base_bytes(recipe, model, linear, width),
+        adapter=16 * factors,
+        activations=width * longest * kept,
+    )
+
+
+def _base_bytes(
+    recipe: Recipe, model: torch.nn.Module, linear: dict[str, torch.nn.Linear], width: int
+) -> int:
+    parameters = sum(p.numel() for p in model.parameters())
+    if recipe.load.quantization == "none":
+        return width * parameters
+    packed = sum(m.weight.numel() for name, m in linear.items() if name != "lm_head")
+    # NF4: half a byte a weight and a float32 scale every 64.
+    return round(packed * (0.5 + 4 / 64)) + width * (parameters - packed)
+
+
+def _longest(job: Job) -> int:
+    if isinstance(job.section, ExpertSection):
+        return job.section.max_tokens
+    assert isinstance(job.member, GeneralMember)
+    return job.member.prompt + job.member.completion

@@ -1,0 +1,80 @@
+"""Every adapter on every adapter's held-out rows, to see whether each knows its own task best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gks_eval.errors import DataError, LibraryError
+from gks_eval.quantized import keep_portable_layout
+from gks_eval.training.base import load_base, load_tokenizer
+from gks_eval.training.files import write_text
+from gks_eval.training.held_out import mean_loss
+from gks_eval.training.job_data import load_job_data
+from gks_eval.training.plan import Plan
+from gks_eval.training.run import missing_adapters
+
+__all__ = ["LOSS_TABLE", "measure_losses"]
+
+LOSS_TABLE = "held_out.json"
+
+
+def measure_losses(
+    plan: Plan,
+    library: Path,
+    *,
+    rows: int | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, float]]:
+    """Measure the base and all adapters of a kind on each one's held-out rows.
+
+    The result is also written to ``held_out.json`` in the library.
+
+    Args:
+        plan: The recipe; its sections must hold out rows.
+        library: The finished library.
+        rows: Rows to measure on at most, a job.
+        told: Called with a line a job.
+
+    Returns:
+        The mean loss a scored token, by job and then by adapter (``base`` for none).
+
+    Raises:
+        DataError: A section holds nothing out.
+        LibraryError: An adapter is missing.
+    """
+    from peft import PeftModel
+
+    if missing := missing_adapters(plan, library):
+        raise LibraryError(f"{library}: {missing[0].key} is not trained yet; run `gks-eval train`.")
+    if any(job.section.held_out == 0 for job in plan.jobs):
+        raise DataError("the recipe holds no rows out; set `held_out` in its sections.")
+    tokenizer = load_tokenizer(plan.recipe, plan.root)
+    base = load_base(plan.recipe, plan.root).model
+    first, *others = plan.jobs
+    model: Any = PeftModel.from_pretrained(base, library / first.key, first.key.replace("/", "-"))
+    for job in others:
+        model.load_adapter(library / job.key, job.key.replace("/", "-"))
+    keep_portable_layout(model)
+    table: dict[str, dict[str, float]] = {}
+    for job in plan.jobs:
+        examples = load_job_data(job, plan.root, tokenizer).held_out[:rows]
+        with model.disable_adapter():
+            losses = {"base": mean_loss(model, examples)}
+        for other in plan.jobs:
+            if other.kind == job.kind:
+                model.set_adapter(other.key.replace("/", "-"))
+                losses[other.key] = mean_loss(model, examples)
+        table[job.key] = {key: round(loss, 4) for key, loss in losses.items()}
+        others_mean = [v for k, v in losses.items() if k not in ("base", job.key)]
+        mean = (
+            f", the others' mean {sum(others_mean) / len(others_mean):.3f}" if others_mean else ""
+        )
+        told(
+            f"{job.key} (n = {len(examples)}): base {losses['base']:.3f},"
+            f" own {losses[job.key]:.3f}{mean}"
+        )
+    write_text(library / LOSS_TABLE, json.dumps(table, indent=1) + "\n")
+    return table

@@ -1,0 +1,56 @@
+"""Reading pickled checkpoints without running what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gks_eval.errors import LibraryError
+
+__all__ = ["load_pickled", "tensors_of"]
+
+
+def load_pickled(path: Path) -> dict[str, Any]:
+    """Return the mapping in a checkpoint that torch wrote, tensors and plain values only.
+
+    Raises:
+        LibraryError: The file is missing, broken, no mapping, or holds objects whose loading would
+            run code.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n", 1)[0].rstrip(".")
+        raise LibraryError(
+            f"{path}: holds more than tensors and plain values ({reason}), and loading those would"
+            " run code; have its maker save the state_dict alone."
+        ) from error
+    except FileNotFoundError as error:
+        raise LibraryError(f"{path}: is missing; check the path.") from error
+    except Exception as error:  # a torn file can fail anywhere inside the unpickler
+        raise LibraryError(f"{path}: cannot be read ({error}); download it anew.") from error
+    if not isinstance(content, Mapping):
+        raise LibraryError(f"{path}: holds no mapping of names to tensors; is it a checkpoint?")
+    return dict(content)
+
+
+def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the tensors of a checkpoint, whatever it wraps them in.
+
+    Raises:
+        LibraryError: There are none.
+    """
+    import torch
+
+    for key in ("state_dict", "module", "expert_weights"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise LibraryError(f"{path}: holds no tensors; is it an expert's checkpoint?")
+    return tensors

@@ -1,0 +1,184 @@
+"""What becomes a token that is scored, and every way in which training data can be bad."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from common import assert_sentence
+from transformers import AutoTokenizer
+
+from gks_eval.errors import DataError, GksError, HubError
+from gks_eval.training.examples import IGNORED, DataReport, encode_pairs
+from gks_eval.training.job_data import load_job_data
+from gks_eval.training.plan import make_plan
+from gks_eval.training.sources import expert_rows, general_texts
+from gks_eval.training.windows import cut_first, cut_packed, window_example
+
+
+@pytest.fixture
+def tokenizer(tiny_base: Callable[[str], Path]) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_base("phi3"))
+
+
+def encode(tokenizer: Any, pairs: list[tuple[str, str]], **options: Any) -> Any:
+    report = DataReport()
+    how = {"chat": True, "template": "{source}\n", "max_tokens": 512, "loss": "completion"}
+    return encode_pairs(tokenizer, pairs, report=report, **(how | options)), report
+
+
+def scored_text(tokenizer: Any, example: Any) -> str:
+    return tokenizer.decode([label for label in example.labels if label != IGNORED])
+
+
+def test_only_the_answer_and_its_end_are_scored(tokenizer: Any) -> None:
+    (example,), _ = encode(tokenizer, [("Say it", "yes")])
+    assert tokenizer.decode(list(example.input_ids)) == (
+        "<|user|>Say it<|end|><|assistant|>yes<|end|>"
+    )
+    assert scored_text(tokenizer, example) == "yes<|end|>"
+
+
+def test_loss_all_scores_every_token(tokenizer: Any) -> None:
+    (example,), _ = encode(tokenizer, [("Say it", "yes")], loss="all")
+    assert example.labels == example.input_ids
+    assert example.scored == len(example.input_ids) - 1
+
+
+def test_plain_format_ends_with_the_end_of_text(tokenizer: Any) -> None:
+    (example,), _ = encode(tokenizer, [("Q", "A")], chat=False, template="In: {source}\nOut: ")
+    assert tokenizer.decode(list(example.input_ids)) == "In: Q\nOut: A<|endoftext|>"
+    assert scored_text(tokenizer, example) == "A<|endoftext|>"
+
+
+def test_a_long_row_loses_the_end_of_its_source_and_nothing_else(tokenizer: Any) -> None:
+    (example,), report = encode(tokenizer, [("abcdefghij", "answer")], max_tokens=15)
+    assert tokenizer.decode(list(example.input_ids)) == (
+        "<|user|>abcde<|end|><|assistant|>answer<|end|>"
+    )
+    assert scored_text(tokenizer, example) == "answer<|end|>"
+    assert (report.sources_cut, report.targets_too_long) == (1, 0)
+
+
+def test_a_target_that_does_not_fit_is_left_out_and_counted(tokenizer: Any) -> None:
+    examples, report = encode(tokenizer, [("a", "b"), ("a", "long answer")], max_tokens=12)
+    assert len(examples) == 1
+    assert (report.targets_too_long, report.first_too_long) == (1, [2])
+
+
+def test_the_first_window_of_each_long_text() -> None:
+    texts = {"a": [1, 2, 3, 4, 5], "b": [6], "c": [7, 8, 9]}
+    assert list(cut_first(texts, texts.__getitem__, 3)) == [[1, 2, 3], [], [7, 8, 9]]
+
+
+def test_packed_windows_lose_only_the_rest() -> None:
+    texts = {"a": [1, 2], "b": [3, 4, 5, 6], "c": [7]}
+    windows = list(cut_packed(texts, texts.__getitem__, 3, separator=0))
+    assert windows == [[1, 2, 0], [3, 4, 5], [6, 0, 7]]
+    example = window_example(windows[0], 2, "completion")
+    assert example.labels == (IGNORED, IGNORED, 0)
+
+
+def test_rows_are_drawn_by_seed_and_chosen_by_column(recipe_file: Any, tmp_path: Path) -> None:
+    rows = [{"q": f"q{n}", "a": "x", "group": n % 2} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    drawn = {}
+    for name in ("rows.jsonl", "rows.parquet"):
+        member = {
+            "file": name, "source": "q", "target": "a", "where": {"group": 1}, "fraction": 0.5,
+        }  # fmt: skip
+        plan = make_plan(recipe_file(experts={"members": {"x": member}}))
+        drawn[name] = expert_rows(plan.jobs[0], tmp_path)
+    assert drawn["rows.jsonl"] == drawn["rows.parquet"]
+    assert len(drawn["rows.jsonl"]) == 5
+    assert {int(q[1:]) % 2 for q, _ in drawn["rows.jsonl"]} == {1}
+
+
+def test_held_out_rows_are_not_trained_on(recipe_file: Any, tokenizer: Any) -> None:
+    plan = make_plan(recipe_file(experts={"held_out": 3}))
+    data = load_job_data(plan.jobs[0], plan.root, tokenizer)
+    assert len(data.held_out) == 3
+    assert len(data.train) == 9
+    assert not {e.input_ids for e in data.train} & {e.input_ids for e in data.held_out}
+
+
+BAD_ROWS = {
+    "no column": ('{"source": "a"}', "no column 'target'"),
+    "empty": ('{"source": "a", "target": " "}', "column 'target' is empty"),
+    "not JSON": ('{"source": "a", "target": "b"}\n{', "line 2: not JSON"),
+    "not an object": ("[1]", "not a JSON object"),
+    "nothing": ("", "no row for experts/x"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_bad_rows_end_in_a_sentence(case: str, recipe_file: Any, tmp_path: Path) -> None:
+    text, told = BAD_ROWS[case]
+    plan = make_plan(recipe_file(experts={"members": {"x": {"file": "bad.jsonl"}}}))
+    (tmp_path / "bad.jsonl").write_text(text, "utf-8")
+    with pytest.raises(DataError) as caught:
+        expert_rows(plan.jobs[0], tmp_path)
+    assert_sentence(caught.value, "bad.jsonl", told)
+
+
+def test_a_wrong_encoding_and_a_missing_file_end_in_a_sentence(
+    recipe_file: Any, tmp_path: Path
+) -> None:
+    plan = make_plan(recipe_file(experts={"members": {"x": {"file": "bad.jsonl"}}}))
+    with pytest.raises(DataError) as missing:
+        expert_rows(plan.jobs[0], tmp_path)
+    assert_sentence(missing.value, "bad.jsonl", "No such file")
+    (tmp_path / "bad.jsonl").write_bytes('{"source": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError) as encoding:
+        expert_rows(plan.jobs[0], tmp_path)
+    assert_sentence(encoding.value, "bad.jsonl", "not UTF-8")
+
+
+def test_a_cluster_without_rows_is_named(recipe_file: Any, tmp_path: Path) -> None:
+    member = {"file": "copy.jsonl", "where": {"source": "nothing like it"}}
+    plan = make_plan(recipe_file(experts={"members": {"x": member}}))
+    with pytest.raises(DataError, match="no row for experts/x with source = nothing like it"):
+        expert_rows(plan.jobs[0], tmp_path)
+
+
+def test_nothing_left_after_cutting_is_refused(recipe_file: Any, tokenizer: Any) -> None:
+    plan = make_plan(recipe_file(experts={"held_out": 12}))
+    with pytest.raises(DataError, match="none is left to train on"):
+        load_job_data(plan.jobs[0], plan.root, tokenizer)
+
+
+class Vanishing:
+    """A data set on the hub that breaks off after two rows."""
+
+    def __iter__(self) -> Any:
+        yield {"text": "first", "source": "a", "target": "b"}
+        yield {"text": "second", "source": "a", "target": "b"}
+        raise ConnectionError("the connection was closed\nby the other side")
+
+
+def test_a_data_set_that_vanishes_midway_is_no_short_data_set(
+    recipe_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Vanishing())
+    plan = make_plan(
+        recipe_file(
+            experts={"members": {"x": {"hub": "org/rows"}}},
+            general={"members": {"en": {"hub": "org/texts"}}},
+        )
+    )
+    caught: list[GksError] = []
+    for job, read in zip(plan.jobs, (expert_rows, general_texts), strict=True):
+        with pytest.raises(HubError) as error:
+            list(read(job, plan.root))
+        caught.append(error.value)
+    assert_sentence(caught[0], "org/rows", "the connection was closed")
+    assert_sentence(caught[1], "org/texts", "local `file`")
