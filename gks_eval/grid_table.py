@@ -1,4 +1,4 @@
-"""The table that a finished grid prints: a row a setting, a column a task."""
+"""The table that a finished grid prints: a row a task, a column a setting."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gks_eval.errors import ResultsError
@@ -16,24 +17,38 @@ __all__ = ["accuracy_table"]
 
 
 def accuracy_table(folders: Sequence[Path]) -> Table:
-    """Tabulate accuracy with its standard error, in percent; n stands under each task's name.
+    """Tabulate accuracy with its standard error, in percent.
 
     Args:
         folders: Finished cells.
+
+    Returns:
+        A table with the number of items in its caption where all tasks have as many, else in a
+        column of its own.
 
     Raises:
         ResultsError: A folder holds no readable results.
     """
     cells = [_read(folder) for folder in folders]
-    columns = list(dict.fromkeys(task for _, results, _ in cells for task in results))
-    sizes: dict[str, int] = {task: n for _, _, counts in cells for task, n in counts.items()}
-    table = Table(caption="accuracy in percent ± standard error; n items")
-    table.add_column("setting", no_wrap=True)
-    for task in columns:
-        count = f"\nn={sizes[task]}" if task in sizes else ""
-        table.add_column(task.removeprefix("gks_") + count, justify="right")
-    for label, results, _ in cells:
-        table.add_row(label, *(_cell(results.get(task, {})) for task in columns))
+    tasks = list(dict.fromkeys(task for _, results, _ in cells for task in results))
+    sizes = {task: n for _, _, counts in cells for task, n in counts.items()}
+    shared = len(set(sizes.values())) == 1
+    items = f"n = {next(iter(sizes.values()))} items a task" if shared else "n items"
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption=f"Accuracy in percent ± standard error; {items}.",
+        caption_justify="left",
+    )
+    table.add_column("task", no_wrap=True)
+    if not shared:
+        table.add_column("n", justify="right")
+    for label, _, _ in cells:
+        table.add_column(label, justify="right")
+    for task in tasks:
+        count = [] if shared else [str(sizes.get(task, ""))]
+        scores = [_cell(results.get(task, {})) for _, results, _ in cells]
+        table.add_row(task.removeprefix("gks_"), *count, *scores)
     return table
 
 
@@ -53,6 +68,6 @@ def _cell(metrics: dict[str, Any]) -> str:
         for key, value in metrics.items():
             if key.startswith(f"{metric},") and isinstance(value, (int, float)):
                 error = metrics.get(key.replace(",", "_stderr,", 1))
-                spread = f" ± {100 * error:.1f}" if isinstance(error, (int, float)) else ""
+                spread = f"±{100 * error:.1f}" if isinstance(error, (int, float)) else ""
                 return f"{100 * value:.1f}{spread}"
     return ""

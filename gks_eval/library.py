@@ -254,7 +254,10 @@ def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Pa
         raise LibraryError(
             f"{manifest}: {label} is not there yet ({folder}); make it with: {commands}"
         )
-    if HubSource.looks_like(source):
+    # A misspelt `experts/name` has the form of a hub id; fetching it would take weights from
+    # whoever owns that name there.
+    is_local = source.startswith(".") or (root / path.parts[0]).exists()
+    if not is_local and HubSource.looks_like(source):
         try:
             return fetch_adapter(HubSource.parse(source))
         except HubError as error:

@@ -94,7 +94,7 @@ class TrainingView(Watcher):
         self._library = self._bars.add_task("library", total=len(jobs), note="")
         self._others = len(jobs)
         for remark in plan.remarks():
-            self.console.print(remark, highlight=False)
+            self.console.print(remark, highlight=False, soft_wrap=True)
 
     def started(self, job: Job, steps: int) -> None:
         """Begin a bar of its own for the adapter."""

@@ -29,6 +29,11 @@ def train(
         bool,
         typer.Option("--dry-run", help="Say what it takes and what is missing; train nothing."),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Train on a Ray cluster: its address, or `local` for one of its own."),
+    ] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs that an adapter's task asks Ray for.")] = 0.0,
     loss_table: Annotated[
         bool,
         typer.Option("--loss-table", help="At the end measure all on each one's held-out rows."),
@@ -36,11 +41,14 @@ def train(
 ) -> None:
     """Train the adapters of a recipe; the same command again goes on where it stopped."""
     from gks_eval.cli._training_view import TrainingView, show_estimate
+    from gks_eval.errors import UsageError
     from gks_eval.training.estimate import estimate
     from gks_eval.training.plan import make_plan
     from gks_eval.training.run import train_library
 
     recipe_file = find_recipe(recipe)
+    if output is None and not dry_run and not Path(recipe).exists():
+        raise UsageError(f"{recipe} is bundled: say where the library goes, with --output.")
     plan = make_plan(recipe_file)
     folder = output or recipe_file.resolve().parent
     names = [name.strip() for name in only.split(",") if name.strip()]
@@ -48,7 +56,15 @@ def train(
         show_estimate(estimate(plan, names))
         return
     with TrainingView() as view:
-        outcome = train_library(plan, folder, only=names, watcher=view)
+        if ray is None:
+            outcome = train_library(plan, folder, only=names, watcher=view)
+        else:
+            from gks_eval.training.fan_out import train_on_ray
+
+            address = None if ray == "local" else ray
+            outcome = train_on_ray(
+                recipe_file, folder, only=names, address=address, gpus=gpus, told=typer.echo
+            )
     view.table(outcome, folder)
     if loss_table:
         from gks_eval.training.loss_table import measure_losses

@@ -16,7 +16,7 @@ __all__ = ["FrozenModel", "KeyPath", "load_typed", "parse_typed"]
 KeyPath = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 17
 MAX_NODES = 20_000
 MAX_DEPTH = 40
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -32,7 +32,7 @@ def load_typed(path: Path, model: type[ModelT]) -> ModelT:
     """Read one YAML file as `model`.
 
     Args:
-        path: The file; UTF-8, at most 1 MiB.
+        path: The file; UTF-8, at most 128 KiB.
         model: The pydantic model it must satisfy.
 
     Returns:
@@ -45,7 +45,7 @@ def load_typed(path: Path, model: type[ModelT]) -> ModelT:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is larger than 1 MiB, which no file of this kind needs.")
+            raise ConfigError(f"{path} is larger than 128 KiB, which no file of this kind needs.")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; check the path.") from None
@@ -132,8 +132,9 @@ class _Builder:
                     )
                 if key in built:
                     raise ConfigError(f"{where}: the key {key!r} stands twice; keep one.")
-                built[key] = self.build(value_node, (*path, key), depth + 1)
-                self.lines[(*path, key)] = key_node.start_mark.line + 1
+                key_path = (*path, key)
+                built[key] = self.build(value_node, key_path, depth + 1)
+                self.lines[key_path] = key_node.start_mark.line + 1
             return built
         if isinstance(node, yaml.SequenceNode):
             return [

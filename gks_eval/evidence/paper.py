@@ -87,6 +87,7 @@ class Cell(FrozenModel):
         difference: Ours less the paper's, in points.
         p_holm: p-value of "no difference", unpaired, Holm over the table.
         verdict: ``agrees``: not told apart at 5%; empty where nothing can be said.
+        other_model: Whether the run is of another model than the table's.
         note: What the reader must know.
     """
 
@@ -104,6 +105,7 @@ class Cell(FrozenModel):
     difference: float | None = None
     p_holm: float | None = None
     verdict: Literal["", "agrees", "higher", "lower"] = ""
+    other_model: bool = False
     note: str = ""
 
 
@@ -130,7 +132,7 @@ def side_by_side(
 ) -> list[Cell]:
     """Put runs beside the paper's cells.
 
-    A run stands for the row that its label's last parts name: ``gks-avg`` is ``gks_avg``. A
+    A run stands for the row that its label or folder names: ``gks-avg`` is ``gks_avg``. A
     verdict is given only where the paper's n is known, the run is of the table's model and the
     task is of the authors' protocol (``gks_paper_*``).
 
@@ -148,7 +150,7 @@ def side_by_side(
             for row in table.rows
             for column in table.columns
         ]
-        cells += _with_verdicts(table, found, by_row, family)
+        cells += _with_verdicts(found, by_row, family)
         cells += [_average(name, table, row, by_row[row], found) for row in table.rows]
     if runs and not matched:
         known = sorted({row for name in names for row in paper.named(name).rows})
@@ -171,8 +173,9 @@ def _normal(label: str) -> str:
 
 def _run_for(row: str, runs: Sequence[Run]) -> Run | None:
     for run in runs:
-        parts = [_normal(part) for part in run.label.split("/")]
-        if row in parts:
+        # A lone run is called after the folder given, which may lie above the setting's.
+        names = [*run.label.split("/"), run.folder.name, run.folder.parent.name]
+        if row in map(_normal, names):
             return run
     return None
 
@@ -199,13 +202,14 @@ def _cell(
             "low": 100.0 * low,
             "high": 100.0 * high,
             "difference": 100.0 * value - paper,
+            "other_model": not _same_model(table, run),
             "note": f"the first {task.n} of {task.original} items" if limited else "",
         }
     )
 
 
 def _with_verdicts(
-    table: PaperTable, cells: list[Cell], by_row: Mapping[str, Run | None], family: Family
+    cells: list[Cell], by_row: Mapping[str, Run | None], family: Family
 ) -> list[Cell]:
     """Test the cells that can be tested, the two runs taken as independent."""
     tests: dict[int, float] = {}
@@ -213,7 +217,7 @@ def _with_verdicts(
         run = by_row[cell.row]
         if cell.ours is None or cell.n is None or run is None:
             continue
-        if reason := _untestable(table, cell, run, family):
+        if reason := _untestable(cell, family):
             notes = ", ".join(filter(None, (cell.note, reason)))
             cells[index] = cell.model_copy(update={"note": notes})
             continue
@@ -227,11 +231,15 @@ def _with_verdicts(
     return cells
 
 
-def _untestable(table: PaperTable, cell: Cell, run: Run, family: Family) -> str:
+def _same_model(table: PaperTable, run: Run) -> bool:
+    named = f"{run.model_args} {run.info.get('model_name', '')}".lower().replace("_", "-")
+    return table.model in named or table.library in named
+
+
+def _untestable(cell: Cell, family: Family) -> str:
     if family != "gks_paper":
         return "another protocol than the authors'"
-    model = f"{run.model_args} {run.info.get('model_name', '')}".lower()
-    if table.model not in model.replace("_", "-") and table.library not in model:
+    if cell.other_model:
         return "another model than the paper's"
     return "" if cell.paper_n else "the paper's n is unknown"
 

@@ -130,7 +130,7 @@ def _memory(plan: Plan, jobs: Sequence[Job]) -> Memory:
     recipe = plan.recipe
     config = AutoConfig.from_pretrained(place_of(recipe, plan.root), revision=recipe.revision)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     targets = tuple(recipe.adapter.targets)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     factors = sum(

@@ -24,7 +24,7 @@ from gks_eval.training.watch import Watcher
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["CURVES", "Outcome", "missing_adapters", "train_library"]
+__all__ = ["CURVES", "Outcome", "finish_library", "missing_adapters", "train_library"]
 
 CURVES = "losses.png"
 
@@ -86,18 +86,33 @@ def train_library(
             )
             trained.append(job.key)
             gc.collect()  # a model with an adapter refers to itself; two bases need not be held
-    missing = tuple(job.key for job in missing_adapters(plan, output))
-    has_experts = any(job.kind == "experts" for job in plan.jobs)
-    whole = not missing and has_experts and not is_foreign(output)
-    manifest: Path | None = None
-    if team.leads and trained:
-        missed = {*missing}
-        draw_curves(output, [j.key for j in plan.jobs if j.key not in missed], output / CURVES)
-    if team.leads and whole:
-        manifest = write_manifest(plan, output)
-        shutil.rmtree(output / WORK, ignore_errors=True)
     team.wait()
-    return Outcome(tuple(trained), missing, manifest)
+    if not team.leads:
+        return Outcome(tuple(trained), (), None)
+    return finish_library(plan, output, tuple(trained))
+
+
+def finish_library(plan: Plan, output: Path, trained: tuple[str, ...]) -> Outcome:
+    """Draw the curves, and write the manifest if nothing is missing.
+
+    Args:
+        plan: The recipe's jobs.
+        output: The library's folder.
+        trained: Adapters that are new.
+
+    Raises:
+        ResourceError: The disk is full, or the folder cannot be written.
+    """
+    missing = tuple(job.key for job in missing_adapters(plan, output))
+    if trained:
+        done = [job.key for job in plan.jobs if job.key not in missing]
+        draw_curves(output, done, output / CURVES)
+    has_experts = any(job.kind == "experts" for job in plan.jobs)
+    if missing or not has_experts or is_foreign(output):
+        return Outcome(trained, missing, None)
+    manifest = write_manifest(plan, output)
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    return Outcome(trained, (), manifest)
 
 
 def missing_adapters(plan: Plan, output: Path) -> list[Job]:

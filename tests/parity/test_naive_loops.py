@@ -77,6 +77,8 @@ def expected_where_defined(case: Case, x: torch.Tensor) -> tuple[oracle.Routed, 
     expected = oracle.routed(x, case.experts, case.general, case.setting)
     if case.setting.router == "arrow":
         assume(expected.spectral_gap > 0.05)
+    # Where terms cancel to a hundredth, 1e-5 of what is left is below float32's own rounding.
+    assume(expected.magnitude.max() < 100 * expected.update.abs().max())
     clear = expected.tie_gap > 1e-4
     assert (~clear).sum() <= 1, "near-ties are rare in random inputs"
     return expected, clear

@@ -145,7 +145,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path, part in (
         (tmp_path / "absent.yaml", "does not exist; check the path"),
         (latin, "not UTF-8 (byte 9)"),
-        (huge, "larger than 1 MiB"),
+        (huge, "larger than 128 KiB"),
         (tmp_path, "cannot be read"),
     ):
         with pytest.raises(ConfigError) as caught:

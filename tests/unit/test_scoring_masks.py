@@ -24,7 +24,7 @@ def test_every_node_sees_the_tokens_before_it_and_no_others(requests, trunk, rea
     sequences = to_sequences([(prefix + c, t) for c, t in requests], 100)
     row = build_row(sequences, trunk)
     nodes, padding = len(row.tokens), 2
-    ends = torch.tensor([row.ends + [nodes + 1, nodes + 2]])
+    ends = torch.tensor([[*row.ends, nodes + 1, nodes + 2]])
     positions = torch.tensor([row.depths + [0] * padding])
     mask = tree_mask(ends, positions, trunk, reach)
     assert mask.shape == (1, 1, nodes + padding, trunk + nodes + padding)

@@ -87,8 +87,8 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     names = {"changes": "Change", "paper": "Paper", "routing": "Routing", "geometry": "Library"}
     return environment.get_template("page.html.j2").render(
         title=options.title,
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
+        style=_trusted(_asset("page.css")),
+        script=_trusted(_asset("page.js")),
         table=macros.table,
         figure=macros.figure,
         sections=[
@@ -100,7 +100,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         comparison=comparison,
         board=leaderboard(comparison),
         changes=changes if changes.rows else None,
-        difference_svg=Markup(difference_plot(comparison)),
+        difference_svg=_trusted(difference_plot(comparison)),
         paper=paper,
         routes=[_routes(found) for found in routes],
         geometry=[_geometry(found) for found in geometry],
@@ -121,13 +121,18 @@ def _interval(cell: str) -> Markup:
     )
 
 
+def _trusted(text: str) -> Markup:
+    """Mark a text as markup: our own style and script, SVG by matplotlib, JSON by `_json`."""
+    return Markup(text)  # noqa: S704 - nothing of a model or data set comes here unescaped
+
+
 def _json(content: object) -> Markup:
     """Return JSON that cannot end the script element it stands in."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     # Lone surrogates, which a broken data set may hold, cannot be written as UTF-8.
-    return Markup(text.encode("utf-8", "replace").decode("utf-8"))
+    return _trusted(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _paper(runs: Sequence[Run], family: Family) -> list[dict[str, Any]]:
@@ -137,11 +142,14 @@ def _paper(runs: Sequence[Run], family: Family) -> list[dict[str, Any]]:
     except ResultsError:
         return []  # no run is named as a row of the paper's
     ours = {cell.table for cell in cells if cell.ours is not None}
+    # Runs of another model than any table's are shown beside the first model's tables.
+    fitting = {cell.table for cell in cells if cell.ours is not None and not cell.other_model}
+    ours = fitting or {name for name in ours if name.startswith("phi3")}
     kept = [cell for cell in cells if cell.table in ours]
     tables = paper_tables(published, kept, family)
     names = dict.fromkeys(cell.table for cell in kept)
     return [
-        {"table": table, "svg": Markup(paper_plot(kept, name))}
+        {"table": table, "svg": _trusted(paper_plot(kept, name))}
         for name, table in zip(names, tables, strict=True)
     ]
 
@@ -158,8 +166,8 @@ def _routes(routes: RoutingShares) -> dict[str, Any]:
     table = Table("Mean coefficients", columns, rows, {}, [])
     return {
         "routes": routes,
-        "by_task": Markup(by_task),
-        "by_layer": Markup(by_layer),
+        "by_task": _trusted(by_task),
+        "by_layer": _trusted(by_layer),
         "table": table,
     }
 
@@ -183,7 +191,7 @@ def _geometry(geometry: LibraryGeometry) -> dict[str, Any]:
     columns = ["expert", "|dW|", *(f"|residual|, {rule}" for rule in rules)]
     columns += [*(f"cosine with {name}" for name in geometry.general), "|factors − delta|/|delta|"]
     note = f"Norms are means over {len(geometry.layers)} layers."
-    plots = [(rule, Markup(geometry_plot(geometry, rule))) for rule in geometry.cosine_experts]
+    plots = [(rule, _trusted(geometry_plot(geometry, rule))) for rule in geometry.cosine_experts]
     return {
         "geometry": geometry,
         "table": replace(Table("Norms and cosines", columns, rows, {}, []), notes=[note]),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import LibraryGeometry, RoutingShares
 from gks_eval.evidence.paper import Cell
+from gks_eval.evidence.tables.escape import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +50,7 @@ def difference_plot(comparison: Comparison) -> str:
             marker = _MARKERS[order % len(_MARKERS)]
             axes.plot([100 * d.difference], [y], marker, color=colour, markersize=5)
     _names(axes, [row.name for row in rows])
-    axes.set_xlabel(f"points against {comparison.baseline} (95% interval)", color=_INK)
+    axes.set_xlabel(f"points against {_texts([comparison.baseline])[0]} (95% interval)", color=_INK)
     _legend(axes, candidates)
     return _svg(figure, "differences")
 
@@ -67,13 +69,14 @@ def paper_plot(cells: Sequence[Cell], table: str) -> str:
             continue
         order = rows.index(cell.row)
         colour = _SERIES[order % len(_SERIES)]
+        marker = _MARKERS[order % len(_MARKERS)]
         y = columns.index(cell.column) - 0.4 + lane * (order + 0.5)
-        if cell.ours is not None:
+        if cell.ours is not None and cell.low is not None and cell.high is not None:
             axes.plot([cell.paper, cell.ours], [y, y], ":", color=_MUTED, linewidth=0.8)
             axes.plot([cell.low, cell.high], [y, y], color=colour, linewidth=1.5)
-            axes.plot([cell.ours], [y], "o", color=colour, markersize=5)
+            axes.plot([cell.ours], [y], marker, color=colour, markersize=5)
         axes.plot(
-            [cell.paper], [y], "o", markerfacecolor=_PAPER, markeredgecolor=colour, markersize=5
+            [cell.paper], [y], marker, markerfacecolor=_PAPER, markeredgecolor=colour, markersize=5
         )
     _names(axes, columns)
     axes.set_xlabel("accuracy, percent: hollow the paper's, filled ours (95% interval)", color=_INK)
@@ -126,14 +129,19 @@ def _heat(
         vmin=-1.0 if signed else 0.0,
         vmax=1.0 if signed else None,
     )
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_xticks(range(len(columns)), _texts(columns), rotation=45, ha="right")
     step = max(1, len(rows) // 40)
-    axes.set_yticks(range(0, len(rows), step), list(rows)[::step])
+    axes.set_yticks(range(0, len(rows), step), _texts(rows)[::step])
     bar = figure.colorbar(image, ax=axes, fraction=0.05)
     bar.set_label(label, color=_INK)
     bar.ax.tick_params(colors=_INK)
     bar.outline.set_edgecolor(_GRID)
     return _svg(figure, salt)
+
+
+def _texts(names: Sequence[str]) -> list[str]:
+    # A dollar sign would start a formula.
+    return [plain(name).replace("$", r"\$") for name in names]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -151,7 +159,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), _texts(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -162,7 +170,7 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
 def _legend(axes: Axes, labels: Sequence[str]) -> None:
     for order, label in enumerate(labels):
         marker = _MARKERS[order % len(_MARKERS)]
-        axes.plot([], [], marker, color=_SERIES[order % len(_SERIES)], label=label)
+        axes.plot([], [], marker, color=_SERIES[order % len(_SERIES)], label=_texts([label])[0])
     axes.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
@@ -183,7 +191,7 @@ def _svg(figure: Figure, salt: str) -> str:
     ):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     return text

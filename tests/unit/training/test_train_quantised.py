@@ -14,6 +14,7 @@ import yaml
 from common import load_tiny, relative_error
 
 from gks_eval.config.recipe import AdapterShape, Recipe
+from gks_eval.library import load_library
 from gks_eval.training.base import load_base
 from gks_eval.training.loftq import loftq_factors, start_from_loftq
 from gks_eval.training.plan import make_plan
@@ -108,6 +109,33 @@ def test_loftq_brings_the_layers_nearer_to_full_precision(recipe: Recipe, tmp_pa
         error = weight.weight - dequantised(layer)
         tail = torch.linalg.svdvals(error)[4:].square().sum().sqrt()
         torch.testing.assert_close(torch.linalg.norm(error - update), tail)
+
+
+def test_a_loftq_run_from_end_to_end(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
+    path = recipe_file(
+        adapter={"init": "loftq"},
+        load={"quantization": "nf4", "dtype": "bfloat16"},
+        # So small a step leaves the start as it was: what is saved is the compensation.
+        schedule={"learning_rate": 1e-9, "epochs": 1},
+    )
+    plan = make_plan(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train_library(plan, tmp_path / "library")
+    library = load_library(str(tmp_path / "library"))
+    assert library.config.load.quantization == "nf4"
+    assert library.config.provenance["init"] == "loftq"
+    assert "takes that away" in library.config.provenance["remarks"][0]
+    full = load_tiny(Path(plan.recipe.base_model))
+    for name, layer in quantised_layers(load_base(plan.recipe, plan.root).model):
+        if name not in library.modules:
+            continue
+        error = full.get_submodule(name).weight - dequantised(layer)
+        for adapters in (library.experts, library.general):
+            update = next(iter(adapters.values())).pairs[name].delta()
+            tail = torch.linalg.svdvals(error)[4:].square().sum().sqrt()
+            # bfloat16 weights and float16 factors.
+            torch.testing.assert_close(torch.linalg.norm(error - update), tail, rtol=0.03, atol=0.0)
 
 
 def test_a_loftq_configuration_alone_changes_nothing_in_peft(

@@ -1,0 +1,84 @@
+"""A library's adapters over a cluster: one Ray task an adapter, nothing scheduled by ourselves.
+
+Ray gives each task to a free worker and starts it again where a worker dies; the task goes on from
+its last checkpoint, because that lies with the library on a file system that all workers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gks_eval.errors import GksError, UsageError
+from gks_eval.training.library_writer import check_output
+from gks_eval.training.plan import make_plan
+from gks_eval.training.run import Outcome, finish_library, missing_adapters, train_library
+
+__all__ = ["train_on_ray"]
+
+RETRIES = 5
+"""How often a task is started again after its worker has died."""
+
+
+def train_on_ray(
+    recipe_file: Path,
+    output: Path,
+    *,
+    only: Sequence[str] = (),
+    address: str | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    told: Callable[[str], None] = lambda _: None,
+) -> Outcome:
+    """Train the adapters that a library lacks as tasks on Ray.
+
+    Args:
+        recipe_file: The recipe, at a path that every worker can read.
+        output: The library's folder, on a file system that every worker shares.
+        only: Names of adapters; all when empty.
+        address: Of a running cluster; None starts a local one.
+        cpus: That a task asks for.
+        gpus: That a task asks for.
+        told: Called with a line an adapter.
+
+    Raises:
+        UsageError: Ray is not installed.
+        GksError: As `train_library`, the first that a task met.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.") from error
+    plan = make_plan(recipe_file)
+    if not only:
+        check_output(output)
+    wanted = {job.key for job in plan.select(only)}
+    lacking = [job.key for job in missing_adapters(plan, output) if job.key in wanted]
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=address, log_to_driver=False)
+    try:
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train_one)
+        where = (str(recipe_file.resolve()), str(output.resolve()))
+        pending = {task.remote(*where, key): key for key in lacking}
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            key = pending.pop(done)
+            fault = ray.get(done)
+            if fault is not None:
+                raise fault
+            told(f"{key}: trained")
+    finally:
+        if started:
+            ray.shutdown()
+    still = {job.key for job in missing_adapters(plan, output)}
+    return finish_library(plan, output, tuple(key for key in lacking if key not in still))
+
+
+def _train_one(recipe_file: str, output: str, key: str) -> GksError | None:
+    # An error of ours is returned, not raised: Ray would wrap it and try again.
+    try:
+        train_library(make_plan(Path(recipe_file)), Path(output), only=[key])
+    except GksError as error:
+        return error
+    return None

@@ -1,0 +1,119 @@
+"""Which adapters a setting takes, and the settings that a library cannot run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from common import assert_sentence, save_library
+
+from gks_eval.config.setting import Setting
+from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.library import MANIFEST, load_library
+
+
+def test_layers_for_a_setting(tiny_library: Callable[..., Path]) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    module = library.modules[0]
+
+    def names(setting: Setting) -> tuple[list[str], list[str]]:
+        experts, general = library.layer(module, setting)
+        return (
+            [n for pair in experts for n, a in library.experts.items() if a.pairs[module] is pair],
+            [n for pair in general for n, a in library.general.items() if a.pairs[module] is pair],
+        )
+
+    every = ["alpha", "beta", "gamma", "delta"]
+    assert names(Setting()) == (every, ["en", "de", "fr"])
+    assert names(Setting(subtract=("fr", "en"))) == (every, ["fr", "en"])
+    assert names(Setting(router="uniform", subtract=())) == (every, [])
+    assert names(Setting(router="gamma", subtract=("de",))) == (["gamma"], ["de"])
+    assert library.chosen_experts(Setting(router="none")) == ()
+
+
+@pytest.mark.parametrize(
+    ("setting", "parts"),
+    [
+        (Setting(router="alhpa"), ["router=alhpa", "did you mean 'alpha'?"]),
+        (Setting(router="arow"), ["router=arow", "did you mean 'arrow'?"]),
+        (Setting(router="zzz"), ["router=zzz", "known: alpha, arrow, beta, delta, gamma, none"]),
+        (Setting(router=""), ["router= is neither"]),
+        (Setting(subtract=("it",)), ["subtract=it", "known: en, de, fr"]),
+        (Setting(subtract=("en", "xx")), ["subtract=xx", "known: en, de, fr"]),
+        (Setting(top_k=5), ["top_k=5 is above the 4 experts", "use at most that many"]),
+    ],
+)
+def test_settings_that_the_library_cannot_run(
+    setting: Setting, parts: list[str], tiny_library: Callable[..., Path]
+) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    with pytest.raises(UsageError) as caught:
+        library.check(setting)
+    assert_sentence(caught.value, library.name, *parts)
+
+
+def test_settings_that_it_can(tiny_library: Callable[..., Path]) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    for setting in (
+        Setting(),
+        Setting(top_k=4),
+        Setting(router="uniform", top_k=99),
+        Setting(router="alpha", top_k=99),
+        Setting(router="none", subtract=("xx",), top_k=99),
+    ):
+        library.check(setting)
+
+
+def test_a_library_without_general_adapters(
+    tmp_path: Path, tiny_library: Callable[..., Path]
+) -> None:
+    folder = Path(shutil.copytree(tiny_library("phi3"), tmp_path / "mine"))
+    content = yaml.safe_load((folder / MANIFEST).read_text("utf-8"))
+    (folder / MANIFEST).write_text(yaml.safe_dump(content | {"general": {}}), "utf-8")
+    library = load_library(str(folder))
+    library.check(Setting(subtract=()))
+    for word in ("avg", "en"):
+        with pytest.raises(UsageError) as caught:
+            library.check(Setting(subtract=(word,)))
+        assert_sentence(caught.value, f"subtract={word}", library.name)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "what"),
+    [
+        ({"beta": {"r": 2, "lora_alpha": 8}}, ("one rank, not ", "2")),
+        ({"beta": {"use_rslora": True}}, ("one scaling, not ", "8")),
+    ],
+)
+def test_unequal_experts(
+    adapters: dict[str, Any],
+    what: tuple[str, str],
+    tmp_path: Path,
+    tiny_base: Callable[[str], Path],
+) -> None:
+    folder = save_library(
+        tmp_path, tiny_base("phi3"), "phi3", experts=("alpha", "beta"), general=("en",),
+        adapters=adapters,
+    )  # fmt: skip
+    library = load_library(str(folder))
+    for allowed in (
+        Setting(rule="delta", combine="outputs", top_k=2),
+        Setting(rule="factors", combine="outputs", subtract=(), top_k=2),
+        Setting(router="alpha"),
+    ):
+        library.check(allowed)
+    for refused, why in (
+        (Setting(top_k=2), "combine=factors"),
+        (Setting(rule="delta", top_k=2), "combine=factors"),
+        (Setting(combine="outputs", top_k=2), "rule=factors"),
+        (Setting(router="beta", rule="orthogonal"), "rule=orthogonal"),
+    ):
+        with pytest.raises(CompatibilityError) as caught:
+            library.check(refused)
+        assert_sentence(
+            caught.value, library.name, "'beta'", "model.layers.0", why, *what, "preset=exact"
+        )

@@ -1,0 +1,209 @@
+"""Recipes: every fault at once, the bundled ones, and what a dry run says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gks_eval.cli._training_view import clock, show_estimate
+from gks_eval.cli.train import find_recipe
+from gks_eval.config.recipe import Recipe, Schedule
+from gks_eval.config.yaml import load_typed
+from gks_eval.errors import ConfigError, ResourceError, UsageError
+from gks_eval.paths import adapters_dir
+from gks_eval.training.base import pick_device
+from gks_eval.training.estimate import estimate
+from gks_eval.training.files import read_json, replaced_file, replaced_folder, write_text
+from gks_eval.training.plan import make_plan
+from gks_eval.training.run import missing_adapters
+from gks_eval.training.sft import optimizer_for, steps_of
+from gks_eval.training.team import share_of
+
+FAULTY = """\
+base_model: org/model
+adapter: {rank: 0, targets: []}
+start: sometimes
+experts:
+  max_token: 100
+  members: {avg: {file: a.jsonl}, b: {}, c: {file: c.jsonl, hub: org/rows}}
+"""
+
+
+def test_all_faults_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(FAULTY, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_typed(path, Recipe)
+    message = str(caught.value)
+    for told in (
+        "line 2: adapter.rank", "line 2: adapter.targets", "line 3: start",
+        "did you mean 'max_tokens'", "'avg' is a reserved word", "`file` or `hub`, not both",
+    ):  # fmt: skip
+        assert told in message, message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"experts": None, "general": None}, "trains `experts`"),
+        ({"adapter": {"init": "loftq"}}, "needs a quantised base"),
+        ({"experts": {"members": {}}}, "by `members` or by `clusters`"),
+        ({"experts": {"members": {"a": {}}}}, "a has no rows"),
+        ({"experts": {"format": "plain", "prompt": "x"}}, "{source}"),
+        ({"experts": {"members": {"a": {"file": "a", "split": "x"}}}}, "belongs to `hub`"),
+    ],
+)
+def test_what_makes_no_sense_is_a_fault(
+    changes: dict[str, Any], told: str, recipe_file: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make_plan(recipe_file(**changes))
+
+
+def test_a_section_and_a_member_take_what_they_do_not_say_from_above(
+    recipe_file: Callable[..., Path],
+) -> None:
+    plan = make_plan(
+        recipe_file(
+            general={
+                "schedule": {"batch_size": 16},
+                "data": {"hub": "org/wiki", "prompt": 507, "completion": 5},
+                "members": {"en": {"config": "en"}, "fr": {"file": "fr.txt", "prompt": 511}},
+            }
+        )
+    )
+    en, fr = plan.jobs[2:]
+    assert (en.section.schedule.batch_size, en.section.schedule.learning_rate) == (16, 5e-3)
+    assert (en.member.hub, en.member.config, en.member.prompt) == ("org/wiki", "en", 507)
+    assert (fr.member.hub, fr.member.file) == (None, "fr.txt")
+    assert (fr.member.prompt, fr.member.completion) == (511, 5)
+
+
+def test_the_bundled_phi_3_recipe_has_the_figures_of_the_paper() -> None:
+    recipe = load_typed(adapters_dir() / "phi3-mini/recipe.yaml", Recipe)
+    assert (recipe.adapter.rank, recipe.adapter.alpha, recipe.adapter.dropout) == (4, 16, 0.05)
+    assert recipe.adapter.targets == ["qkv_proj", "o_proj"]
+    assert recipe.load.quantization == "nf4"
+    jobs = make_plan(adapters_dir() / "phi3-mini/recipe.yaml").jobs
+    assert len(jobs) == 13
+    schedule = jobs[0].section.schedule
+    assert (schedule.epochs, schedule.learning_rate, schedule.clip) == (1, 1e-4, 2.0)
+    assert (schedule.batch_size, schedule.accumulation, schedule.warmup) == (1, 16, 0.03)
+    assert (schedule.decay, schedule.optimizer) == ("cosine", "paged_adamw_8bit")
+    cuts = {j.name: (j.member.prompt, j.member.completion) for j in jobs[10:]}
+    assert cuts == {"en": (507, 5), "de": (507, 5), "fr": (511, 1)}
+    phi2 = load_typed(adapters_dir() / "phi2/recipe.yaml", Recipe)
+    assert phi2.load.quantization == "none"
+    assert phi2.experts is not None
+    assert phi2.experts.data.fraction == 1.0
+
+
+def test_the_bundled_demo_library_is_the_one_of_its_recipe() -> None:
+    folder = adapters_dir() / "smollm2-demo"
+    plan = make_plan(folder / "recipe.yaml")
+    assert missing_adapters(plan, folder) == []
+    size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+    assert size <= 10_000_000
+    for job in plan.jobs:
+        held_out = read_json(folder / job.key / "training.json")["held_out"]
+        assert held_out["adapter"] < held_out["base"], job.key
+
+
+def test_a_dry_run_counts_and_names_what_is_missing(
+    recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = recipe_file(
+        load={"device": "cuda"},
+        experts={"members": {"copy": {"file": "copy.jsonl"}, "gone": {"file": "gone.jsonl"}}},
+    )
+    found = estimate(make_plan(path))
+    assert [job.key for job in found.jobs][:2] == ["experts/copy", "experts/gone"]
+    copy, gone, en, _ = found.jobs
+    assert (copy.rows, copy.steps) == (12, 12)
+    assert gone.rows is None
+    assert (en.rows, en.tokens) == (6, 6 * 32)
+    assert any("gone.jsonl" in sentence for sentence in found.missing)
+    assert found.memory is not None
+    # 65,000 float32 weights and the embedding of a two-layer model.
+    assert 4 * 90_000 < found.memory.base < 4 * 140_000
+    console = Console(record=True, width=120)
+    show_estimate(found, console)
+    text = console.export_text()
+    assert "experts/copy" in text
+    assert "missing: " in text
+    assert not (tmp_path / ".work").exists()
+
+
+def test_a_recipe_that_needs_a_gpu_says_so(recipe_file: Callable[..., Path]) -> None:
+    import torch
+
+    plan = make_plan(recipe_file(load={"device": "cuda"}))
+    if torch.cuda.is_available():
+        assert pick_device(plan.recipe.load).type == "cuda"
+    else:
+        with pytest.raises(ResourceError, match="device: auto"):
+            pick_device(plan.recipe.load)
+
+
+def test_steps_and_shares() -> None:
+    schedule = Schedule(epochs=2, batch_size=2, accumulation=4)
+    assert steps_of(17, schedule) == 2 * 3  # 9 micro-steps make 3 optimiser steps
+    assert steps_of(17, share_of(schedule, 2), 2) == 2 * 3
+    with pytest.raises(UsageError, match="cannot be shared by 3"):
+        share_of(schedule, 3)
+    assert optimizer_for(schedule, "cpu") == "adamw_8bit"
+    assert optimizer_for(schedule, "cuda") == "paged_adamw_8bit"
+    assert optimizer_for(Schedule(optimizer="adamw"), "cpu") == "adamw"
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    import errno
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ResourceError, match="disk is full"), replaced_file(tmp_path / "a.txt"):
+        raise full
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/kept").touch()
+
+    def fill() -> None:
+        with replaced_folder(tmp_path / "folder") as aside:
+            (aside / "half").touch()
+            raise full
+
+    with pytest.raises(ResourceError, match="goes on where it stopped"):
+        fill()
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "folder", "kept"]
+
+
+def test_running_out_of_memory_names_the_knobs(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trl
+
+    from gks_eval.training.run import train_library
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate")
+
+    monkeypatch.setattr(trl.SFTTrainer, "train", exhausted)
+    with pytest.raises(ResourceError, match="batch_size"):
+        train_library(make_plan(recipe_file()), tmp_path / "library", only=["copy"])
+    assert not (tmp_path / "library/experts/copy").exists()
+
+
+def test_a_recipe_is_found_by_its_file_its_folder_and_its_bundled_name() -> None:
+    folder = adapters_dir() / "phi2"
+    for way in (str(folder / "recipe.yaml"), str(folder), "phi2"):
+        assert find_recipe(way).resolve() == (folder / "recipe.yaml").resolve()
+    with pytest.raises(UsageError, match="smollm2-demo"):
+        find_recipe("nowhere")
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (5, 65, 7205)] == ["0:05", "1:05", "2:00:05"]
