@@ -23,7 +23,7 @@ from gks_eval.library import Library, load_library
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
 
-__all__ = ["CELL_FILE", "Cell", "Grid", "parse_settings", "run_grid"]
+__all__ = ["CELL_FILE", "Cell", "Grid", "parse_settings", "run_grid", "task_manager"]
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _run_cells(
             continue
         on_cell(cell, "running")
         if lm is None:
-            lm, tasks = _load(cell, default, grid), _task_manager(grid)
+            lm, tasks = _load(cell, default, grid), task_manager(grid.tasks, grid.include_paths)
         _swap(lm, cell, library, grid)
         _evaluate(lm, tasks, cell, _request(cell, library, grid), grid)
         on_cell(cell, "done")
@@ -179,13 +179,22 @@ def _load(cell: Cell, library: str, grid: Grid) -> GksArrowLM:
     return GksArrowLM(library=cell.others.get("library", library), **arguments)
 
 
-def _task_manager(grid: Grid) -> Any:
+def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any:
+    """Return lm-eval's index of tasks with ours in it.
+
+    Args:
+        names: Tasks or groups that must be there.
+        include_paths: Folders of task YAMLs beside ours.
+
+    Raises:
+        UsageError: One of `names` is unknown; the sentence suggests the nearest of ours.
+    """
     from lm_eval.tasks import TaskManager
 
     from gks_eval.paths import tasks_dir
 
-    manager = TaskManager(include_path=[str(tasks_dir()), *grid.include_paths])
-    for name in grid.tasks:
+    manager = TaskManager(include_path=[str(tasks_dir()), *include_paths])
+    for name in names:
         if not manager.match_tasks([name]):
             raise UsageError(f"--tasks: {name} is unknown; {_near_task(name, manager)}")
     return manager

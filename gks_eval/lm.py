@@ -242,6 +242,23 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         results |= dict(zip(whole, answers, strict=True))
         return [results[n] for n in range(len(requests))]
 
+    def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
+        """Return each request's (context, continuation) tokens, as `loglikelihood` scores them."""
+        pairs = []
+        for request in requests:
+            if is_whole_text(request.args):
+                pairs.append(self._whole_text_request(request.args)[1:])
+                continue
+            context, continuation = request.args
+            if context:
+                pairs.append(self._encode_pair(context, continuation))
+                continue
+            # lm-eval conditions on the prefix token alone, unless the text starts with it.
+            tokens = self.tok_encode(continuation, add_special_tokens=False)
+            start = 1 if tokens[:1] == [self.prefix_token_id] else 0
+            pairs.append(([self.prefix_token_id], tokens[start:]))
+        return pairs
+
     def _score_texts(self, texts: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
         # lm-eval sums in the model's type: in bfloat16 a whole text's sum comes in steps of 2, and
         # choices that differ by less would tie.

@@ -162,4 +162,5 @@ class TrainingView(Watcher):
             self.console.print(
                 f"{folder}: not yet a library, still missing {', '.join(outcome.missing)}",
                 highlight=False,
+                soft_wrap=True,
             )

@@ -19,6 +19,8 @@ FAMILIES = (
     "run",
     "tasks",
     "grid",
+    "library",
+    "routes",
     "compare",
     "gate",
     "paper",

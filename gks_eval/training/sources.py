@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from gks_eval.config.recipe import ExpertMember, GeneralMember, Place
 from gks_eval.errors import DataError, GksError, HubError
+from gks_eval.training.files import sha256_of
 from gks_eval.training.plan import Job, digest
 
 __all__ = ["expert_rows", "general_texts", "identity"]
@@ -30,16 +30,12 @@ def identity(job: Job, root: Path) -> str:
     if job.member.file is None:
         return digest(job.member.model_dump(mode="json", include=set(Place.model_fields)))
     path = root / job.member.file
-    sha = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                sha.update(block)
+        return sha256_of(path)
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}; check the path of {job.key} in the recipe."
         ) from error
-    return sha.hexdigest()
 
 
 def expert_rows(job: Job, root: Path) -> list[tuple[str, str]]:

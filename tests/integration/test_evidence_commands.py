@@ -53,7 +53,7 @@ def pair(factory, tmp_path_factory):
     ("form", "said"),
     [
         ("terminal", "Change from llama-0"),
-        ("markdown", "| ev\\_maths | acc | 10 |"),
+        ("markdown", "| ev\\_maths | 10 | acc |"),
         ("csv", 'task,ev_maths,"acc,none",llama-1,10,0.2,'),
         ("json", '"schema": "gks_eval.compare/1"'),
         ("latex", r"\toprule"),

@@ -28,6 +28,8 @@ class Table:
         rows: Cells.
         marks: By (row, column): ``best`` or ``second``.
         notes: Sentences below it.
+        keys: Leading columns that name a row: repeated where a narrow terminal has to set the
+            others in several blocks. 0 for tables whose texts may wrap.
     """
 
     title: str
@@ -35,6 +37,7 @@ class Table:
     rows: list[list[str]]
     marks: dict[tuple[int, int], str]
     notes: list[str]
+    keys: int = 1
 
 
 def number(value: float | None, binary: bool, signed: bool = False) -> str:
@@ -69,14 +72,14 @@ def leaderboard(comparison: Comparison) -> Table:
     marks: dict[tuple[int, int], str] = {}
     for position, row in enumerate(comparison.rows):
         places = best_two(row)
-        cells = [row.name, _metric(row), _counts(row)]
+        cells = [row.name, _counts(row), _metric(row)]
         for label in labels:
             if label in places:
                 marks[position, len(cells)] = places[label]
             cells.append(_score(row.scores.get(label), row.binary))
         rows.append(cells)
     notes = [f"In brackets the {100 * comparison.confidence:g}% interval. Accuracies in percent."]
-    return Table("Scores", ["task", "metric", "n", *labels], rows, marks, notes)
+    return Table("Scores", ["task", "n", "metric", *labels], rows, marks, notes, keys=2)
 
 
 def difference_table(comparison: Comparison) -> Table:
@@ -112,7 +115,7 @@ def difference_table(comparison: Comparison) -> Table:
     ]
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"
-    return Table(title, [*columns, "detectable"], rows, marks, notes)
+    return Table(title, [*columns, "detectable"], rows, marks, notes, keys=2 if several else 1)
 
 
 def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: int) -> Table:
@@ -129,7 +132,7 @@ def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: 
     notes = ["gain: only the run is right; loss: only the baseline is."]
     notes += [f"{more} more are left out here; the JSON lists all."] if more else []
     columns = ["task", "run", "change", "doc_id", "prompt ends"]
-    return Table("Changed items", columns, rows, {}, notes)
+    return Table("Changed items", columns, rows, {}, notes, keys=0)
 
 
 def flips_to_show(comparison: Comparison, most: int) -> Iterable[tuple[str, int]]:

@@ -18,38 +18,65 @@ _STYLES = {"best": "bold", "second": "underline"}
 
 
 def print_tables(tables: list[Table], console: Console) -> None:
-    """Print tables and the notes below each."""
+    """Print tables and the notes below each, wide ones in blocks of columns."""
     for table in tables:
-        grid = RichTable(
-            title=Text(plain(table.title)),
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            collapse_padding=True,
-        )
-        names = [row[0] for row in table.rows]
-        for index, column in enumerate(table.columns):
-            left = index == 0 or not _numeric(table, index)
-            grid.add_column(
-                Text(plain(column)),
-                justify="left" if left else "right",
-                no_wrap=not left,
-                # Names are to be read whole where the terminal is not much too narrow.
-                min_width=min(20, max(map(len, names), default=0)) if index == 0 else None,
-                overflow="fold",
-            )
-        for position, row in enumerate(table.rows):
-            cells = []
-            for index, cell in enumerate(row):
-                style = _STYLES.get(table.marks.get((position, index), ""), "")
-                # A value stands over its interval, so that several runs fit side by side.
-                value, bracket, interval = plain(cell).partition(" [")
-                lines = f"{value}\n[{interval}" if bracket and index else plain(cell)
-                cells.append(Text(lines, style=style))
-            grid.add_row(*cells)
-        console.print(grid)
+        cells = [[_stacked(cell, first=i == 0) for i, cell in enumerate(row)] for row in table.rows]
+        title = plain(table.title)
+        for columns in _blocks(table, cells, console.width):
+            console.print(_grid(table, cells, columns, title))
+            title = f"{plain(table.title)} (continued)"
         for note in table.notes:
             console.print(Text(plain(note), style="dim"))
         console.print()
+
+
+def _grid(table: Table, cells: list[list[str]], columns: list[int], title: str) -> RichTable:
+    grid = RichTable(
+        title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
+    for index in columns:
+        grid.add_column(
+            Text(plain(table.columns[index])),
+            justify="right" if index and _numeric(table, index) else "left",
+            no_wrap=bool(table.keys),
+            overflow="fold",
+        )
+    for position, row in enumerate(cells):
+        styled = [
+            Text(row[index], style=_STYLES.get(table.marks.get((position, index), ""), ""))
+            for index in columns
+        ]
+        grid.add_row(*styled)
+    return grid
+
+
+def _stacked(cell: str, first: bool) -> str:
+    """Set a value above its interval, so that several runs fit side by side."""
+    text = plain(cell)
+    value, bracket, interval = text.partition(" [")
+    return f"{value}\n[{interval}" if bracket and not first else text
+
+
+def _blocks(table: Table, cells: list[list[str]], width: int) -> list[list[int]]:
+    """Return which columns stand side by side; each block begins with the table's keys."""
+    every = list(range(len(table.columns)))
+    if not table.keys:
+        return [every]
+    sizes = [
+        max(
+            map(len, [plain(table.columns[i]), *(line for r in cells for line in r[i].split("\n"))])
+        )
+        for i in every
+    ]
+    keys = every[: table.keys]
+    blocks: list[list[int]] = []
+    block = list(keys)
+    for index in every[table.keys :]:
+        if len(block) > len(keys) and sum(sizes[i] + 3 for i in [*block, index]) > width:
+            blocks.append(block)
+            block = list(keys)
+        block.append(index)
+    return [*blocks, block]
 
 
 def show(tables: list[Table]) -> None:
@@ -65,4 +92,4 @@ def render(tables: list[Table], width: int = 160) -> str:
 
 
 def _numeric(table: Table, index: int) -> bool:
-    return any(row[index][:1] in "0123456789+-<" for row in table.rows if row[index])
+    return any(row[index][:1] in "0123456789+-<–" for row in table.rows if row[index])

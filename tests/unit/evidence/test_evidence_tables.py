@@ -116,3 +116,16 @@ def test_excerpts_are_the_ends_of_prompts(golden):
     found = excerpts(run, [("ev_maths", 0), ("ev_birds", 5), ("nowhere", 1)], length=20)
     assert found[("ev_maths", 0)] == "…s 1 plus 2? Answer:"
     assert set(found) == {("ev_maths", 0), ("ev_birds", 5)}
+
+
+def test_a_narrow_terminal_gets_blocks_that_lose_nothing():
+    values = {f"run-number-{i}": 0.5 + i / 100 for i in range(7)}
+    comparison = _comparison(values)
+    for width in (50, 80, 200):
+        out = io.StringIO()
+        print_tables([leaderboard(comparison)], Console(file=out, width=width))
+        text = out.getvalue()
+        assert all(label in text for label in values)
+        assert all(f"{100 * value:.2f}" in text for value in values.values())
+        assert max(map(len, text.splitlines())) <= width
+        assert ("(continued)" in text) == (width < 200)

@@ -16,6 +16,7 @@ from gks_eval.errors import LibraryError, UsageError
 from gks_eval.library import load_library
 from gks_eval.training.adapter_writer import CURVE, RECORD, WEIGHTS
 from gks_eval.training.files import exclusive
+from gks_eval.training.loss_table import LOSS_TABLE, measure_losses
 from gks_eval.training.plan import Job, make_plan
 from gks_eval.training.run import CURVES, missing_adapters, train_library
 from gks_eval.training.watch import Step, Watcher
@@ -75,6 +76,26 @@ def test_a_recipe_becomes_a_library_that_the_evaluator_reads(
     assert not (tmp_path / "library" / ".work").exists()
     leftovers = list((tmp_path / "library").rglob(".*"))
     assert leftovers == []
+
+
+def test_the_loss_table_agrees_with_what_training_measured(
+    recipe_file: Recipes, tmp_path: Path
+) -> None:
+    sections = {"experts": {"held_out": 3}, "general": {"held_out": 1}}
+    with pytest.raises(LibraryError, match="not trained yet"):
+        measure_losses(make_plan(recipe_file(**sections)), tmp_path / "library")
+    plan = make_plan(recipe_file(**sections, adapter={"save_dtype": "float32"}))
+    train_library(plan, tmp_path / "library")
+    told: list[str] = []
+    table = measure_losses(plan, tmp_path / "library", told=told.append)
+    assert set(table) == set(KEYS)
+    assert set(table["general/en"]) == {"base", "general/en", "general/de"}
+    for key in KEYS:
+        measured = json.loads((tmp_path / "library" / key / RECORD).read_text())["held_out"]
+        assert table[key]["base"] == pytest.approx(measured["base"], abs=2e-4)
+        assert table[key][key] == pytest.approx(measured["adapter"], abs=2e-4)
+    assert json.loads((tmp_path / "library" / LOSS_TABLE).read_text()) == table
+    assert told[0].startswith("experts/copy (n = 3): base ")
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(

@@ -1,0 +1,68 @@
+"""`gks-eval library ...`: which libraries there are, and how their adapters lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the ``library`` family to the application."""
+    family = typer.Typer(no_args_is_help=True, help="List and measure libraries of adapters.")
+    family.command("list")(_list)
+    family.command("show")(_show)
+    app.add_typer(family, name="library")
+
+
+def _list() -> None:
+    """List the bundled libraries, each with its base model."""
+    from gks_eval.library import bundled_libraries, read_manifest
+
+    for name in bundled_libraries():
+        _, config = read_manifest(name)
+        general = ", ".join(config.general) or "none"
+        typer.echo(f"{name}: {len(config.experts)} experts, general {general}; {config.base_model}")
+
+
+def _show(
+    library: Annotated[str, typer.Argument(help="Bundled name, folder or hub id.")],
+    subtract: Annotated[str, typer.Option(help="Languages, as en+de, or avg.")] = "avg",
+    output: Annotated[
+        Path | None, typer.Option(help="File for all numbers, as JSON (geometry.json).")
+    ] = None,
+) -> None:
+    """Norms and angles of a library's updates, before and after subtraction by each rule."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from gks_eval.files import write_text
+    from gks_eval.geometry import library_geometry, summary
+    from gks_eval.library import load_library
+
+    loaded = load_library(library)
+    languages = None if subtract == "avg" else [part.strip() for part in subtract.split("+")]
+    geometry = library_geometry(loaded, languages)
+    if output is not None:
+        write_text(output, json.dumps(geometry, indent=1) + "\n")
+    console = Console()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = "Means over experts, over pairs of experts, and over layers."
+    for heading in ("residual", "|dW|", "cosine of experts", "|cosine| of prototypes"):
+        table.add_column(heading, justify="left" if heading == "residual" else "right")
+    for variant, norm, cosine, similarity in summary(geometry):
+        table.add_row(variant, f"{norm:.4g}", f"{cosine:+.4f}", f"{similarity:.4f}")
+    console.print(table)
+    near = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    near.caption = "Cosine of each expert's dW with each general adapter's."
+    near.add_column("expert")
+    for name in geometry["general"]:
+        near.add_column(name, justify="right")
+    for name, row in zip(geometry["experts"], geometry["cosine_general"], strict=True):
+        near.add_row(name, *(f"{cosine:+.4f}" for cosine in row))
+    console.print(near)

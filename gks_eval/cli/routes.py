@@ -1,0 +1,135 @@
+"""`gks-eval routes`: what the router does on tasks, or on one text token by token."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gks_eval.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from gks_eval.lm import GksArrowLM
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``routes`` to the application."""
+    app.command("routes")(_routes)
+
+
+def _routes(
+    library: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")],
+    task: Annotated[str | None, typer.Option(help="Comma-separated tasks or groups.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 file to be routed by token.")] = None,
+    setting: Annotated[str, typer.Option(help="In the grid's grammar.")] = "gks:avg",
+    output: Annotated[
+        Path | None, typer.Option(help="File for all numbers, as JSON (routes.json).")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Items a task.")] = 50,
+    pretrained: Annotated[str | None, typer.Option(help="Base; default: the library's.")] = None,
+    dtype: Annotated[str, typer.Option(help="Type of the base's weights.")] = "auto",
+) -> None:
+    """Share of tokens, mean coefficient and entropy, by layer and expert."""
+    if (task is None) == (text is None):
+        raise UsageError("give either --task or --text.")
+    content = None if text is None else _read(text)
+    from gks_eval.config.setting import Setting
+    from gks_eval.lm import GksArrowLM
+    from gks_eval.quiet import quiet_libraries
+
+    parsed, others = Setting.parse(setting)
+    if others:
+        raise UsageError(f"--setting {setting}: {next(iter(others))} is not of the setting's own.")
+    quiet_libraries()
+    lm = GksArrowLM(pretrained, library=library, dtype=dtype, **parsed.arguments())
+    if content is not None:
+        _show_text(lm, content)
+    elif task is not None:
+        names = [part.strip() for part in task.split(",") if part.strip()]
+        _show_tasks(lm, names, limit, setting, output)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"--text {path} is not UTF-8; save it in that encoding.") from None
+    except OSError as error:
+        raise UsageError(f"--text {path} cannot be read: {error.strerror}.") from None
+
+
+def _show_text(lm: GksArrowLM, content: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from gks_eval.observe import observe_text
+
+    assert lm.library is not None
+    tokens, c_TE = observe_text(lm, content)
+    experts = lm.library.chosen_experts(lm.setting)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = "Mean coefficient over all routed layers; the largest of a token in bold."
+    table.add_column("token")
+    for name in experts:
+        table.add_column(name, justify="right")
+    for token, shares in zip(tokens, c_TE.tolist(), strict=True):
+        most = max(shares)
+        cells = [Text(f"{share:.2f}", style="bold" if share == most else "") for share in shares]
+        table.add_row(Text(repr(token)), *cells)
+    Console().print(table)
+
+
+def _show_tasks(
+    lm: GksArrowLM, names: list[str], limit: int, label: str, output: Path | None
+) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from gks_eval.files import write_text
+    from gks_eval.observe import observe_requests, routing_record
+
+    tallies = {
+        name: observe_requests(lm, (lm.token_pairs(item) for item in items))
+        for name, items in _items(names, limit).items()
+    }
+    record = routing_record(lm, label, tallies)
+    if output is not None:
+        write_text(output, json.dumps(record, indent=1) + "\n")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
+    table.caption = "Mean coefficient of each expert over tokens and layers; entropy in nats."
+    table.add_column("task", no_wrap=True)
+    table.add_column("tokens", justify="right")
+    for name in record["experts"]:
+        table.add_column(name, justify="right")
+    table.add_column("entropy", justify="right")
+    for name, found in record["tasks"].items():
+        rows = found["mean_coefficient"]
+        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        entropy = sum(found["entropy"]) / len(rows)
+        cells = [f"{mean:.3f}" for mean in means]
+        table.add_row(name.removeprefix("gks_"), str(found["tokens"]), *cells, f"{entropy:.3f}")
+    Console().print(table)
+
+
+def _items(names: list[str], limit: int) -> dict[str, list[list[Any]]]:
+    """Return the requests of every task, grouped by item."""
+    from gks_eval.grid import task_manager
+
+    items: dict[str, list[list[Any]]] = {}
+    for name, task in task_manager(names).load(names)["tasks"].items():
+        task.set_config(key="num_fewshot", value=0)
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        scored = [one for one in task.instances if one.request_type == "loglikelihood"]
+        if scored:
+            items[name] = [list(group) for _, group in groupby(scored, lambda one: one.doc_id)]
+    if not items:
+        raise UsageError(f"--task {','.join(names)}: none of these is scored by log-likelihood.")
+    return items

@@ -1,0 +1,139 @@
+"""What the router did: shares, mean coefficients and entropies, by layer, expert and task.
+
+Collected in the forward by an observer on the routed layers; where none is set a forward does
+nothing extra. Every distinct token prefix of an item counts once, whatever its choices share, and
+padding never counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from gks_eval.errors import UsageError
+from gks_eval.scoring import packed_log_likelihoods, supports_packed
+from gks_eval.versions import versions
+
+if TYPE_CHECKING:
+    from gks_eval.lm import GksArrowLM
+
+__all__ = ["SCHEMA", "RoutingTally", "observe_requests", "observe_text", "routing_record"]
+
+SCHEMA: Final = "gks_eval.routing/1"
+TokenPairs = Sequence[tuple[list[int], list[int]]]
+
+
+@dataclass
+class RoutingTally:
+    """Running sums over tokens, by layer; an observer for `Attachment.observe`.
+
+    Attributes:
+        tokens: Tokens seen.
+        chosen: (E,) tokens that gave an expert a coefficient above zero.
+        coefficients: (E,) sum of coefficients.
+        entropy: Sum of the tokens' entropies, in nats.
+    """
+
+    tokens: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, torch.Tensor] = field(default_factory=dict)
+    coefficients: dict[str, torch.Tensor] = field(default_factory=dict)
+    entropy: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __call__(self, layer: str, c_TE: torch.Tensor) -> None:
+        """Add the coefficients of one forward of one layer."""
+        c_TE = c_TE.detach()
+        sums = (
+            (self.chosen, (c_TE > 0).sum(0).double()),
+            (self.coefficients, c_TE.sum(0, dtype=torch.float64)),
+            (self.entropy, -torch.xlogy(c_TE, c_TE).sum(dtype=torch.float64)),
+        )
+        self.tokens[layer] = self.tokens.get(layer, 0) + c_TE.shape[0]
+        for table, value in sums:
+            table[layer] = table[layer] + value if layer in table else value
+
+    def record(self, layers: Sequence[str]) -> dict[str, Any]:
+        """Return the task's part of a routing record, (L, E) tables as nested lists."""
+        counts = [max(1, self.tokens[layer]) for layer in layers]
+        return {
+            "tokens": self.tokens[layers[0]],
+            "share": [(self.chosen[m] / n).tolist() for m, n in zip(layers, counts, strict=True)],
+            "mean_coefficient": [
+                (self.coefficients[m] / n).tolist() for m, n in zip(layers, counts, strict=True)
+            ],
+            "entropy": [float(self.entropy[m]) / n for m, n in zip(layers, counts, strict=True)],
+        }
+
+
+def observe_requests(lm: GksArrowLM, items: Iterable[TokenPairs]) -> RoutingTally:
+    """Tally the routing over items, each a list of (context, continuation) tokens.
+
+    Raises:
+        UsageError: The model routes nothing, or its forward cannot take token trees.
+    """
+    attachment = lm.attachment
+    if attachment is None:
+        raise UsageError("this setting routes nothing; choose one with a library, such as arrow.")
+    # Asked first: the answer comes from a trial forward, which must not be counted.
+    if reason := supports_packed(lm.model, lm.device, lm.max_length):
+        raise UsageError(f"routing cannot be observed on this model, as {reason}.")
+    tally = RoutingTally()
+    attachment.observe(tally)
+    try:
+        for pairs in items:
+            # One row a forward holds an item's whole tree, so nothing is padded or run twice.
+            packed_log_likelihoods(
+                lm.model,
+                pairs,
+                device=lm.device,
+                max_length=lm.max_length,
+                batch_tokens=lm.max_length,
+                row_tokens=lm.max_length,
+            )
+    finally:
+        attachment.observe(None)
+    return tally
+
+
+def observe_text(lm: GksArrowLM, text: str) -> tuple[list[str], torch.Tensor]:
+    """Route one text and return its tokens and each token's mean coefficients over layers, (T, E).
+
+    Raises:
+        UsageError: The text is empty or too long, or the model routes nothing.
+    """
+    attachment = lm.attachment
+    if attachment is None:
+        raise UsageError("this setting routes nothing; choose one with a library, such as arrow.")
+    ids = lm.tok_encode(text)
+    if not 0 < len(ids) <= lm.max_length:
+        raise UsageError(
+            f"the text has {len(ids)} tokens; from 1 to {lm.max_length} can be routed."
+        )
+    seen: list[torch.Tensor] = []
+    attachment.observe(lambda _layer, c_TE: seen.append(c_TE.float().cpu()))
+    try:
+        with torch.no_grad():
+            lm.model(input_ids=torch.tensor([ids], device=lm.device), use_cache=False)
+    finally:
+        attachment.observe(None)
+    return [lm.tokenizer.decode([token]) for token in ids], torch.stack(seen).mean(0)
+
+
+def routing_record(lm: GksArrowLM, label: str, tallies: dict[str, RoutingTally]) -> dict[str, Any]:
+    """Return a routing record, plain JSON values of the schema ``gks_eval.routing/1``."""
+    library = lm.library
+    assert library is not None
+    assert lm.attachment is not None
+    layers = list(lm.attachment.layers)
+    return {
+        "schema": SCHEMA,
+        "library": library.name,
+        "setting": label,
+        "top_k": lm.setting.top_k,
+        "experts": list(library.chosen_experts(lm.setting)),
+        "layers": layers,
+        "tasks": {name: tally.record(layers) for name, tally in tallies.items()},
+        "provenance": {"content_hash": library.content_hash, **versions()},
+    }

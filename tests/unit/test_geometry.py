@@ -1,0 +1,114 @@
+"""Library geometry against updates written out in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from common import assert_sentence, dense, random_pair
+from oracle import residual_dense
+
+from gks_eval.errors import UsageError
+from gks_eval.geometry import inner_product, library_geometry, summary
+from gks_eval.library import Library, load_library
+
+LibraryOf = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def library(tiny_library: LibraryOf) -> Library:
+    return load_library(str(tiny_library("phi3")))
+
+
+def full(library: Library, rule: str | None, languages: list[str]) -> dict[str, list[torch.Tensor]]:
+    """Every expert's (residual) updates, one matrix a layer."""
+    updates: dict[str, list[torch.Tensor]] = {}
+    for name, adapter in library.experts.items():
+        updates[name] = []
+        for module in library.modules:
+            task = adapter.pairs[module]
+            general = [library.general[language].pairs[module] for language in languages]
+            updates[name].append(
+                dense(task) if rule is None else residual_dense(task, general, rule)
+            )
+    return updates
+
+
+def cosine(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    a, b = (torch.cat([matrix.flatten() for matrix in side]) for side in (one, other))
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def test_inner_product_is_that_of_the_full_matrices() -> None:
+    one, other = random_pair(rank=3, seed=1), random_pair(rank=5, scaling=0.5, seed=2)
+    assert inner_product(one, other) == pytest.approx(float((dense(one) * dense(other)).sum()))
+
+
+@pytest.mark.parametrize("languages", [["en"], ["en", "de", "fr"]], ids=str)
+def test_norms_and_cosines(library: Library, languages: list[str]) -> None:
+    found = library_geometry(library, languages)
+    names = list(library.experts)
+    plain = full(library, None, languages)
+    assert found["norm"] == {
+        name: pytest.approx([float(matrix.norm()) for matrix in plain[name]]) for name in names
+    }
+    general = {
+        name: [dense(adapter.pairs[module]) for module in library.modules]
+        for name, adapter in library.general.items()
+    }
+    for row, name in zip(found["cosine_general"], names, strict=True):
+        assert row == pytest.approx([cosine(plain[name], other) for other in general.values()])
+    for rule in ("factors", "delta", "orthogonal"):
+        residuals = full(library, rule, languages)
+        assert found["residual_norm"][rule] == {
+            name: pytest.approx([float(matrix.norm()) for matrix in residuals[name]], rel=1e-5)
+            for name in names
+        }
+        for row, one in zip(found["cosine_experts"][rule], names, strict=True):
+            expected = [cosine(residuals[one], residuals[other]) for other in names]
+            assert row == pytest.approx(expected, abs=1e-5)
+    by_factors, exact = full(library, "factors", languages), full(library, "delta", languages)
+    for name in names:
+        expected = [
+            float((f - d).norm() / d.norm())
+            for f, d in zip(by_factors[name], exact[name], strict=True)
+        ]
+        assert found["rule_distance"][name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_prototype_similarity_is_the_mean_over_layers(library: Library) -> None:
+    found = library_geometry(library)["prototype_similarity"]["none"]
+    names = list(library.experts)
+    updates = full(library, None, [])
+    tops = {name: [torch.linalg.svd(matrix)[2][0] for matrix in updates[name]] for name in names}
+    for row, one in zip(found, names, strict=True):
+        expected = [
+            sum(abs(float(a @ b)) for a, b in zip(tops[one], tops[other], strict=True))
+            / len(library.modules)
+            for other in names
+        ]
+        assert row == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_summary_averages_pairs_of_different_experts(library: Library) -> None:
+    geometry = library_geometry(library, ["en"])
+    variants = {variant: (norm, mean) for variant, norm, mean, _ in summary(geometry)}
+    assert list(variants) == ["none", "factors", "delta", "orthogonal"]
+    table = geometry["cosine_experts"]["delta"]
+    pairs = [table[a][b] for a in range(4) for b in range(4) if a != b]
+    assert variants["delta"][1] == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_unequal_ranks_leave_out_the_rules_that_need_equal_ones(tiny_library: LibraryOf) -> None:
+    uneven = tiny_library("phi3", experts=("a", "b"), adapters={"b": {"r": 2}}, seed=7)
+    found = library_geometry(load_library(str(uneven)))
+    assert list(found["residual_norm"]) == ["delta"]
+    assert found["rule_distance"] == {}
+
+
+def test_unknown_languages_are_named(library: Library) -> None:
+    with pytest.raises(UsageError) as caught:
+        library_geometry(library, ["es"])
+    assert_sentence(caught.value, "es", "en, de, fr")
