@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gks_eval.errors import LibraryError
+from gks_eval.files import sha256_of
 from gks_eval.lora import LoraPair
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "read_adapter"]
@@ -109,7 +110,7 @@ def read_adapter(folder: Path, name: str) -> Adapter:
                 "which are not (rank, in) and (out, rank); export the adapter anew."
             )
         pairs[module] = LoraPair(A, B, scaling.of(module, A.shape[0]))
-    weights_sha256 = _sha256(weights)
+    weights_sha256 = sha256_of(weights)
     return Adapter(
         name=name,
         folder=folder,
@@ -272,11 +273,3 @@ class _Scaling:
         alpha = self._first(self._alphas, module, self._alpha)
         assert alpha is not None
         return alpha / (math.sqrt(rank) if self._rank_stabilised else rank)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -64,7 +64,6 @@ def compare(
     from gks_eval.evidence.compare import Settings
     from gks_eval.evidence.compare import compare as build
     from gks_eval.evidence.excerpts import excerpts
-    from gks_eval.evidence.output import write_text
     from gks_eval.evidence.runs import baseline_first, find_runs
     from gks_eval.evidence.tables.content import (
         difference_table,
@@ -72,6 +71,7 @@ def compare(
         flips_to_show,
         leaderboard,
     )
+    from gks_eval.files import write_text
 
     found = baseline_first(find_runs(runs), baseline)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())

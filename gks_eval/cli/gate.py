@@ -65,10 +65,10 @@ def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict
 
 
 def _write(verdict: Verdict, junit: Path | None, markdown: Path | None, json: Path | None) -> None:
-    from gks_eval.evidence.output import write_text
     from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
     from gks_eval.evidence.tables.markdown import to_markdown
     from gks_eval.evidence.tables.terminal import show
+    from gks_eval.files import write_text
 
     table = verdict_table(verdict)
     show([table])

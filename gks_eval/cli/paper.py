@@ -54,13 +54,13 @@ def paper(
 ) -> None:
     """Show the paper's Tables 1 to 4 beside your own runs."""
     from gks_eval.errors import ResultsError
-    from gks_eval.evidence.output import write_text
     from gks_eval.evidence.paper import load_paper, side_by_side
     from gks_eval.evidence.paper_plan import plan as make_plan
     from gks_eval.evidence.runs import find_runs
     from gks_eval.evidence.tables.markdown import to_markdown
     from gks_eval.evidence.tables.paper_text import paper_tables
     from gks_eval.evidence.tables.terminal import render, show
+    from gks_eval.files import write_text
 
     published = load_paper()
     if plan is not None:

@@ -38,6 +38,7 @@ class Head:
         self.is_plain = type(module) is nn.Linear and module.weight.device.type != "meta"
         self.widens = True  # whether the device multiplies 16-bit matrices into float32
 
+    @torch.no_grad()  # a graph would be kept alive by its own in-place steps, batch after batch
     def log_probs(
         self, hidden_MH: torch.Tensor, position_S: torch.Tensor, token_S: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

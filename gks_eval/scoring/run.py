@@ -110,9 +110,9 @@ def packed_log_likelihoods(
     run = _Run(
         tree,
         choose_limits(
+            tree.base,
             tree.config,
             tree.device,
-            tree.dtype.itemsize,
             batch_tokens=batch_tokens,
             row_tokens=row_tokens,
         ),

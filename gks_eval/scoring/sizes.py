@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
+from torch import nn
 
 from gks_eval.prefix_tree import Limits
 
@@ -25,9 +26,9 @@ def requests_worth(requests: Seq[tuple[Seq[int], Seq[int]]], count: int, max_len
 
 
 def choose_limits(
+    base: nn.Module,
     config: Any,
     device: torch.device,
-    itemsize: int,
     *,
     batch_tokens: int | None,
     row_tokens: int | None,
@@ -38,17 +39,18 @@ def choose_limits(
     GPU must be filled: long rows, and as many as the free memory allows.
 
     Args:
+        base: The transformer.
         config: The text configuration.
         device: Where the model runs.
-        itemsize: Bytes of an activation.
         batch_tokens: Tokens a forward, or None.
         row_tokens: Tokens a row, or None.
     """
     on_cpu = device.type == "cpu"
     if batch_tokens is None:
-        batch_tokens = 1024 if on_cpu else _fitting_tokens(config, device, itemsize)
+        batch_tokens = 1024 if on_cpu else _fitting_tokens(base, config, device)
     if row_tokens is None:
-        row_tokens = 256 if on_cpu else 1024
+        bearable = _bearable_row(base, config)
+        row_tokens = _within(128, bearable, 512) if on_cpu else _within(512, 4 * bearable, 2048)
     return Limits(
         row_tokens=max(1, min(row_tokens, batch_tokens)),
         batch_tokens=max(1, batch_tokens),
@@ -56,12 +58,24 @@ def choose_limits(
     )
 
 
-def _fitting_tokens(config: Any, device: torch.device, itemsize: int) -> int:
+def _within(least: int, wanted: int, most: int) -> int:
+    return max(least, min(wanted, most))
+
+
+def _bearable_row(base: nn.Module, config: Any) -> int:
+    # A layer's linear products take 2 operations a weight and token, attention over N positions
+    # 4 N times the width. At the row returned, the second is a twelfth of the first.
+    weights = sum(each.numel() for each in base.parameters() if each.ndim == 2)
+    weights -= config.vocab_size * config.hidden_size
+    return int(weights // (24 * config.hidden_size * config.num_hidden_layers))
+
+
+def _fitting_tokens(base: nn.Module, config: Any, device: torch.device) -> int:
     # About a dozen hidden and three feed-forward activations are alive at once in a layer.
     hidden = getattr(config, "hidden_size", 4096)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     inner = inner if isinstance(inner, int) else max(inner)
-    a_token = itemsize * (12 * hidden + 3 * inner)
+    a_token = max(each.itemsize for each in base.parameters()) * (12 * hidden + 3 * inner)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 << 30
     fitting = int(0.4 * free) // a_token
-    return max(2048, min(16384, fitting))
+    return _within(2048, fitting, 16384)

@@ -64,8 +64,7 @@ def _try(model: nn.Module, tree: TreeModel, max_length: int) -> str | None:
     expected = torch.stack([_one_by_one(model, tree, one) for one in sequences])
     # Rounding (in 16 bits of the reference's logits, too) against what a fault would do: tokens'
     # log-probabilities move by about as much as they differ from each other.
-    precise = tree.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    relative, absolute = (0.01, 1e-4) if precise else (0.1, 2e-2)
+    relative, absolute = (0.01, 1e-4) if _is_precise(model, tree) else (0.1, 2e-2)
     bound = relative * expected.std().item() + absolute
     for trunk in (0, PREFIX):
         try:
@@ -79,6 +78,14 @@ def _try(model: nn.Module, tree: TreeModel, max_length: int) -> str | None:
                 f" explains {bound:.2g}"
             )
     return None
+
+
+def _is_precise(model: nn.Module, tree: TreeModel) -> bool:
+    return (
+        not getattr(model, "is_quantized", False)
+        and not torch.is_autocast_enabled(tree.device.type)
+        and all(parameter.dtype == torch.float32 for parameter in tree.base.parameters())
+    )
 
 
 def _trial_sequences(tree: TreeModel) -> list[Sequence]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from gks_eval.config.library import AdapterName
 from gks_eval.config.yaml import FrozenModel, load_typed
 from gks_eval.errors import ConfigError
-from gks_eval.training.files import write_text
+from gks_eval.files import write_text
 
 if TYPE_CHECKING:
     from gks_eval.training.clusters import Clustering

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gks_eval.files import disk_errors, write_text
 from gks_eval.training.adapter_writer import Factors, write_adapter
 from gks_eval.training.base import Base, load_base
-from gks_eval.training.files import disk_errors, write_text
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import JobData, load_job_data
 from gks_eval.training.loftq import start_from_loftq

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gks_eval.files import exclusive
 from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import load_tokenizer
 from gks_eval.training.curves import draw_curves
-from gks_eval.training.files import exclusive
 from gks_eval.training.library_writer import check_output, is_foreign, write_manifest
 from gks_eval.training.one_adapter import WORK, train_job
 from gks_eval.training.plan import Job, Plan

@@ -10,7 +10,7 @@ from typing import Any
 
 from gks_eval.config.recipe import ExpertMember, GeneralMember, Place
 from gks_eval.errors import DataError, GksError, HubError
-from gks_eval.training.files import sha256_of
+from gks_eval.files import sha256_of
 from gks_eval.training.plan import Job, digest
 
 __all__ = ["expert_rows", "general_texts", "identity"]

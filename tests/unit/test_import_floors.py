@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).parents[2] / "gks_eval"
 
 FLOORS: dict[int, frozenset[str]] = {
     # what everyone may use: errors, typed files, where things are, plain values
-    0: frozenset({"_bridge", "config", "errors", "files", "loglikelihood", "paths", "quiet", "versions"}),
+    0: frozenset(
+        {"_bridge", "config", "errors", "files", "loglikelihood", "paths", "quiet", "versions"}
+    ),
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
         {"arrow", "hardware", "lora", "prefix_tree", "quantized", "subtract", "whole_text"}
@@ -29,7 +31,9 @@ FLOORS: dict[int, frozenset[str]] = {
         }
     ),
     # what people come for; two wings
-    3: frozenset({"bench", "evidence", "geometry", "grid", "grid_table", "lm", "observe", "training"}),
+    3: frozenset(
+        {"bench", "evidence", "geometry", "grid", "grid_table", "lm", "observe", "training"}
+    ),
     # the command line
     4: frozenset({"cli"}),
 }  # fmt: skip

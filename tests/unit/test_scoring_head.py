@@ -81,3 +81,9 @@ def test_autocast_outside_leaves_the_head_in_float32():
         found, _ = Head(linear, SimpleNamespace()).log_probs(hidden, position, token)
     expected = reference(linear, hidden)[position, token]
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_nothing_is_kept_for_gradients() -> None:
+    head = Head(torch.nn.Linear(8, 32), SimpleNamespace())
+    found, _ = head.log_probs(torch.randn(5, 8), torch.arange(5), torch.arange(5))
+    assert not found.requires_grad

@@ -14,10 +14,10 @@ from gks_eval.cli.train import find_recipe
 from gks_eval.config.recipe import Recipe, Schedule
 from gks_eval.config.yaml import load_typed
 from gks_eval.errors import ConfigError, ResourceError, UsageError
+from gks_eval.files import read_json, replaced_file, replaced_folder, write_text
 from gks_eval.paths import adapters_dir
 from gks_eval.training.base import pick_device
 from gks_eval.training.estimate import estimate
-from gks_eval.training.files import read_json, replaced_file, replaced_folder, write_text
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import missing_adapters
 from gks_eval.training.sft import optimizer_for, steps_of
