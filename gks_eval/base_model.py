@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from gks_eval.config.library import LibraryConfig
-from gks_eval.config.setting import NotGiven
+from gks_eval.config.setting import NotGiven, digest
 from gks_eval.embedded import resolve_base_model
-from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.errors import GksError, HubError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
-__all__ = ["BaseModel", "Quantization", "check_unknown", "quantization_config"]
+__all__ = [
+    "BaseModel",
+    "Quantization",
+    "check_unknown",
+    "choose_device",
+    "content_stamp",
+    "quantization_config",
+    "unloadable",
+]
 
 Quantization = Literal["none", "nf4", "int8"]
 
@@ -51,8 +60,8 @@ class BaseModel:
         pretrained: str | None,
         revision: str | NotGiven | None,
         manifest: LibraryConfig | None,
-        load_in_4bit: bool | NotGiven,
-        load_in_8bit: bool | NotGiven,
+        load_in_4bit: bool | int | str | NotGiven,
+        load_in_8bit: bool | int | str | NotGiven,
     ) -> BaseModel:
         """Combine the arguments with what library.yaml says; an argument wins.
 
@@ -60,7 +69,8 @@ class BaseModel:
             UsageError: No base is named, or both 4 and 8 bits are asked for.
             LibraryError: An embedded base is named whose package is not installed.
         """
-        if load_in_4bit is True and load_in_8bit is True:
+        four, eight = _switch("load_in_4bit", load_in_4bit), _switch("load_in_8bit", load_in_8bit)
+        if four and eight:
             raise UsageError("load_in_4bit and load_in_8bit are both set; choose one.")
         name = pretrained or (manifest.base_model if manifest else None)
         if name is None:
@@ -68,19 +78,45 @@ class BaseModel:
         own_revision = manifest.revision if manifest and name == manifest.base_model else None
         given = None if isinstance(revision, NotGiven) else revision
         quantization: Quantization = manifest.load.quantization if manifest else "none"
-        if load_in_4bit is True:
+        if four:
             quantization = "nf4"
-        elif load_in_8bit is True:
+        elif eight:
             quantization = "int8"
-        elif not isinstance(load_in_4bit, NotGiven) or not isinstance(load_in_8bit, NotGiven):
+        elif (four is False and quantization == "nf4") or (
+            eight is False and quantization == "int8"
+        ):
             quantization = "none"
         return cls(
             name=name,
-            source=resolve_base_model(name),
+            source=resolve_base_model(str(name)),
             revision=given or own_revision or "main",
             quantization=quantization,
             differs_from_library=manifest is not None and name != manifest.base_model,
         )
+
+
+def content_stamp(source: str) -> str | None:
+    """Return a digest that changes when a local model folder does; None for a hub id.
+
+    It covers the names, sizes and times of all files, as reading gigabytes of weights would cost
+    more than the evaluation it protects.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return digest({"files": facts})
+
+
+def _switch(name: str, value: bool | int | str | NotGiven) -> bool | None:
+    if isinstance(value, NotGiven):
+        return None
+    # lm-eval's command line makes 1 an int and leaves `true` a word.
+    word = str(value).strip().lower()
+    if word not in ("true", "false", "1", "0"):
+        raise UsageError(f"{name}={value} is neither True nor False.")
+    return word in ("true", "1")
 
 
 def quantization_config(quantization: Quantization) -> BitsAndBytesConfig | None:
@@ -120,5 +156,46 @@ def check_unknown(
     for name in arguments:
         if name not in known and name not in FROM_PRETRAINED and not hasattr(config, name):
             near = did_you_mean(name, known | FROM_PRETRAINED)
-            hint = near if near.startswith("did") else "see the README for the arguments there are"
+            hint = near if near.startswith("did") else "docs/running.md lists the arguments"
             raise UsageError(f"unknown argument {name}={arguments[name]}; {hint}.")
+
+
+def choose_device(asked: str | None) -> str:
+    """Return the device asked for, or the best there is.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    import torch
+
+    if asked is None:
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UsageError(f"device={asked} is no device; known: cpu, cuda, cuda:0, mps.") from None
+    there = device.type != "meta" and (
+        device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    )
+    if not there:
+        raise UsageError(f"device={asked} is not on this machine; leave it out to have one chosen.")
+    return asked
+
+
+def unloadable(error: Exception, base: BaseModel | None) -> GksError:
+    """Turn what transformers and lm-eval raise on bad arguments into a sentence.
+
+    Args:
+        error: Whatever exception came up first.
+        base: The base that was being loaded; None for a model handed over.
+    """
+    name = base.name if base else "the model"
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if isinstance(error, OSError) and base is not None and not Path(base.source).exists():
+        return HubError(
+            f"base model {name} is no local folder and could not be fetched from the hub "
+            f"({reason}); check the name, go online once, or name a folder with pretrained=..."
+        )
+    return UsageError(f"base model {name} could not be loaded with these arguments: {reason}.")

@@ -96,8 +96,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: The names that would have been right.
 
     Returns:
-        ``"did you mean 'top_k'?"`` when one is near, else ``"known: a, b, c"``.
+        ``"did you mean 'top_k'"`` when one is near, else ``"known: a, b, c"``.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    return f"did you mean {near[0]!r}" if near else f"known: {', '.join(names) or 'none'}"

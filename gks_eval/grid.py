@@ -7,18 +7,23 @@ into lm-eval's request cache beside it, so a killed run goes on where it stopped
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gks_eval.config.setting import Setting
+from gks_eval.base_model import content_stamp
+from gks_eval.config.setting import Setting, digest
+from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import ResourceError, ResultsError, UsageError, did_you_mean
-from gks_eval.library import Library, load_library
+from gks_eval.files import disk_errors, write_text
+from gks_eval.library import Library, load_library, read_manifest
 
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
@@ -30,6 +35,8 @@ logger = logging.getLogger(__name__)
 CELL_FILE: Final = "cell.json"
 # Arguments after `;` that can change between two settings on one loaded base.
 _SWAPPABLE: Final = ("library", "scoring", "batch_size")
+# Arguments that no file may hold.
+_SECRET: Final = ("token", "use_auth_token")
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,22 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
                     f"setting {text!r}: {name} cannot change on a loaded base "
                     f"({did_you_mean(name, known)}); give it to the whole grid with --model-args."
                 )
-        slug = re.sub(r"[^\w.+-]+", "-", text.replace("=", "-").replace(";", "_")).strip("-")
-        cells.append(Cell(text, slug, setting, others))
-    slugs = [cell.slug for cell in cells]
-    if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
+        cells.append(Cell(text, _slug(text), setting, others))
+    labels = [cell.label for cell in cells]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise UsageError(f"--settings names {twice[0]} twice; name each setting once.")
     if not cells:
         raise UsageError("--settings is empty; name at least one, such as arrow or gks:avg.")
     return cells
+
+
+def _slug(text: str) -> str:
+    plain = re.sub(r"[:;=]", lambda sign: "_" if sign[0] == ";" else "-", text.strip())
+    slug = re.sub(r"[^\w.+-]+", "-", plain, flags=re.ASCII).strip("-.")
+    # Where more than the grammar's own signs were replaced, two texts could become one name.
+    return (
+        slug if slug == plain and len(slug) < 100 else f"{slug[:80]}-{digest({'text': text})[:8]}"
+    )
 
 
 def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> list[Path]:
@@ -117,21 +132,23 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
     from filelock import FileLock, Timeout
 
     cells = parse_settings(grid.settings)
-    libraries = _check(cells, grid)
+    if "library" in grid.model_arguments:
+        raise UsageError("--model-args: the library has an option of its own, --library.")
+    base = _base(grid)
+    libraries = _check(cells, base, grid)
     try:
-        grid.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"--output {grid.output}: {error.strerror}; name another.") from None
-    try:
+        with disk_errors(grid.output):
+            grid.output.mkdir(parents=True, exist_ok=True)
+            (grid.output / ".lock").touch()
         with FileLock(grid.output / ".lock", timeout=0):
-            return _run_cells(cells, libraries, grid, on_cell or (lambda _cell, _state: None))
+            return _run_cells(cells, libraries, base, grid, on_cell or (lambda _cell, _state: None))
     except Timeout:
         raise ResourceError(
             f"another grid is writing to {grid.output}; wait for it, or name another --output."
         ) from None
 
 
-def _check(cells: Sequence[Cell], grid: Grid) -> dict[str, Library]:
+def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> dict[str, Library]:
     """Load every library named and check each setting against its own."""
     from gks_eval.lm import DEFAULT_LIBRARY
 
@@ -143,12 +160,19 @@ def _check(cells: Sequence[Cell], grid: Grid) -> dict[str, Library]:
         if name not in libraries:
             libraries[name] = load_library(name)
         libraries[name].check(cell.setting)
+        made_for = libraries[name].config.base_model
+        if "pretrained" not in grid.model_arguments and made_for != base["name"]:
+            raise UsageError(
+                f"setting {cell.label!r}: library {name} was made for {made_for}, and the grid "
+                f"runs on {base['name']}; say --pretrained if one base is meant for both."
+            )
     return libraries
 
 
 def _run_cells(
     cells: Sequence[Cell],
     libraries: Mapping[str, Library],
+    base: Mapping[str, Any],
     grid: Grid,
     on_cell: Callable[[Cell, str], None],
 ) -> list[Path]:
@@ -160,22 +184,32 @@ def _run_cells(
     for cell in cells:
         folder = grid.output / cell.slug
         library = libraries.get(cell.others.get("library") or default)
-        if _finished(folder, _request(cell, library, grid)):
+        if _finished(folder, _request(cell, library, base, grid)):
             on_cell(cell, "kept")
             continue
         on_cell(cell, "running")
         if lm is None:
-            lm, tasks = _load(cell, default, grid), task_manager(grid.tasks, grid.include_paths)
+            lm, tasks = (
+                _load(cell, default, base, grid),
+                task_manager(grid.tasks, grid.include_paths),
+            )
         _swap(lm, cell, library, grid)
-        _evaluate(lm, tasks, cell, _request(cell, library, grid), grid)
+        _evaluate(lm, tasks, cell, _request(cell, library, base, grid), grid)
         on_cell(cell, "done")
     return [grid.output / cell.slug for cell in cells]
 
 
-def _load(cell: Cell, library: str, grid: Grid) -> GksArrowLM:
+def _load(cell: Cell, library: str, base: Mapping[str, Any], grid: Grid) -> GksArrowLM:
     from gks_eval.lm import GksArrowLM
 
-    arguments = {**grid.model_arguments, **cell.setting.arguments()}
+    # The base is the grid's whichever setting happens to run first.
+    arguments = {"pretrained": base["name"], **grid.model_arguments, **cell.setting.arguments()}
+    if base.get("revision"):
+        arguments.setdefault("revision", base["revision"])
+    if not {"load_in_4bit", "load_in_8bit"} & set(arguments):
+        arguments["load_in_8bit" if base.get("quantization") == "int8" else "load_in_4bit"] = (
+            base.get("quantization", "none") != "none"
+        )
     return GksArrowLM(library=cell.others.get("library", library), **arguments)
 
 
@@ -213,15 +247,38 @@ def _swap(lm: GksArrowLM, cell: Cell, library: Library | None, grid: Grid) -> No
         lm.choose_batch_size(batch_size)
 
 
-def _request(cell: Cell, library: Library | None, grid: Grid) -> dict[str, Any]:
+def _base(grid: Grid) -> dict[str, Any]:
+    """What the grid's library and arguments say of the base, whichever setting runs first."""
+    from gks_eval.lm import DEFAULT_LIBRARY
+
+    pretrained = grid.model_arguments.get("pretrained")
+    if grid.library is None and pretrained is not None:
+        return {"name": str(pretrained), "content": content_stamp(str(pretrained))}
+    _, manifest = read_manifest(grid.library or DEFAULT_LIBRARY)
+    name = str(pretrained or manifest.base_model)
+    return {
+        "name": name,
+        "content": content_stamp(resolve_base_model(name)),
+        "revision": manifest.revision,
+        "quantization": manifest.load.quantization,
+    }
+
+
+def _request(
+    cell: Cell, library: Library | None, base: Mapping[str, Any], grid: Grid
+) -> dict[str, Any]:
     """What a finished cell must have been asked for to be kept."""
     routed = library is not None and cell.setting.uses_library
     return {
         "setting": cell.setting.identity(),
         "arguments": dict(cell.others),
         "library": library.content_hash if library is not None and routed else None,
-        "model_arguments": {name: str(v) for name, v in sorted(grid.model_arguments.items())},
+        "base": dict(base),
+        "model_arguments": {
+            name: str(v) for name, v in sorted(grid.model_arguments.items()) if name not in _SECRET
+        },
         "tasks": list(grid.tasks),
+        "include_paths": [str(path) for path in grid.include_paths],
         "evaluation": {name: str(v) for name, v in sorted(grid.evaluation.items())},
     }
 
@@ -233,7 +290,7 @@ def _finished(folder: Path, request: Mapping[str, Any]) -> bool:
             raise ResultsError(f"{folder} is there but is no finished cell; move it away.")
         return False
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))["request"]
+        found = dict(json.loads(record.read_text(encoding="utf-8"))["request"])
     except (ValueError, KeyError, TypeError, OSError):
         raise ResultsError(f"{record} cannot be read; delete {folder} to run it anew.") from None
     if found != request:
@@ -253,7 +310,7 @@ def _evaluate(
     from lm_eval.loggers import EvaluationTracker
 
     aside = grid.output / f".{cell.slug}.partial"
-    aside.mkdir(exist_ok=True)
+    _prepare(aside, lm.identity(), request)
     cache = aside / "requests"
     results = lm_eval.simple_evaluate(
         model=lm,
@@ -291,6 +348,23 @@ def _evaluate(
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:
+    """Keep what a killed run of the same request left behind, and nothing else."""
+    marker = aside / "request.json"
+    mark = json.dumps({"identity": identity, **request}, sort_keys=True, default=str)
+    try:
+        usable = marker.read_text(encoding="utf-8") == mark
+        for database in aside.glob("requests*.db") if usable else ():
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                usable = connection.execute("pragma quick_check").fetchone() == ("ok",)
+    except (OSError, ValueError, sqlite3.DatabaseError):
+        usable = False
+    if usable:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    write_text(marker, mark)
+
+
 def _publish(
     written: Path, folder: Path, cell: Cell, request: Mapping[str, Any], task_count: int
 ) -> None:
@@ -302,14 +376,15 @@ def _publish(
     if not complete:
         raise ResourceError(f"results for {folder} could not be written; is the disk full?")
     record = {"label": cell.label, "request": request}
-    (written / CELL_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    written.replace(folder)
+    with disk_errors(folder):
+        write_text(written / CELL_FILE, json.dumps(record, indent=2) + "\n")
+        written.replace(folder)
 
 
 def _shown_arguments(lm: GksArrowLM, cell: Cell, grid: Grid) -> dict[str, Any]:
-    shown = {name: value for name, value in grid.model_arguments.items() if name != "token"}
+    shown = {name: value for name, value in grid.model_arguments.items() if name not in _SECRET}
     if lm.base is not None:
         shown = {"pretrained": lm.base.name, **shown}
-    if cell.setting.uses_library and lm.library is not None:
-        shown["library"] = lm.library.name
-    return {**shown, **cell.setting.arguments(), **cell.others}
+    if not cell.setting.uses_library or lm.library is None:
+        return {**shown, "router": "none", **cell.others}
+    return {**shown, "library": lm.library.name, **cell.setting.arguments(), **cell.others}

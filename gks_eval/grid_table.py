@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from gks_eval.errors import ResultsError
@@ -44,11 +45,11 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
     if not shared:
         table.add_column("n", justify="right")
     for label, _, _ in cells:
-        table.add_column(label, justify="right")
+        table.add_column(escape(label), justify="right")
     for task in tasks:
         count = [] if shared else [str(sizes.get(task, ""))]
         scores = [_cell(results.get(task, {})) for _, results, _ in cells]
-        table.add_row(task.removeprefix("gks_"), *count, *scores)
+        table.add_row(escape(task.removeprefix("gks_")), *count, *scores)
     return table
 
 
@@ -58,8 +59,9 @@ def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int]]:
         (path,) = folder.glob("results_*.json")
         content = json.loads(path.read_text(encoding="utf-8"))
         counts = {task: n["effective"] for task, n in content["n-samples"].items()}
-        return label, content["results"], counts
-    except (OSError, ValueError, KeyError, TypeError):
+        results = {task: dict(metrics) for task, metrics in content["results"].items()}
+        return str(label), results, counts
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ResultsError(f"{folder} holds no readable results; delete it and run anew.") from None
 
 

@@ -48,6 +48,10 @@ class Library:
     general: Mapping[str, Adapter]
     content_hash: str
 
+    def __repr__(self) -> str:
+        experts, general = ", ".join(self.experts), ", ".join(self.general) or "none"
+        return f"Library({self.name!r}, experts: {experts}; general: {general})"
+
     @property
     def modules(self) -> tuple[str, ...]:
         """Return the names of the linear layers that the adapters update, sorted."""

@@ -8,11 +8,19 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
+from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from gks_eval.base_model import BaseModel, check_unknown, quantization_config
+from gks_eval.base_model import (
+    BaseModel,
+    check_unknown,
+    choose_device,
+    content_stamp,
+    quantization_config,
+    unloadable,
+)
 from gks_eval.config.setting import ARGUMENTS, NOT_GIVEN, NotGiven, Setting, digest
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.fit import check_fit, meta_shapes
@@ -89,8 +97,8 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         router: str | NotGiven | None = NOT_GIVEN,
         top_k: int | NotGiven = NOT_GIVEN,
         temperature: float | NotGiven = NOT_GIVEN,
-        load_in_4bit: bool | NotGiven = NOT_GIVEN,
-        load_in_8bit: bool | NotGiven = NOT_GIVEN,
+        load_in_4bit: bool | int | str | NotGiven = NOT_GIVEN,
+        load_in_8bit: bool | int | str | NotGiven = NOT_GIVEN,
         scoring: str | None = None,
         revision: str | NotGiven | None = NOT_GIVEN,
         **hf_arguments: Any,
@@ -111,7 +119,14 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         self._extra_arguments = {k: v for k, v in hf_arguments.items() if k not in _HF_ARGUMENTS}
 
         manifest = None
-        named = None if isinstance(library, NotGiven) else library
+        named = None if isinstance(library, NotGiven) else str(library)
+        if named == "":
+            raise UsageError("library= names nothing; give a bundled name, a folder or a hub id.")
+        length = hf_arguments.get("max_length")
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise UsageError(f"max_length={length} is no whole number above 0.")
+        if "batch_size" in hf_arguments and hf_arguments["batch_size"] is not None:
+            self.choose_batch_size(hf_arguments["batch_size"])
         if setting.uses_library:
             if hf_arguments.get("peft"):
                 raise UsageError("peft= cannot be combined with a library; use router=none.")
@@ -135,14 +150,25 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
                     self.base.name,
                 )
             hf_arguments["revision"] = self.base.revision
-            if hf_arguments.get("device") is None:
-                hf_arguments["device"] = _default_device()
+            hf_arguments["device"] = choose_device(hf_arguments.get("device"))
+        else:
+            check_unknown(self._extra_arguments, _HF_ARGUMENTS | _OWN_ARGUMENTS, pretrained.config)
+            for name, value in (
+                ("load_in_4bit", load_in_4bit),
+                ("load_in_8bit", load_in_8bit),
+                ("revision", revision),
+            ):
+                if not isinstance(value, NotGiven):
+                    raise UsageError(f"{name}= is of no use with a model that is loaded already.")
         self._identity_arguments = {
             name: str(value)
             for name, value in sorted(hf_arguments.items())
             if name not in _PLACEMENT and value is not None
         }
-        super().__init__(pretrained, **hf_arguments)
+        try:
+            super().__init__(pretrained, **hf_arguments)
+        except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            raise unloadable(error, self.base) from error
         if self.backend != "causal":
             raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")
         keep_portable_layout(self.model)
@@ -153,28 +179,41 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
     def apply(self, setting: Setting, library: Library | None = None) -> None:
         """Run by another setting from now on, on the base that is loaded.
 
+        A request cache that was in use is let go: it is for the setting that filled it.
+
         Args:
             setting: The new setting.
             library: Its library; default: the one in use.
 
         Raises:
             UsageError: No library is there, or it lacks what the setting names.
-            CompatibilityError: The adapters do not fit the base or the setting.
+            CompatibilityError: The adapters do not fit the base or the setting; the model then
+                goes on running by the setting it had.
         """
-        wanted = library or self.library
-        if setting.uses_library and wanted is None:
-            raise UsageError("this setting needs a library; name one with library=...")
-        if self.attachment is not None and (
-            not setting.uses_library or wanted is not self.attachment.library
-        ):
-            self.attachment.detach()
+        wanted, held = library or self.library, self.attachment
+        if not setting.uses_library:
+            if held is not None:
+                held.detach()
             self.attachment = None
-        if setting.uses_library and wanted is not None:
-            if self.attachment is None:
-                self.attachment = attach(self.model, wanted, setting)
-            else:
-                self.attachment.apply(setting)
+        elif wanted is None:
+            raise UsageError("this setting needs a library; name one with library=...")
+        elif held is not None and held.library is wanted:
+            held.apply(setting)
+        else:
+            self._attach(wanted, setting)
         self.library, self.setting = wanted, setting
+        self.cache_hook = CacheHook(None)
+
+    def _attach(self, library: Library, setting: Setting) -> None:
+        held = self.attachment
+        if held is not None:
+            held.detach()
+        try:
+            self.attachment = attach(self.model, library, setting)
+        except BaseException:
+            if held is not None:
+                self.attachment = attach(self.model, held.library, self.setting)
+            raise
 
     def choose_scoring(self, scoring: str | None) -> None:
         """Score by another scorer from now on; None means the default.
@@ -182,12 +221,14 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         Raises:
             UsageError: There is no such scorer.
         """
-        chosen = scoring or self.SCORINGS[0]
+        chosen = str(scoring or self.SCORINGS[0])
         if chosen not in self.SCORINGS:
             raise UsageError(
                 f"scoring={scoring} is unknown; {did_you_mean(chosen, self.SCORINGS)}."
             )
         self.scoring = chosen
+        self._unpackable: str | None = None
+        self.cache_hook = CacheHook(None)
 
     def choose_batch_size(self, batch_size: int | str) -> None:
         """Batch as ``batch_size=...`` would, from now on.
@@ -196,9 +237,9 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
             UsageError: It is neither a number above 0 nor ``auto``.
         """
         word, _, schedule = str(batch_size).partition(":")
-        if word == "auto":
+        if word == "auto" and (schedule or "1").isdecimal():
             self.batch_size_per_gpu = word
-            self.batch_schedule = float(schedule) if schedule else 1
+            self.batch_schedule = float(schedule or 1)
         elif word.isdecimal() and int(word) > 0 and not schedule:
             self.batch_size_per_gpu = int(word)
         else:
@@ -287,15 +328,15 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         return self._plain(requests, disable_tqdm, override_bs)
 
     def _packs(self) -> bool:
-        reason = (
-            "mixed_precision_dtype is set"
-            if self.mixed_precision_dtype is not None
-            else supports_packed(self.model, self.device, self.max_length)
-        )
-        if reason is not None:
-            logger.warning("Scoring plain, not packed, as %s.", reason)
-            self.scoring = "plain"
-        return reason is None
+        if self._unpackable is None:
+            self._unpackable = (
+                "mixed_precision_dtype is set"
+                if self.mixed_precision_dtype is not None
+                else supports_packed(self.model, self.device, self.max_length)
+            )
+            if self._unpackable is not None:
+                logger.warning("Scoring plain, not packed, as %s.", self._unpackable)
+        return self._unpackable is None
 
     def _packed(self, requests: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
         pairs = [(context, continuation) for _, context, continuation in requests]
@@ -364,6 +405,7 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         return digest(
             {
                 "base": base.name if base else str(self.model.name_or_path),
+                "base_content": content_stamp(base.source) if base else None,
                 "quantization": base.quantization if base else "none",
                 "arguments": self._identity_arguments,
                 "dtype": str(self.model.dtype),
@@ -384,16 +426,10 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
             "base_model": base.name if base else str(self.model.name_or_path),
             "revision": base.revision if base else None,
             "quantization": base.quantization if base else "none",
-            "scoring": self.scoring,
+            "scoring": self.scoring if self._unpackable is None else "plain",
             "versions": versions(),
         }
         return info
-
-
-def _default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 _HF_ARGUMENTS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}

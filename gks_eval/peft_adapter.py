@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,7 +74,7 @@ class Adapter:
 
     name: str
     folder: Path
-    pairs: Mapping[str, LoraPair]
+    pairs: Mapping[str, LoraPair] = field(repr=False)
     base_model: str
     digest: str
     weights_sha256: str
@@ -145,11 +145,11 @@ def _refuse_unsupported(config: Mapping[str, Any], folder: Path, name: str) -> N
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise LibraryError(f"{path}: adapter {name!r} is of kind {kind}; only LORA can be routed.")
-    for field, what in _UNSUPPORTED.items():
-        if config.get(field):
+    for name_in_config, what in _UNSUPPORTED.items():
+        if config.get(name_in_config):
             raise LibraryError(
-                f"{path}: adapter {name!r} uses {what} ({field}), which routed layers do not "
-                "support; train it without."
+                f"{path}: adapter {name!r} uses {what} ({name_in_config}), which routed layers do "
+                "not support; train it without."
             )
     if (config.get("bias") or "none") != "none":
         raise LibraryError(

@@ -28,8 +28,8 @@ def _grid(
     settings: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: base, arrow, gks:en+de, uniform, expert:NAME; arguments of the "
-            "model after ';', as in 'gks:avg;rule=delta;top_k=5'."
+            help="Comma-separated: base, arrow, gks:en+de, gks:avg, uniform, expert:NAME; "
+            "arguments of the model after ';', as in 'gks:avg;rule=delta;top_k=5'."
         ),
     ],
     tasks: Annotated[str, typer.Option(help="Comma-separated names of tasks or groups.")],
@@ -39,19 +39,33 @@ def _grid(
         str | None, typer.Option(help="Base model; default: the library's.")
     ] = None,
     model_args: Annotated[
-        str, typer.Option(help="Further arguments of the model, as lm_eval takes them.")
+        str,
+        typer.Option(
+            "--model-args", "--model_args", help="Further arguments, as lm_eval takes them."
+        ),
     ] = "",
-    batch_size: Annotated[str, typer.Option(help="A number, or auto.")] = "8",
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", "--batch_size", help="A number, or auto.")
+    ] = "8",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps.")] = None,
     limit: Annotated[
         float | None, typer.Option(help="Items a task (a share of them below 1); for testing.")
     ] = None,
-    num_fewshot: Annotated[int | None, typer.Option(help="Examples in the prompt.")] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option("--num-fewshot", "--num_fewshot", help="Examples in the prompt."),
+    ] = None,
     apply_chat_template: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Wrap prompts in the chat template.")
+        bool,
+        typer.Option(
+            "--apply-chat-template",
+            "--apply_chat_template",
+            help="Wrap prompts in the chat template.",
+        ),
     ] = False,
     include_path: Annotated[
-        list[str] | None, typer.Option(help="Further folders of task YAMLs.")
+        list[str] | None,
+        typer.Option("--include-path", "--include_path", help="Further folders of task YAMLs."),
     ] = None,
 ) -> None:
     """Evaluate several settings on one load of the base; a killed run goes on where it stopped."""
@@ -112,7 +126,9 @@ def _model_arguments(text: str) -> dict[str, Any]:
         arguments: dict[str, Any] = simple_parse_args_string(text)
     except ValueError:
         raise UsageError(f"--model-args {text!r} is not written name=value,name=value.") from None
-    for name in arguments:
+    for name, value in arguments.items():
+        if value == "" or name == "self":
+            raise UsageError(f"--model-args {text!r} is not written name=value,name=value.")
         if name in ARGUMENTS:
             raise UsageError(
                 f"--model-args: {name} belongs to a setting; write 'gks:avg;{name}=...'."

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Annotated
 
 import typer
 
-from gks_eval.errors import GksError
+from gks_eval import __version__
+from gks_eval.errors import GksError, ResourceError
 
 __all__ = ["build_app", "main"]
 
@@ -41,9 +43,18 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_root)
     for family in FAMILIES:
         importlib.import_module(f"gks_eval.cli.{family}").register(app)
     return app
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 def main() -> None:
@@ -53,3 +64,7 @@ def main() -> None:
     except GksError as error:
         print(f"gks-eval: error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # a disk or folder that fails in the middle
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"gks-eval: error: {what}", file=sys.stderr)
+        raise SystemExit(ResourceError.exit_code) from None

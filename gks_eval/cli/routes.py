@@ -91,6 +91,7 @@ def _show_tasks(
 ) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from gks_eval.files import write_text
@@ -105,17 +106,17 @@ def _show_tasks(
         write_text(output, json.dumps(record, indent=1) + "\n")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = "Mean coefficient of each expert over tokens and layers; entropy in nats."
-    table.add_column("task", no_wrap=True)
-    table.add_column("tokens", justify="right")
-    for name in record["experts"]:
-        table.add_column(name, justify="right")
-    table.add_column("entropy", justify="right")
-    for name, found in record["tasks"].items():
-        rows = found["mean_coefficient"]
-        means = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-        entropy = sum(found["entropy"]) / len(rows)
-        cells = [f"{mean:.3f}" for mean in means]
-        table.add_row(name.removeprefix("gks_"), str(found["tokens"]), *cells, f"{entropy:.3f}")
+    found = record["tasks"].values()
+    layers = len(record["layers"])
+    table.add_column("expert", no_wrap=True)
+    for name in record["tasks"]:
+        table.add_column(escape(name.removeprefix("gks_")), justify="right")
+    for expert, name in enumerate(record["experts"]):
+        means = [sum(row[expert] for row in task["mean_coefficient"]) / layers for task in found]
+        table.add_row(name, *(f"{mean:.3f}" for mean in means))
+    table.add_section()
+    table.add_row("entropy", *(f"{sum(task['entropy']) / layers:.3f}" for task in found))
+    table.add_row("tokens", *(str(task["tokens"]) for task in found))
     Console().print(table)
 
 

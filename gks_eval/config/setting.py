@@ -123,11 +123,16 @@ class Setting(FrozenModel):
         """
         head, *tail = text.strip().split(";")
         arguments = _kind(head.strip(), text)
+        plain = arguments["router"] == "none"
         others: dict[str, str] = {}
         for part in filter(None, (piece.strip() for piece in tail)):
             name, equals, value = part.partition("=")
             if not equals or not name.strip() or not value.strip():
                 raise UsageError(f"setting {text!r}: {part!r} is not written argument=value.")
+            if plain and name.strip() in ARGUMENTS:
+                raise UsageError(
+                    f"setting {text!r}: base takes no {name.strip()}, it has no router."
+                )
             target = arguments if name.strip() in ARGUMENTS else others
             target[name.strip()] = value.strip()
         return cls.from_arguments(**arguments), others
@@ -206,6 +211,8 @@ def _kind(head: str, text: str) -> dict[str, str]:
         if not value:
             what = "languages, as gks:en+de" if kind == "gks" else "an expert's name"
             raise UsageError(f"setting {text!r}: {kind}: needs {what}.")
+        if kind == "gks" and value == "none":
+            raise UsageError(f"setting {text!r}: subtracting nothing is called arrow.")
         if kind == "expert" and value in ("arrow", "uniform", "none"):
             raise UsageError(f"setting {text!r}: {value} is no expert; name one of the library's.")
         return (

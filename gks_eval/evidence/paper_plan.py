@@ -8,7 +8,7 @@ __all__ = ["plan"]
 
 _SOURCES = {
     "piqa": "baber/piqa",
-    "boolq": "aps/super_glue",
+    "boolq": "google/boolq",
     "swag": "allenai/swag",
     "hellaswag": "Rowan/hellaswag",
     "arc_easy": "allenai/ai2_arc",

@@ -111,6 +111,45 @@ def test_other_arguments_do_not_pass_for_the_same_cell(
     assert_sentence(broken.value, CELL_FILE, "delete")
 
 
+def test_another_base_is_not_the_same_cell(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    (kept,) = run_grid(grid(tiny_library("phi3"), tmp_path, ["base"]))
+    with pytest.raises(ResultsError) as caught:
+        run_grid(grid(tiny_library("llama"), tmp_path, ["base"]))
+    assert_sentence(caught.value, str(kept), "base")
+
+
+def test_libraries_of_two_bases_are_not_run_on_one(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    settings = ["arrow", f"arrow;library={tiny_library('llama')}"]
+    with pytest.raises(UsageError) as caught:
+        run_grid(grid(tiny_library("phi3"), tmp_path, settings))
+    assert_sentence(caught.value, "was made for", "--pretrained")
+
+
+def test_what_a_killed_run_of_other_arguments_left_is_dropped(
+    tiny_library: LibraryOf, tmp_path: Path
+) -> None:
+    partial = tmp_path / ".arrow.partial"
+    partial.mkdir()
+    (partial / "request.json").write_text("{}")
+    (partial / "requests_rank0.db").write_bytes(b"no database at all")
+    (folder,) = run_grid(grid(tiny_library("phi3"), tmp_path, ["arrow"]))
+    assert set(numbers(folder)) == set(TASKS)
+
+
+def test_no_token_is_written(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    arguments = {"dtype": "float32", "batch_size": "8", "token": "hf_SECRET"}
+    run_grid(grid(tiny_library("phi3"), tmp_path, ["base"], model_arguments=arguments))
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"hf_SECRET" not in path.read_bytes(), path
+
+
+def test_names_of_folders_tell_settings_apart() -> None:
+    cells = parse_settings(["arrow;library=/a/b", "arrow;library=/a-b", "gks:en;top_k=2"])
+    assert len({cell.slug for cell in cells}) == 3
+    assert cells[2].slug == "gks-en_top_k-2"
+    assert all("/" not in cell.slug for cell in cells)
+
+
 @pytest.mark.parametrize("moment", ["first request cached", "first cell done"])
 def test_a_killed_grid_goes_on_where_it_stopped(
     moment: str, tiny_library: LibraryOf, tmp_path: Path
@@ -178,6 +217,8 @@ def test_two_grids_do_not_share_an_output(tiny_library: LibraryOf, tmp_path: Pat
         (["gks:en;dtype=float16"], ["dtype", "--model-args"]),
         (["gks:en;topk=2"], ["topk", "did you mean 'top_k'"]),
         (["arrow", "arrow"], ["arrow", "twice"]),
+        (["gks:none"], ["gks:none", "arrow"]),
+        (["base;router=arrow"], ["base", "no router"]),
     ],
     ids=str,
 )

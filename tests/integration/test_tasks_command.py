@@ -128,7 +128,7 @@ def test_lint_reports_and_ends_with_the_data_error(
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("gks_pika", 2, "'gks_pika' is no task of this pack; did you mean 'gks_piqa'?"),
+        ("gks_pika", 2, "'gks_pika' is no task of this pack; did you mean 'gks_piqa'"),
         ("gks_boolq", 8, "the data set 'aps/super_glue', subset 'boolq' could not be loaded"),
     ],
 )

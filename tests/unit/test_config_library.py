@@ -72,7 +72,7 @@ def test_all_faults_at_once() -> None:
         caught.value,
         "library.yaml has 6 faults",
         "base_model is missing",
-        "line 1: base_modell is not a known key; did you mean 'base_model'?",
+        "line 1: base_modell is not a known key; did you mean 'base_model'",
         "line 4: ",
         "line 5: experts.empty: ",
         "line 6: general: ",

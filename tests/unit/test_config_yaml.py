@@ -63,9 +63,9 @@ def test_all_faults_at_once_each_with_its_line() -> None:
         "line 1: name is missing",
         "line 1: size: ",
         "line 3: inner.depth: ",
-        "line 4: inner.color is not a known key; did you mean 'colour'?",
+        "line 4: inner.color is not a known key; did you mean 'colour'",
         "line 7: table.b: ",
-        "line 10: items.1.dept is not a known key; did you mean 'depth'?",
+        "line 10: items.1.dept is not a known key; did you mean 'depth'",
         "line 11: wholly_else is not a known key; known: inner, items, name, size, table",
     ):
         assert part in str(error), f"{part!r} is not in: {error}"

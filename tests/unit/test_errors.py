@@ -53,11 +53,11 @@ def test_a_compatibility_error_is_caught_as_a_library_error() -> None:
 @pytest.mark.parametrize(
     ("name", "known", "expected"),
     [
-        ("topk", ["top_k", "temperature"], "did you mean 'top_k'?"),
+        ("topk", ["top_k", "temperature"], "did you mean 'top_k'"),
         ("xyz", ["b", "a"], "known: a, b"),
         ("xyz", [], "known: none"),
         ("", ["a"], "known: a"),
-        ("avg", iter(["avg"]), "did you mean 'avg'?"),
+        ("avg", iter(["avg"]), "did you mean 'avg'"),
     ],
 )
 def test_near_names(name: str, known, expected: str) -> None:

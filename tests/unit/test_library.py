@@ -93,7 +93,7 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
             MANIFEST,
             "4 faults",
             "base_model is missing",
-            "line 1: bas_model is not a known key; did you mean 'base_model'?",
+            "line 1: bas_model is not a known key; did you mean 'base_model'",
             "line 4: ",
             "line 5: general: ",
         ],
@@ -212,7 +212,7 @@ def test_bad_libraries(
 @pytest.mark.parametrize(
     ("reference", "kind", "parts"),
     [
-        ("smollm2-dem", LibraryError, ["'smollm2-dem'", "did you mean 'smollm2-demo'?"]),
+        ("smollm2-dem", LibraryError, ["'smollm2-dem'", "did you mean 'smollm2-demo'"]),
         ("./nowhere", LibraryError, ["'./nowhere' is neither a folder, nor bundled, nor a hub id"]),
         ("../../nowhere-at-all", LibraryError, ["neither a folder"]),
         ("x" * 5000, LibraryError, ["is no usable path or name"]),

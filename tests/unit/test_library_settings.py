@@ -38,8 +38,8 @@ def test_layers_for_a_setting(tiny_library: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
-        (Setting(router="alhpa"), ["router=alhpa", "did you mean 'alpha'?"]),
-        (Setting(router="arow"), ["router=arow", "did you mean 'arrow'?"]),
+        (Setting(router="alhpa"), ["router=alhpa", "did you mean 'alpha'"]),
+        (Setting(router="arow"), ["router=arow", "did you mean 'arrow'"]),
         (Setting(router="zzz"), ["router=zzz", "known: alpha, arrow, beta, delta, gamma, none"]),
         (Setting(router=""), ["router= is neither"]),
         (Setting(subtract=("it",)), ["subtract=it", "known: en, de, fr"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 
-from gks_eval.config.setting import Setting
+from gks_eval.base_model import BaseModel
+from gks_eval.config.setting import NOT_GIVEN, Setting
 from gks_eval.errors import CompatibilityError, GksError, UsageError
 from gks_eval.inject import attach
 from gks_eval.library import load_library
@@ -125,8 +127,10 @@ def test_a_model_that_cannot_be_packed_is_scored_plain(
     lm = GksArrowLM(
         str(tiny_base("phi3")), router=None, dtype="float32", mixed_precision_dtype="bfloat16"
     )
+    before = lm.identity()
     lm.loglikelihood(requests(PAIRS[:1]))
-    assert lm.scoring == "plain"
+    assert lm.get_model_info()["gks_eval"]["scoring"] == "plain"
+    assert lm.identity() == before  # its own cache stays its own
     assert "Scoring plain, not packed, as mixed_precision_dtype is set" in caplog.text
 
 
@@ -281,6 +285,12 @@ def test_results_record_what_was_run(gks: GksArrowLM, tiny_library: LibraryOf) -
         ({"router": "alpa"}, ["router=alpa", "did you mean 'alpha'"]),
         ({"load_in_4bit": True, "load_in_8bit": True}, ["load_in_4bit", "choose one"]),
         ({"peft": "some/adapter"}, ["peft=", "router=none"]),
+        ({"load_in_4bit": "maybe"}, ["load_in_4bit=maybe", "True nor False"]),
+        ({"batch_size": "many"}, ["batch_size=many", "number above 0"]),
+        ({"batch_size": 0}, ["batch_size=0", "number above 0"]),
+        ({"max_length": "x"}, ["max_length=x", "above 0"]),
+        ({"device": "foo"}, ["device=foo", "cpu"]),
+        ({"device": "cuda:99"}, ["device=cuda:99", "not on this machine"]),
     ],
     ids=str,
 )
@@ -307,6 +317,71 @@ def test_a_foreign_base_is_refused_before_its_weights_are_read(
 
 def _must_not_load(*_: Any, **__: Any) -> None:
     pytest.fail("the base model's weights were read")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"dtype": "foo"}, {"tokenizer": "nope"}, {"gguf_file": "none.gguf"}],
+    ids=str,
+)
+def test_what_the_libraries_refuse_is_a_sentence_too(
+    arguments: dict[str, Any], tiny_library: LibraryOf
+) -> None:
+    with pytest.raises(GksError) as caught:
+        GksArrowLM(library=str(tiny_library("phi3")), **arguments)
+    assert_sentence(caught.value, "could not be loaded")
+
+
+def test_a_base_that_is_nowhere_is_a_sentence(tiny_library: LibraryOf) -> None:
+    with pytest.raises(GksError) as caught:
+        GksArrowLM("no/where", library=str(tiny_library("phi3")))
+    assert_sentence(caught.value, "no/where", "hub")
+
+
+def test_a_model_handed_over_has_its_arguments_checked(
+    tiny_model: Callable[..., Any], tiny_base: Base, tiny_library: LibraryOf
+) -> None:
+    model, library = tiny_model("phi3"), str(tiny_library("phi3"))
+    for arguments, part in (({"topk": 3}, "top_k"), ({"load_in_4bit": True}, "loaded already")):
+        with pytest.raises(UsageError) as caught:
+            GksArrowLM(model, library=library, tokenizer=str(tiny_base("phi3")), **arguments)
+        assert_sentence(caught.value, part)
+
+
+def test_a_library_that_does_not_fit_leaves_the_setting_as_it_was(
+    gks: GksArrowLM, tiny_library: LibraryOf
+) -> None:
+    gks.apply(Setting.from_arguments())
+    before = scores(gks.loglikelihood(requests(PAIRS)))
+    with pytest.raises(CompatibilityError):
+        gks.apply(Setting.from_arguments(), load_library(str(tiny_library("llama"))))
+    assert scores(gks.loglikelihood(requests(PAIRS))) == pytest.approx(before, abs=1e-4)
+
+
+def test_a_swap_lets_go_of_the_cache(gks: GksArrowLM, tmp_path: Path) -> None:
+    gks.apply(Setting.from_arguments())
+    wrapped = CachingLM(gks, str(tmp_path / "swap.db"))
+    gks.apply(Setting.from_arguments(subtract="en"))
+    gks.loglikelihood(requests(PAIRS))
+    assert [key for key in wrapped.dbdict if not key.startswith("gks_eval:")] == []
+    wrapped.dbdict.close()
+
+
+def test_a_base_changed_in_place_is_another_base(tiny_base: Base, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_base("phi3"), folder)
+    lm = GksArrowLM(str(folder), router=None, dtype="float32")
+    before = lm.identity()
+    (folder / "model.safetensors").touch()
+    assert lm.identity() != before
+
+
+@pytest.mark.parametrize(
+    ("given", "bits"), [(True, 4), (1, 4), ("true", 4), ("1", 4), (False, 16), (0, 16)]
+)
+def test_switches_as_the_command_line_writes_them(given: Any, bits: int, tiny_base: Base) -> None:
+    base = BaseModel.resolve(str(tiny_base("phi3")), NOT_GIVEN, None, given, NOT_GIVEN)
+    assert base.quantization == ("nf4" if bits == 4 else "none")
 
 
 def test_a_base_of_another_name_is_a_warning(
