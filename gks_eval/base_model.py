@@ -161,7 +161,7 @@ def check_unknown(
 
 
 def choose_device(asked: str | None) -> str:
-    """Return the device asked for, or the best there is.
+    """Return the device asked for; the GPU, else the CPU, where nothing was asked for.
 
     Raises:
         UsageError: There is no such device here.
@@ -169,17 +169,14 @@ def choose_device(asked: str | None) -> str:
     import torch
 
     if asked is None:
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(asked)
     except RuntimeError:
         raise UsageError(f"device={asked} is no device; known: cpu, cuda, cuda:0, mps.") from None
-    there = device.type != "meta" and (
-        device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
-    )
-    if not there:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "cpu"  # lm-eval's command line says cuda:0 where the user says nothing
+    if device.type == "meta" or (device.index or 0) >= max(1, torch.cuda.device_count()):
         raise UsageError(f"device={asked} is not on this machine; leave it out to have one chosen.")
     return asked
 

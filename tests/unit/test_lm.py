@@ -290,7 +290,8 @@ def test_results_record_what_was_run(gks: GksArrowLM, tiny_library: LibraryOf) -
         ({"batch_size": 0}, ["batch_size=0", "number above 0"]),
         ({"max_length": "x"}, ["max_length=x", "above 0"]),
         ({"device": "foo"}, ["device=foo", "cpu"]),
-        ({"device": "cuda:99"}, ["device=cuda:99", "not on this machine"]),
+        ({"device": "meta"}, ["device=meta", "not on this machine"]),
+        ({"device": "cpu:7"}, ["device=cpu:7", "not on this machine"]),
     ],
     ids=str,
 )
@@ -374,6 +375,11 @@ def test_a_base_changed_in_place_is_another_base(tiny_base: Base, tmp_path: Path
     before = lm.identity()
     (folder / "model.safetensors").touch()
     assert lm.identity() != before
+
+
+def test_lm_evals_own_default_device_works_without_a_gpu(tiny_base: Base) -> None:
+    lm = GksArrowLM(str(tiny_base("phi3")), router=None, device="cuda:0")
+    assert lm.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize(
