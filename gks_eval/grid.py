@@ -189,10 +189,8 @@ def _run_cells(
             continue
         on_cell(cell, "running")
         if lm is None:
-            lm, tasks = (
-                _load(cell, default, base, grid),
-                task_manager(grid.tasks, grid.include_paths),
-            )
+            tasks = task_manager(grid.tasks, grid.include_paths)
+            lm = _load(cell, default, base, grid)
         _swap(lm, cell, library, grid)
         _evaluate(lm, tasks, cell, _request(cell, library, base, grid), grid)
         on_cell(cell, "done")
@@ -344,7 +342,8 @@ def _evaluate(
     tracker.save_results_aggregated(results=results, samples=samples)
     for task, rows in samples.items():
         tracker.save_results_samples(task_name=task, samples=rows)
-    _publish(written, grid.output / cell.slug, cell, request, len(samples))
+    rows = {task: len(found) for task, found in samples.items()}
+    _publish(written, grid.output / cell.slug, cell, request, rows)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -366,19 +365,29 @@ def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:
 
 
 def _publish(
-    written: Path, folder: Path, cell: Cell, request: Mapping[str, Any], task_count: int
+    written: Path, folder: Path, cell: Cell, request: Mapping[str, Any], rows: Mapping[str, int]
 ) -> None:
-    # The tracker logs a failed write as a warning and goes on: look for what must be there.
-    complete = (
-        len(list(written.glob("results_*.json"))) == 1
-        and len(list(written.glob("samples_*.jsonl"))) == task_count
-    )
-    if not complete:
+    if not _is_complete(written, rows):
         raise ResourceError(f"results for {folder} could not be written; is the disk full?")
     record = {"label": cell.label, "request": request}
     with disk_errors(folder):
         write_text(written / CELL_FILE, json.dumps(record, indent=2) + "\n")
         written.replace(folder)
+
+
+def _is_complete(written: Path, rows: Mapping[str, int]) -> bool:
+    # lm-eval logs a failed write as a warning and goes on: read what must be there.
+    try:
+        (results,) = written.glob("results_*.json")
+        json.loads(results.read_text(encoding="utf-8"))
+        for task, count in rows.items():
+            (path,) = written.glob(f"samples_{task}_2*.jsonl")  # a date follows, not a longer name
+            text = path.read_bytes()
+            if text.count(b"\n") != count or not text.endswith(b"\n"):
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _shown_arguments(lm: GksArrowLM, cell: Cell, grid: Grid) -> dict[str, Any]:

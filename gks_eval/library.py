@@ -198,6 +198,8 @@ def _local(text: str) -> Path | None:
 
 
 def _find(reference: str) -> Path:
+    if not reference.strip():
+        raise LibraryError("the library's name is empty; give a bundled name, folder or hub id.")
     local = _local(reference)
     if local is None:
         raise LibraryError(f"library {reference!r:.80} is no usable path or name; check it.")

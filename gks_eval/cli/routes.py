@@ -45,13 +45,16 @@ def _routes(
     parsed, others = Setting.parse(setting)
     if others:
         raise UsageError(f"--setting {setting}: {next(iter(others))} is not of the setting's own.")
+    if not parsed.uses_library:
+        raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
     quiet_libraries()
+    names = [part.strip() for part in (task or "").split(",") if part.strip()]
+    items = {} if task is None else _items(names, limit)
     lm = GksArrowLM(pretrained, library=library, dtype=dtype, **parsed.arguments())
     if content is not None:
         _show_text(lm, content)
-    elif task is not None:
-        names = [part.strip() for part in task.split(",") if part.strip()]
-        _show_tasks(lm, names, limit, setting, output)
+    else:
+        _show_tasks(lm, items, setting, output)
 
 
 def _read(path: Path) -> str:
@@ -87,7 +90,7 @@ def _show_text(lm: GksArrowLM, content: str) -> None:
 
 
 def _show_tasks(
-    lm: GksArrowLM, names: list[str], limit: int, label: str, output: Path | None
+    lm: GksArrowLM, items: dict[str, list[list[Any]]], label: str, output: Path | None
 ) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -98,8 +101,8 @@ def _show_tasks(
     from gks_eval.observe import observe_requests, routing_record
 
     tallies = {
-        name: observe_requests(lm, (lm.token_pairs(item) for item in items))
-        for name, items in _items(names, limit).items()
+        name: observe_requests(lm, (lm.token_pairs(item) for item in requests))
+        for name, requests in items.items()
     }
     record = routing_record(lm, label, tallies)
     if output is not None:
@@ -122,6 +125,8 @@ def _show_tasks(
 
 def _items(names: list[str], limit: int) -> dict[str, list[list[Any]]]:
     """Return the requests of every task, grouped by item."""
+    if not names:
+        raise UsageError("--task names nothing; give tasks or groups, separated by commas.")
     from gks_eval.grid import task_manager
 
     items: dict[str, list[list[Any]]] = {}

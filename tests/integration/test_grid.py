@@ -136,6 +136,25 @@ def test_what_a_killed_run_of_other_arguments_left_is_dropped(
     assert set(numbers(folder)) == set(TASKS)
 
 
+def test_samples_that_were_cut_short_are_not_published(
+    tiny_library: LibraryOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval swallows a failed write: what it left must not pass for whole."""
+    from lm_eval.loggers import EvaluationTracker
+
+    def cut(self: Any, task_name: str, samples: Any) -> None:
+        whole(self, task_name=task_name, samples=samples)
+        (path,) = Path(self.output_path).parent.glob(f"samples_{task_name}_*.jsonl")
+        path.write_bytes(path.read_bytes()[:-20])
+
+    whole = EvaluationTracker.save_results_samples
+    monkeypatch.setattr(EvaluationTracker, "save_results_samples", cut)
+    with pytest.raises(ResourceError) as caught:
+        run_grid(grid(tiny_library("phi3"), tmp_path, ["base"]))
+    assert_sentence(caught.value, "base", "disk full")
+    assert not (tmp_path / "base").exists()
+
+
 def test_no_token_is_written(tiny_library: LibraryOf, tmp_path: Path) -> None:
     arguments = {"dtype": "float32", "batch_size": "8", "token": "hf_SECRET"}
     run_grid(grid(tiny_library("phi3"), tmp_path, ["base"], model_arguments=arguments))
