@@ -70,8 +70,18 @@ def arrow_coefficients(
     magnitude_TE = scores_TE.float().abs()
     experts = magnitude_TE.shape[-1]
     if top_k >= experts:
-        return torch.softmax(magnitude_TE / temperature, dim=-1)
+        return _shares(magnitude_TE, temperature)
     rank_by_TE = magnitude_TE if dead is None else magnitude_TE.masked_fill(dead, -1.0)
     chosen_Tk = rank_by_TE.topk(top_k, dim=-1).indices
-    share_Tk = torch.softmax(magnitude_TE.gather(-1, chosen_Tk) / temperature, dim=-1)
+    share_Tk = _shares(magnitude_TE.gather(-1, chosen_Tk), temperature)
     return torch.zeros_like(magnitude_TE).scatter_(-1, chosen_Tk, share_Tk)
+
+
+def _shares(magnitude_TE: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return softmax(magnitude / temperature) over the last dimension, however small it is."""
+    if temperature == 1.0:
+        return torch.softmax(magnitude_TE, dim=-1)
+    # Less the largest first, which changes nothing but cannot overflow; in float32 a temperature
+    # below its smallest normal number would be zero.
+    below_TE = magnitude_TE - magnitude_TE.amax(dim=-1, keepdim=True)
+    return torch.softmax(below_TE / max(temperature, torch.finfo(torch.float32).tiny), dim=-1)

@@ -31,7 +31,7 @@ class HubSource:
     @staticmethod
     def looks_like(text: str) -> bool:
         """Tell whether `text` has the form of a hub source."""
-        return _SOURCE.fullmatch(text) is not None and ".." not in text.split("/")
+        return _SOURCE.fullmatch(text) is not None and ".." not in re.split("[/@]", text)
 
     @classmethod
     def parse(cls, text: str) -> HubSource:
@@ -40,7 +40,7 @@ class HubSource:
         Raises:
             HubError: It does not.
         """
-        match = _SOURCE.fullmatch(text)
+        match = _SOURCE.fullmatch(text) if cls.looks_like(text) else None
         if match is None:
             raise HubError(f"{text!r} is not written org/repo[/subfolder][@revision].")
         return cls(match["repo"], match["folder"] or "", match["revision"])

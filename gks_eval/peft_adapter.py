@@ -37,6 +37,16 @@ _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
 )
 
+# PEFT's own are of a few kilobytes.
+_MAX_CONFIG_BYTES: Final = 4 << 20
+
+# Patterns come from whoever made the adapter. A repeated group, or many repeats beside each other,
+# can keep the regular expressions' engine busy for years.
+_REPEATED_GROUP: Final = re.compile(r"\)\s*[*+{]")
+_REPEAT: Final = re.compile(r"(?<!\\)[*+?{]")
+_MAX_PATTERN: Final = (300, 3)  # characters, repeats
+_MAX_NAME: Final = 200
+
 # Fields of a LoRA config that, when set, make the forward more than dW = s B A.
 _UNSUPPORTED: Final = {
     "use_dora": "DoRA",
@@ -119,7 +129,20 @@ def read_adapter(folder: Path, name: str) -> Adapter:
         digest=hashlib.sha256(config_bytes + weights_sha256.encode()).hexdigest(),
         weights_sha256=weights_sha256,
         init=config.get("init_lora_weights"),
-        partial_layers=config.get("layers_to_transform") is not None,
+        partial_layers=_names_layers(config),
+    )
+
+
+def _names_layers(config: Mapping[str, Any]) -> bool:
+    """Tell whether the config says on purpose which layers are updated."""
+    targets = config.get("target_modules")
+    if isinstance(targets, str):
+        return targets != "all-linear"  # a regular expression for whole names
+    named = targets if isinstance(targets, list) else []
+    return (
+        config.get("layers_to_transform") not in (None, [])
+        or bool(config.get("exclude_modules"))
+        or any(re.search(r"\.\d+\.", str(name)) for name in named)
     )
 
 
@@ -131,6 +154,8 @@ def _read_config(folder: Path, name: str) -> tuple[dict[str, Any], bytes]:
             "save_pretrained wrote."
         )
     try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise LibraryError(f"{path} is larger than 4 MiB, which no LoRA config is; check it.")
         raw = path.read_bytes()
         config = json.loads(raw)
     except (OSError, ValueError, RecursionError) as error:
@@ -144,7 +169,9 @@ def _refuse_unsupported(config: Mapping[str, Any], folder: Path, name: str) -> N
     path = folder / CONFIG_FILE
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        raise LibraryError(f"{path}: adapter {name!r} is of kind {kind}; only LORA can be routed.")
+        raise LibraryError(
+            f"{path}: adapter {name!r} is of kind {kind!s:.40}; only LORA can be routed."
+        )
     for name_in_config, what in _UNSUPPORTED.items():
         if config.get(name_in_config):
             raise LibraryError(
@@ -180,10 +207,10 @@ def _read_factors(path: Path, name: str) -> dict[str, dict[str, torch.Tensor]]:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 match = _KEY.fullmatch(key)
-                if match is None:
+                if match is None or len(match["module"]) > _MAX_NAME:
                     raise LibraryError(
-                        f"{path}: adapter {name!r} holds {key!r}, which is no LoRA factor of a "
-                        "linear layer; only plain LoRA can be routed."
+                        f"{path}: adapter {name!r} holds {key!r:.{_MAX_NAME}}, which is no LoRA "
+                        "factor of a linear layer; only plain LoRA can be routed."
                     )
                 tensor = file.get_tensor(key)
                 if not tensor.is_floating_point():
@@ -239,12 +266,22 @@ class _Scaling:
         ]
 
     def _pattern(self, text: str, field: str) -> re.Pattern[str]:
+        characters, repeats = _MAX_PATTERN
+        if (
+            len(text) > characters
+            or len(_REPEAT.findall(text)) > repeats
+            or _REPEATED_GROUP.search(text)
+        ):
+            raise LibraryError(
+                f"{self._path}: {field} {text!r:.60} is too intricate to be matched safely; write "
+                "module names, or simple patterns without repeated groups."
+            )
         try:
             # PEFT's own rule: a regular expression for a whole dotted suffix of the name.
             return re.compile(rf"(.*\.)?({text})$")
         except re.error as error:
             raise LibraryError(
-                f"{self._path}: {field} {text!r} is malformed ({error}); correct it."
+                f"{self._path}: {field} {text!r:.60} is malformed ({error}); correct it."
             ) from None
 
     def _number(self, value: Any, field: str) -> float:

@@ -19,7 +19,7 @@ _RESERVED = frozenset({"arrow", "uniform", "none", "base", "avg"})
 def _adapter_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is no usable name: letters, digits, '_', '.' and '-' only, "
+            f"{name!r:.80} is no usable name: letters, digits, '_', '.' and '-' only, "
             "the first a letter or digit"
         )
     if name in _RESERVED:
@@ -74,5 +74,7 @@ class LibraryConfig(FrozenModel):
     def _hashes_name_adapters(self) -> LibraryConfig:
         known = {f"experts/{n}" for n in self.experts} | {f"general/{n}" for n in self.general}
         if unknown := sorted(set(self.hashes) - known):
-            raise ValueError(f"hashes names adapters that are not listed: {', '.join(unknown)}")
+            raise ValueError(
+                f"hashes names adapters that are not listed: {', '.join(unknown)[:200]}"
+            )
         return self

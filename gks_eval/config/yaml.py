@@ -19,6 +19,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 MAX_BYTES = 1 << 17
 MAX_NODES = 20_000
 MAX_DEPTH = 40
+MAX_FAULTS = 20
+MAX_SHOWN = 60
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -72,7 +74,8 @@ def parse_typed(text: str, model: type[ModelT], source: str) -> ModelT:
     except ValidationError as error:
         faults = [_sentence(fault, lines, model) for fault in error.errors(include_url=False)]
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    raise ConfigError(f"{source} has {count}: " + "; ".join(faults))
+    more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
+    raise ConfigError(f"{source} has {count}: " + "; ".join(faults[:MAX_FAULTS]) + more)
 
 
 def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
@@ -89,8 +92,7 @@ def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
         raise ConfigError(
             f"{source} is not valid YAML: {where}{error.problem or error.context}."
         ) from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # Timestamps such as 2026-99-99 and over-long integers fail inside the scalar constructor.
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{source} is not valid YAML: {reason}.") from None
     except RecursionError:
@@ -131,7 +133,9 @@ class _Builder:
                         f"{where}: the key {key_node.value!r} means {key} in YAML; quote it."
                     )
                 if key in built:
-                    raise ConfigError(f"{where}: the key {key!r} stands twice; keep one.")
+                    raise ConfigError(
+                        f"{where}: the key {key_node.value!r:.60} stands twice; keep one."
+                    )
                 key_path = (*path, key)
                 built[key] = self.build(value_node, key_path, depth + 1)
                 self.lines[key_path] = key_node.start_mark.line + 1
@@ -141,7 +145,14 @@ class _Builder:
                 self.build(item, (*path, position), depth + 1)
                 for position, item in enumerate(node.value)
             ]
-        return self._loader.construct_object(node)
+        try:
+            return self._loader.construct_object(node)
+        except (ValueError, OverflowError, LookupError, AttributeError):
+            # Dates such as 2026-99-99, over-long numbers, `!!bool x`: PyYAML's constructors trip.
+            raise ConfigError(
+                f"{self._source} is not valid YAML: line {line}: {_shown(node.value)} is no usable "
+                "value; write it in quotes if it is a text."
+            ) from None
 
 
 def _sentence(fault: ErrorDetails, lines: dict[KeyPath, int], model: type[BaseModel]) -> str:
@@ -149,7 +160,7 @@ def _sentence(fault: ErrorDetails, lines: dict[KeyPath, int], model: type[BaseMo
     line = next(
         (lines[path[:length]] for length in range(len(path), -1, -1) if path[:length] in lines), 1
     )
-    name = ".".join(str(part) for part in path) or "the file"
+    name = ".".join(_shown(part) for part in path) or "the file"
     if fault["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
         hint = f"; {did_you_mean(str(path[-1]), known)}" if known else ""
@@ -158,6 +169,14 @@ def _sentence(fault: ErrorDetails, lines: dict[KeyPath, int], model: type[BaseMo
         return f"line {line}: {name} is missing"
     message = fault["msg"].removeprefix("Value error, ")
     return f"line {line}: {name}: {message[:1].lower()}{message[1:]}"
+
+
+def _shown(part: object) -> str:
+    """Write a key or value of the file so that it can be put into a sentence."""
+    text = str(part)
+    plain = text.isprintable() and text == text.strip() != ""
+    text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
+    return text if plain else ascii(text)
 
 
 def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:

@@ -141,6 +141,22 @@ def test_huge_scores_do_not_overflow() -> None:
     assert found.tolist() == [[1.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-40, 1e-38, 1e-20])
+def test_towards_temperature_zero_the_best_expert_has_it_all(
+    top_k: int, temperature: float
+) -> None:
+    scores = torch.tensor([[1.0, -9.0, 3.0, 2.0], [0.5, 0.0, 0.0, 0.4]])
+    best = torch.nn.functional.one_hot(torch.tensor([1, 0]), 4).float()
+    assert torch.equal(arrow_coefficients(scores, top_k, temperature), best)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e39, 1e308])
+def test_towards_temperature_infinity_the_chosen_share_equally(temperature: float) -> None:
+    found = arrow_coefficients(torch.tensor([[1.0, -9.0, 3.0]]), 2, temperature)
+    assert found.tolist() == [[0.0, 0.5, 0.5]]
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_ties_choose_exactly_top_k_and_share_equally(top_k: int) -> None:
     found = arrow_coefficients(torch.full((5, 4), -0.7), top_k)

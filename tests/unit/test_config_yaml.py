@@ -107,6 +107,12 @@ def test_what_is_missing_is_said_to_be_where_it_should_stand() -> None:
         ("name: !secret x\n", ["not valid YAML", "line 1"]),
         ("name: x\nsize: 2026-99-99\n", ["my.yaml"]),
         ("name: x\nsize: " + "9" * 5000, ["not valid YAML"]),
+        ("name: x\nsize: !!bool x\n", ["not valid YAML", "line 2", "in quotes"]),
+        ("name: x\nsize: !!int ''\n", ["not valid YAML", "line 2", "in quotes"]),
+        ("name: x\nsize: !!timestamp y\n", ["not valid YAML", "line 2", "y is no usable value"]),
+        ("name: x\nsize: 1\n? 0x" + "f" * 5000 + "\n: 1\n", ["keys should be strings"]),
+        ("name: x\nsize: 1\n" + "k" * 900 + ": 1\n", ["line 3: kkk", "kkk... is not a known key"]),
+        ('name: x\nsize: 1\n"\\e[31m\\n": 1\n', [r"line 3: '\x1b[31m\n' is not a known key"]),
         ("name: \x07\n", ["not valid YAML"]),
         ("name: &a [*a]\n", ["once its aliases are followed"]),
         ("name: " + "[" * 60 + "]" * 60, ["too deeply nested"]),
@@ -118,6 +124,16 @@ def test_what_is_missing_is_said_to_be_where_it_should_stand() -> None:
 )
 def test_broken_text(text: str, parts: list[str]) -> None:
     assert_sentence(fail(text), *parts)
+
+
+def test_a_long_list_of_faults_is_cut() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_typed("\n".join(f"key_{n}: 1" for n in range(300)), Outer, "my.yaml")
+    message = str(caught.value)
+    assert "my.yaml has 301 faults: " in message
+    assert message.endswith("; and 281 more")
+    assert "key_18 " in message
+    assert "key_19 " not in message
 
 
 def test_too_many_values(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,6 +206,24 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "alpha_pattern a list": (config(alpha_pattern=["x"]), ["alpha_pattern", "no mapping"]),
     "rank_pattern a word": (config(rank_pattern="x"), ["rank_pattern", "no mapping"]),
     "alpha_pattern malformed": (config(alpha_pattern={"(": 1}), ["alpha_pattern '('", "malformed"]),
+    "alpha_pattern explosive": (
+        config(alpha_pattern={"(a|a)+x": 1}),
+        ["alpha_pattern '(a|a)+x'", "too intricate", "module names"],
+    ),
+    "rank_pattern with many repeats": (
+        config(rank_pattern={".*.*.*.*x": 4}),
+        ["rank_pattern", "too intricate"],
+    ),
+    "alpha_pattern long": (config(alpha_pattern={"a" * 400: 1}), ["too intricate"]),
+    "a name of thousands": (
+        lambda f: edit_weights(
+            f, lambda t: t.update({"a." * 5000 + "lora_A.weight": torch.ones(2, 2)})
+        ),
+        ["a.a.a.", "no LoRA factor"],
+    ),
+    "a huge config": (text(b" " * (5 << 20)), [CONFIG_FILE, "larger than 4 MiB"]),
+    "r a word": (config(r="4"), [CONFIG_FILE, "r is '4'", "not a finite number"]),
+    "r a list": (config(r=[4]), [CONFIG_FILE, "r is [4]"]),
     "alpha_pattern zero": (config(alpha_pattern={"x": 0}), ["alpha_pattern.x", "above 0"]),
 }
 
@@ -244,6 +262,29 @@ def test_a_good_adapter_is_read_exactly(folder: Path) -> None:
     assert not adapter.partial_layers
     saved = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
     assert adapter.base_model == saved["base_model_name_or_path"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "partial"),
+    [
+        ({"layers_to_transform": 0}, True),
+        ({"layers_to_transform": [0, 1]}, True),
+        ({"layers_to_transform": []}, False),
+        ({"layers_to_transform": None}, False),
+        ({"exclude_modules": ["layers.0.o_proj"]}, True),
+        ({"target_modules": r".*layers\.0\..*o_proj"}, True),
+        ({"target_modules": "all-linear"}, False),
+        ({"target_modules": ["model.layers.0.self_attn.o_proj"]}, True),
+        ({"target_modules": ["o_proj"]}, False),
+        ({"target_modules": None}, False),
+        ({"target_modules": 7}, False),
+    ],
+)
+def test_a_config_may_say_which_layers_are_meant(
+    fields: dict[str, Any], partial: bool, folder: Path
+) -> None:
+    edit_json(folder / CONFIG_FILE, **fields)
+    assert read_adapter(folder, "mine").partial_layers is partial
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
