@@ -30,6 +30,7 @@ FAMILIES = (
     "train",
     "convert",
     "cluster",
+    "bench",
 )
 
 

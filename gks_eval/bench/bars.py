@@ -1,0 +1,87 @@
+"""Goals beside what was measured: pure functions of the rows.
+
+They are stated for float32 on a CPU, 10 experts of rank 4; a run on something else shows how it
+stands to them, and no exit status depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gks_eval.bench.record import Bar, Evaluation, LayerRow, ModelRow, Startup
+
+__all__ = ["bars_of"]
+
+LAYER_TOKENS = 512
+LAYER_SPEED_UP = {(3072, 9216): 15.0, (3072, 3072): 10.0}
+LAYER_MEMORY = 8.0
+SLICE_WIDTH = "Phi-3, width 3072"
+SLICE_COST = 1.06
+MIX_SPEED_UP = 4.0
+SET_SPEED_UP = 1.0
+FORWARD_SHARE = 0.85
+EQUAL_PREDICTIONS = 0.999
+STARTUP_SECONDS = 0.5
+
+
+def bars_of(
+    layer: Sequence[LayerRow] = (),
+    model: Sequence[ModelRow] = (),
+    evaluation: Sequence[Evaluation] = (),
+    startup: Startup | None = None,
+) -> list[Bar]:
+    """Return the goals that these rows say something about."""
+    found = [*_layer(layer), *_model(model)]
+    for collection in evaluation:
+        found += _evaluation(collection)
+    if startup is not None:
+        what = "start-up: seconds more than --model hf"
+        found.append(_at_most(what, startup.difference, STARTUP_SECONDS))
+    return found
+
+
+def _at_least(what: str, measured: float, goal: float) -> Bar:
+    return Bar(what=what, wanted=f"at least {goal:g}", measured=measured, met=measured >= goal)
+
+
+def _at_most(what: str, measured: float, goal: float) -> Bar:
+    return Bar(what=what, wanted=f"at most {goal:g}", measured=measured, met=measured <= goal)
+
+
+def _layer(rows: Sequence[LayerRow]) -> Iterable[Bar]:
+    for row in rows:
+        goal = LAYER_SPEED_UP.get((row.width_in, row.width_out))
+        if row.tokens != LAYER_TOKENS or goal is None:
+            continue
+        name = f"layer {row.width_in}->{row.width_out}, {row.tokens} tokens"
+        yield _at_least(
+            f"{name}: times faster than PEFT", row.peft_over_routed.median_of_rounds, goal
+        )
+        share = row.peak_bytes["peft"] / row.peak_bytes["routed"]
+        yield _at_least(f"{name}: PEFT's peak memory over ours", share, LAYER_MEMORY)
+
+
+def _model(rows: Sequence[ModelRow]) -> Iterable[Bar]:
+    for row in rows:
+        if row.model.startswith(SLICE_WIDTH) and row.phase == "prefill":
+            what = f"Phi-3's width, prefill {row.batch}x{row.tokens}: times the base's forward"
+            yield _at_most(what, row.routed_over_base.median_of_rounds, SLICE_COST)
+
+
+def _evaluation(found: Evaluation) -> Iterable[Bar]:
+    name = f"evaluation {found.name}"
+    if found.name == "mix":
+        speed_up = found.together.peft_over_packed.median_of_rounds
+        yield _at_least(f"{name}: times faster than PEFT's best", speed_up, MIX_SPEED_UP)
+    slowest = min(found.alone, key=lambda one: found.alone[one].peft_over_packed.median_of_rounds)
+    speed_up = found.alone[slowest].peft_over_packed.median_of_rounds
+    yield _at_least(
+        f"{name}: the same on its slowest set, {slowest.removeprefix('gks_')}",
+        speed_up,
+        SET_SPEED_UP,
+    )
+    yield _at_least(f"{name}: share of the best plain forward", found.forward.share, FORWARD_SHARE)
+    packed = found.agreement["packed"]
+    yield _at_least(
+        f"{name}: share of PEFT's predictions", packed.equal / packed.items, EQUAL_PREDICTIONS
+    )

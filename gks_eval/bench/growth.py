@@ -1,0 +1,114 @@
+"""Row `growth`: how cost grows with experts, with choices an item, and with context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from gks_eval.bench.evaluation import PLAIN_BATCH
+from gks_eval.bench.layer import contestants
+from gks_eval.bench.record import Growth, GrowthPoint
+from gks_eval.bench.sizes import Sizes
+from gks_eval.bench.subject import Subject
+from gks_eval.bench.timing import interleave, synchroniser
+from gks_eval.lm import GksArrowLM
+
+__all__ = ["growth_rows", "random_requests"]
+
+CHOICES, CHOICE_TOKENS = 4, 8
+Pair = tuple[list[int], list[int]]
+
+
+@torch.no_grad()
+def growth_rows(
+    subject: Subject,
+    ours: GksArrowLM,
+    sizes: Sizes,
+    *,
+    rounds: int,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+    report: Callable[[str], None],
+) -> Growth:
+    """Measure all three.
+
+    Args:
+        subject: The model of the evaluations.
+        ours: Its scorer.
+        sizes: What to go through.
+        rounds: Of every point.
+        device: Where everything is.
+        dtype: Of the layer.
+        seed: Of weights and tokens.
+        report: Told what is going on.
+    """
+    width_in, width_out = sizes.growth_layer
+    experts = []
+    for count in sizes.growth_experts:
+        report(f"growth: {count} experts")
+        experts.append(_layer(count, sizes, rounds, device, dtype, seed))
+
+    def evaluate(at: int, context: int, choices: int) -> GrowthPoint:
+        report(f"growth: {choices} choices, {context} tokens of context")
+        vocabulary = subject.model.config.vocab_size
+        pairs = random_requests(sizes.growth_items, context, choices, vocabulary, seed)
+        scored = {
+            "plain": partial(_score, ours, pairs, "plain"),
+            "packed": partial(_score, ours, pairs, "packed"),
+        }
+        return GrowthPoint(
+            at=at, seconds=interleave(scored, rounds, synchronise=synchroniser(device))
+        )
+
+    return Growth(
+        layer=f"{width_in}->{width_out}, {sizes.growth_tokens} tokens",
+        experts=tuple(experts),
+        model=subject.name,
+        choices=tuple(evaluate(n, sizes.growth_context, n) for n in sizes.growth_choices),
+        contexts=tuple(evaluate(n, n, CHOICES) for n in sizes.growth_contexts),
+    )
+
+
+def _layer(
+    count: int, sizes: Sizes, rounds: int, device: str, dtype: torch.dtype, seed: int
+) -> GrowthPoint:
+    width_in, width_out = sizes.growth_layer
+    with contestants(
+        width_in,
+        width_out,
+        experts=count,
+        rank=sizes.rank,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    ) as layer:
+        generator = torch.Generator().manual_seed(seed)
+        x_TK = torch.randn(sizes.growth_tokens, width_in, generator=generator).to(device, dtype)
+        calls = {who: call for who, call in layer.calls(x_TK).items() if who in ("routed", "peft")}
+        seconds = interleave(
+            calls, rounds, least_seconds=sizes.least_seconds, synchronise=synchroniser(device)
+        )
+    return GrowthPoint(at=count, seconds=seconds)
+
+
+def random_requests(
+    items: int, context: int, choices: int, vocabulary: int, seed: int
+) -> list[Pair]:
+    """Return (context, continuation) tokens: every item has a context of its own."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(count: int) -> list[int]:
+        tokens: list[int] = torch.randint(vocabulary, (count,), generator=generator).tolist()
+        return tokens
+
+    contexts = [drawn(context) for _ in range(items)]
+    return [(tokens, drawn(CHOICE_TOKENS)) for tokens in contexts for _ in range(choices)]
+
+
+def _score(lm: GksArrowLM, pairs: list[Pair], scoring: str) -> None:
+    lm.choose_scoring(scoring)
+    lm.choose_batch_size("auto" if scoring == "packed" else PLAIN_BATCH)
+    lm._loglikelihood_tokens([(None, *pair) for pair in pairs], disable_tqdm=True)

@@ -1,0 +1,167 @@
+"""Row `layer`: the routed update of one linear layer, ours and PEFT's, beside the base's product.
+
+The update alone is timed, not the layer: ours writes into the base's output, PEFT's adds to it, and
+either way the base's product would hide what differs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gks_eval.bench.memory import peak_bytes
+from gks_eval.bench.peers import arrow_delta, arrow_layers, peft_arrow, peft_setting, twin
+from gks_eval.bench.random_library import random_library
+from gks_eval.bench.record import LayerRow
+from gks_eval.bench.sizes import Sizes
+from gks_eval.bench.timing import Call, interleave, ratio, synchroniser
+from gks_eval.routed import RoutedWeights, build, routed_delta
+
+__all__ = ["Contestants", "OneLinear", "contestants", "layer_rows"]
+
+
+class OneLinear(nn.Module):
+    """A model that is one linear layer, for PEFT to adapt."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output."""
+        output: torch.Tensor = self.linear(x)
+        return output
+
+
+@dataclass(frozen=True)
+class Contestants:
+    """One layer, ready to be run.
+
+    Attributes:
+        linear: The base's layer.
+        weights: Our routed weights.
+        peft: PEFT's layer.
+    """
+
+    linear: nn.Linear
+    weights: RoutedWeights
+    peft: Any
+
+    def calls(self, x_TK: torch.Tensor) -> dict[str, Call]:
+        """Return what to time on `x_TK`; ``routed`` and ``peft`` return the same update."""
+        x_1TK = x_TK.unsqueeze(0)
+        calls: dict[str, Call] = {
+            "base": lambda: self.linear(x_TK),
+            "routed": lambda: routed_delta(x_TK, self.weights),
+            "peft": lambda: arrow_delta(self.peft, x_1TK)[0],
+        }
+        prototypes_EK = self.weights.prototypes
+        if prototypes_EK is not None:  # 16-bit layers: see `gks_eval.routed.inner`
+            calls["prototypes"] = lambda: x_TK.float() @ prototypes_EK.T
+        return calls
+
+
+@contextmanager
+def contestants(
+    width_in: int,
+    width_out: int,
+    *,
+    experts: int,
+    rank: int,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> Iterator[Contestants]:
+    """Make one layer with random weights and adapters, one general adapter subtracted.
+
+    Args:
+        width_in: K.
+        width_out: D.
+        experts: E.
+        rank: Of every adapter.
+        device: Where everything is.
+        dtype: Of everything but what each side keeps in float32.
+        seed: Of the weights.
+    """
+    torch.manual_seed(seed)
+    model = OneLinear(width_in, width_out).to(device, dtype).eval()
+    with tempfile.TemporaryDirectory(prefix="gks-bench-") as folder:
+        library = random_library(
+            Path(folder) / "library",
+            {"linear": (width_out, width_in)},
+            experts=experts,
+            rank=rank,
+            seed=seed,
+        )
+        setting = peft_setting(library)
+        pairs, general = library.layer("linear", setting)
+        adapted = peft_arrow(twin(model), library, setting)
+        weights = build(pairs, general, setting, dtype=dtype, device=device)
+        yield Contestants(model.linear, weights, arrow_layers(adapted)["linear"])
+
+
+@torch.no_grad()
+def layer_rows(
+    sizes: Sizes,
+    *,
+    rounds: int,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+    report: Callable[[str], None],
+) -> list[LayerRow]:
+    """Measure every shape with every number of tokens."""
+    rows = []
+    for width_in, width_out in sizes.layers:
+        with contestants(
+            width_in,
+            width_out,
+            experts=sizes.experts,
+            rank=sizes.rank,
+            device=device,
+            dtype=dtype,
+            seed=seed,
+        ) as layer:
+            for tokens in sizes.layer_tokens:
+                report(f"layer {width_in}->{width_out}, {tokens} tokens")
+                fewer = max(2, rounds // 3) if tokens > sizes.many_tokens else rounds
+                rows.append(_row(layer, tokens, fewer, sizes.least_seconds, device, dtype, seed))
+    return rows
+
+
+def _row(
+    layer: Contestants,
+    tokens: int,
+    rounds: int,
+    least_seconds: float,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+) -> LayerRow:
+    generator = torch.Generator().manual_seed(seed)
+    x_TK = torch.randn(tokens, layer.linear.in_features, generator=generator).to(device, dtype)
+    calls = layer.calls(x_TK)
+    seconds = interleave(
+        calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
+    )
+    ours, theirs = routed_delta(x_TK, layer.weights), arrow_delta(layer.peft, x_TK[None])[0]
+    difference, largest = (ours.float() - theirs.float()).abs().max(), theirs.abs().max()
+    del ours, theirs
+    return LayerRow(
+        width_in=layer.linear.in_features,
+        width_out=layer.linear.out_features,
+        tokens=tokens,
+        seconds=seconds,
+        peft_over_routed=ratio(seconds["peft"], seconds["routed"]),
+        routed_over_base=ratio(seconds["routed"], seconds["base"]),
+        peak_bytes={name: peak_bytes(calls[name], device) for name in ("routed", "peft")},
+        max_difference=float(difference),
+        largest=float(largest),
+    )

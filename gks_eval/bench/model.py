@@ -1,0 +1,180 @@
+"""Row `model`: a whole transformer's forward without its head, for the base, ours and PEFT's."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from gks_eval.bench.peers import peft_arrow, peft_setting, twin
+from gks_eval.bench.random_library import random_library
+from gks_eval.bench.record import ModelRow
+from gks_eval.bench.sizes import Sizes, Slice
+from gks_eval.bench.subject import Subject
+from gks_eval.bench.timing import Call, interleave, ratio, synchroniser
+from gks_eval.fit import linear_shapes
+from gks_eval.inject import attach
+from gks_eval.library import Library
+
+__all__ = ["model_rows", "phi3_slice", "slice_rows", "subject_rows", "three_transformers"]
+
+
+def phi3_slice(size: Slice, device: str, dtype: torch.dtype, seed: int) -> Any:
+    """Return a Phi-3 of random weights, in evaluation mode."""
+    from transformers import AutoModelForCausalLM, Phi3Config
+
+    config = Phi3Config(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    return model.to(device).eval()
+
+
+def slice_rows(
+    sizes: Sizes,
+    *,
+    rounds: int,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
+    report: Callable[[str], None],
+) -> list[ModelRow]:
+    """Measure the slice of Phi-3's width, with adapters on its qkv_proj and o_proj."""
+    model = phi3_slice(sizes.slice, device, dtype, seed)
+    shapes = {
+        name: shape
+        for name, shape in linear_shapes(model).items()
+        if name.endswith(("qkv_proj", "o_proj"))
+    }
+    name = f"Phi-3, width {sizes.slice.hidden}, {sizes.slice.layers} layers, random weights"
+    with tempfile.TemporaryDirectory(prefix="gks-bench-") as folder:
+        library = random_library(
+            Path(folder) / "library", shapes, experts=sizes.experts, rank=sizes.rank, seed=seed
+        )
+        return model_rows(
+            name, model, library, sizes, rounds=rounds, device=device, seed=seed, report=report
+        )
+
+
+def subject_rows(
+    subject: Subject,
+    sizes: Sizes,
+    *,
+    rounds: int,
+    device: str,
+    seed: int,
+    report: Callable[[str], None],
+) -> list[ModelRow]:
+    """Measure a real base with its library."""
+    name = f"{subject.name}, {len(subject.library.experts)} experts"
+    return model_rows(
+        name,
+        subject.model,
+        subject.library,
+        sizes,
+        rounds=rounds,
+        device=device,
+        seed=seed,
+        report=report,
+    )
+
+
+def three_transformers(model: nn.Module, library: Library) -> dict[str, Any]:
+    """Return the transformers of ``base``, ``routed`` and ``peft``, on the same weights."""
+    setting = peft_setting(library)
+    routed: Any = twin(model)
+    attach(routed, library, setting)
+    adapted = peft_arrow(twin(model), library, setting)
+    causal: dict[str, Any] = {"base": model, "routed": routed, "peft": adapted.get_base_model()}
+    return {who: getattr(one, one.base_model_prefix) for who, one in causal.items()}
+
+
+@torch.no_grad()
+def model_rows(
+    name: str,
+    model: Any,
+    library: Library,
+    sizes: Sizes,
+    *,
+    rounds: int,
+    device: str,
+    seed: int,
+    report: Callable[[str], None],
+) -> list[ModelRow]:
+    """Measure prefill in every shape, and the decoding of one token."""
+    transformers = three_transformers(model, library)
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary = model.config.vocab_size
+    rows = []
+    for batch, tokens in sizes.prefill:
+        report(f"model {name}: prefill {batch}x{tokens}")
+        ids = torch.randint(vocabulary, (batch, tokens), generator=generator).to(device)
+        calls = {who: _prefill(one, ids) for who, one in transformers.items()}
+        rows.append(
+            _row(name, "prefill", (batch, tokens, 0), calls, rounds, sizes.least_seconds, device)
+        )
+    report(f"model {name}: decode after {sizes.cached}")
+    ids = torch.randint(vocabulary, (1, sizes.cached + 1), generator=generator).to(device)
+    calls = {who: _decode(one, ids) for who, one in transformers.items()}
+    rows.append(
+        _row(name, "decode", (1, 1, sizes.cached), calls, rounds, sizes.least_seconds, device)
+    )
+    return rows
+
+
+def _prefill(transformer: Any, ids: torch.Tensor) -> Call:
+    return lambda: transformer(input_ids=ids, use_cache=False)[0]
+
+
+def _decode(transformer: Any, ids: torch.Tensor) -> Call:
+    """Return what runs the last token on top of the others' keys and values, again and again."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    transformer(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+    last = ids[:, -1:]
+
+    def call() -> torch.Tensor:
+        hidden: torch.Tensor = transformer(input_ids=last, past_key_values=cache, use_cache=True)[0]
+        cache.crop(-1)  # forget the token; a view is cut, nothing is copied
+        return hidden
+
+    return call
+
+
+def _row(
+    name: str,
+    phase: Literal["prefill", "decode"],
+    shape: tuple[int, int, int],
+    calls: dict[str, Call],
+    rounds: int,
+    least_seconds: float,
+    device: str,
+) -> ModelRow:
+    seconds = interleave(
+        calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
+    )
+    batch, tokens, cached = shape
+    return ModelRow(
+        model=name,
+        phase=phase,
+        batch=batch,
+        tokens=tokens,
+        cached=cached,
+        seconds=seconds,
+        routed_over_base=ratio(seconds["routed"], seconds["base"]),
+        peft_over_base=ratio(seconds["peft"], seconds["base"]),
+    )

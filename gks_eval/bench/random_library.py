@@ -1,0 +1,84 @@
+"""Libraries of random adapters on disk, in PEFT's own form: what a cost depends on is shapes.
+
+Factors are Gaussian, with updates of about the size of a layer's output, so that a difference
+between two ways of computing them shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from gks_eval.library import MANIFEST, Library, load_library
+from gks_eval.peft_adapter import WEIGHTS_FILE
+
+__all__ = ["random_library"]
+
+GAIN = 0.2
+
+
+def random_library(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    experts: int,
+    general: int = 1,
+    rank: int = 4,
+    base_model: str = "random",
+    seed: int = 0,
+) -> Library:
+    """Write a library and load it.
+
+    Args:
+        folder: To be made.
+        shapes: (D, K) of each linear layer that the adapters update, by name.
+        experts: Task adapters.
+        general: General adapters.
+        rank: Of all of them; the scaling is 4.
+        base_model: What library.yaml names.
+        seed: Equal seeds give equal weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = {
+        "experts": [f"expert-{n}" for n in range(experts)],
+        "general": [f"general-{n}" for n in range(general)],
+    }
+    for kind, members in names.items():
+        for name in members:
+            _write_adapter(folder / kind / name, shapes, rank, base_model, generator)
+    manifest = {"base_model": base_model} | {
+        kind: {name: f"{kind}/{name}" for name in members} for kind, members in names.items()
+    }
+    text = yaml.safe_dump(manifest, sort_keys=False)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return load_library(str(folder))
+
+
+def _write_adapter(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    rank: int,
+    base_model: str,
+    generator: torch.Generator,
+) -> None:
+    from peft import LoraConfig
+
+    factors: dict[str, torch.Tensor] = {}
+    for module, (width_out, width_in) in shapes.items():
+        A_RK = torch.randn(rank, width_in, generator=generator) / width_in**0.5
+        B_DR = GAIN * torch.randn(width_out, rank, generator=generator) / width_in**0.5
+        factors[f"base_model.model.{module}.lora_A.weight"] = A_RK
+        factors[f"base_model.model.{module}.lora_B.weight"] = B_DR
+    folder.mkdir(parents=True)
+    save_file(factors, folder / WEIGHTS_FILE)
+    LoraConfig(
+        r=rank,
+        lora_alpha=4 * rank,
+        target_modules=sorted({module.rpartition(".")[2] for module in shapes}),
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    ).save_pretrained(folder)

@@ -1,0 +1,298 @@
+"""What a run of the benchmark found, as JSON of a fixed form: ``gks_eval.bench/1``.
+
+Seconds are those of one call, bytes are bytes, ratios are of seconds. Contestants are ``base`` (no
+adapters), ``routed`` (ours), ``peft`` (PEFT's Arrow); in evaluations they carry the scorer and the
+batch size: ``peft 8``, ``base 8``, ``plain 8``, ``packed``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, ValidationError
+
+from gks_eval.config.yaml import FrozenModel
+from gks_eval.errors import ResultsError
+
+__all__ = [
+    "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "Growth", "GrowthPoint",
+    "LayerRow", "ModelRow", "PlainForward", "Ratio", "Record", "Startup", "Timing", "read_record",
+]  # fmt: skip
+
+SCHEMA: Final = "gks_eval.bench/1"
+
+
+class Timing(FrozenModel):
+    """Seconds a call, over interleaved rounds.
+
+    Attributes:
+        median: Over the rounds.
+        minimum: Likewise.
+        maximum: Likewise.
+        rounds: One number a round, in order.
+        calls: Calls that each of these is the mean of.
+    """
+
+    median: float
+    minimum: float
+    maximum: float
+    rounds: tuple[float, ...]
+    calls: int
+
+
+class Ratio(FrozenModel):
+    """How many times as long one contestant took as another.
+
+    Attributes:
+        of_medians: Of the two medians.
+        median_of_rounds: The median of each round's ratio, which drift of the machine's speed does
+            not enter.
+    """
+
+    of_medians: float
+    median_of_rounds: float
+
+
+class LayerRow(FrozenModel):
+    """One linear layer: the base's product, and the two routed updates without it.
+
+    Attributes:
+        width_in: K.
+        width_out: D.
+        tokens: T.
+        seconds: Of ``base``, ``routed``, ``peft``; in 16-bit layers also of ``prototypes``, the
+            float32 product of tokens and prototypes, which is a part of ``routed``.
+        peft_over_routed: Speed-up.
+        routed_over_base: Cost of the update.
+        peak_bytes: Allocated by ``routed`` and ``peft``, their results included.
+        max_difference: Largest entry of the difference of the two updates.
+        largest: Largest entry of PEFT's update, all by magnitude.
+    """
+
+    width_in: int
+    width_out: int
+    tokens: int
+    seconds: dict[str, Timing]
+    peft_over_routed: Ratio
+    routed_over_base: Ratio
+    peak_bytes: dict[str, int]
+    max_difference: float
+    largest: float
+
+
+class ModelRow(FrozenModel):
+    """One forward of a transformer without its head.
+
+    Attributes:
+        model: What it is.
+        phase: ``prefill``, or ``decode``: one token a row after `cached` ones.
+        batch: Rows.
+        tokens: Tokens a row.
+        cached: Tokens whose keys and values are there already.
+        seconds: Of ``base``, ``routed``, ``peft``.
+        routed_over_base: What routing costs here.
+        peft_over_base: What it costs with PEFT.
+    """
+
+    model: str
+    phase: Literal["prefill", "decode"]
+    batch: int
+    tokens: int
+    cached: int
+    seconds: dict[str, Timing]
+    routed_over_base: Ratio
+    peft_over_base: Ratio
+
+
+class Agreement(FrozenModel):
+    """Items whose predicted choice is the reference's.
+
+    Attributes:
+        items: All.
+        equal: Those that agree.
+        max_difference: Largest difference of a log-likelihood.
+    """
+
+    items: int
+    equal: int
+    max_difference: float
+
+
+class EvaluationSet(FrozenModel):
+    """The log-likelihood requests of one set, or of several at once.
+
+    Attributes:
+        items: Items.
+        requests: Choices of all items together.
+        distinct_tokens: Distinct token prefixes, the least that must be computed.
+        computed_tokens: Tokens that each contestant's transformer ran, padding included.
+        seconds: By contestant, tokenisation included.
+        peer_best: PEFT's quickest batch size here.
+        peft_over_packed: Speed-up over that.
+    """
+
+    items: int
+    requests: int
+    distinct_tokens: int
+    computed_tokens: dict[str, int]
+    seconds: dict[str, Timing]
+    peer_best: str
+    peft_over_packed: Ratio
+
+
+class PlainForward(FrozenModel):
+    """The routed model's plain forward, without head, over several batch shapes.
+
+    Attributes:
+        seconds: By shape, ``rows x tokens``.
+        tokens_per_second: By shape.
+        best: The shape with the most.
+        packed_tokens_per_second: Distinct tokens a second of the packed evaluation, which also
+            tokenises, plans and computes the head.
+        share: The last over that of the best shape.
+    """
+
+    seconds: dict[str, Timing]
+    tokens_per_second: dict[str, float]
+    best: str
+    packed_tokens_per_second: float
+    share: float
+
+
+class Evaluation(FrozenModel):
+    """A collection of sets on one model.
+
+    Attributes:
+        name: ``demo`` or ``mix``.
+        base: Base model.
+        library: Adapters.
+        experts: How many.
+        together: All sets in one call, as lm-eval does it.
+        alone: Every set in a call of its own.
+        agreement: With ``peft 1``, by contestant, over all sets together.
+        forward: What the packed scorer could reach.
+    """
+
+    name: str
+    base: str
+    library: str
+    experts: int
+    together: EvaluationSet
+    alone: dict[str, EvaluationSet]
+    agreement: dict[str, Agreement]
+    forward: PlainForward
+
+
+class Startup(FrozenModel):
+    """Whole processes.
+
+    Attributes:
+        seconds: ``hf`` and ``gks_arrow``: lm_eval on a tiny model, from start to end.
+        difference: Median over the rounds of the second less the first.
+        python: ``bridge`` and ``no bridge``: an interpreter that does nothing.
+        bridge: Median over the rounds of their difference.
+    """
+
+    seconds: dict[str, Timing]
+    difference: float
+    python: dict[str, Timing]
+    bridge: float
+
+
+class GrowthPoint(FrozenModel):
+    """Seconds at one size, by contestant."""
+
+    at: int
+    seconds: dict[str, Timing]
+
+
+class Growth(FrozenModel):
+    """How cost grows.
+
+    Attributes:
+        layer: The layer of `experts`, as ``K->D, T tokens``.
+        experts: Seconds of a layer's update against the number of experts: ``routed``, ``peft``.
+        model: The model of the other two.
+        choices: Seconds of an evaluation against choices an item: ``plain``, ``packed``.
+        contexts: Likewise against tokens of context.
+    """
+
+    layer: str
+    experts: tuple[GrowthPoint, ...]
+    model: str
+    choices: tuple[GrowthPoint, ...]
+    contexts: tuple[GrowthPoint, ...]
+
+
+class Bar(FrozenModel):
+    """A goal beside what was measured.
+
+    Attributes:
+        what: The quantity.
+        wanted: The goal, in words.
+        measured: The quantity's value.
+        met: Whether it meets the goal.
+    """
+
+    what: str
+    wanted: str
+    measured: float
+    met: bool
+
+
+class Record(FrozenModel):
+    """One run.
+
+    Attributes:
+        schema_: ``gks_eval.bench/1``.
+        arguments: The command's, as it understood them.
+        date: When it began, ISO 8601, UTC.
+        minutes: How long it took.
+        seed: Of all random weights, inputs and tokens.
+        versions: Of Python and packages.
+        hardware: See `gks_eval.bench.machine`.
+        layer: Rows of that name; empty where it was not asked for, like those below.
+        model: Likewise.
+        evaluation: Likewise.
+        startup: Likewise.
+        growth: Likewise.
+        bars: Goals that these rows say something about.
+    """
+
+    schema_: Literal["gks_eval.bench/1"] = Field(default=SCHEMA, alias="schema")
+    arguments: dict[str, Any]
+    date: str
+    minutes: float
+    seed: int
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    layer: tuple[LayerRow, ...] = ()
+    model: tuple[ModelRow, ...] = ()
+    evaluation: tuple[Evaluation, ...] = ()
+    startup: Startup | None = None
+    growth: Growth | None = None
+    bars: tuple[Bar, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the file's content."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def read_record(path: Path) -> Record:
+    """Read what `Record.to_json` wrote.
+
+    Raises:
+        ResultsError: It cannot be read, or is of another form.
+    """
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the file"
+        raise ResultsError(
+            f"{path} is no record of `gks-eval bench` in the form {SCHEMA}: {where}: "
+            f"{fault['msg']}."
+        ) from None

@@ -1,0 +1,117 @@
+"""The log-likelihood requests of tasks, as lm-eval itself builds them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from gks_eval.errors import DataError, UsageError
+from gks_eval.grid import task_manager
+
+__all__ = ["DATA_ROOT", "DEMO", "MIX", "Items", "build_items", "collections"]
+
+DATA_ROOT = "GKS_DATA_ROOT"
+DEMO = ("gks_demo",)
+MIX = (
+    "gks_hellaswag", "gks_arc_easy", "gks_arc_challenge", "gks_piqa", "gks_boolq",
+    "gks_winogrande", "gks_openbookqa", "gks_xnli_en", "gks_xnli_de", "gks_xnli_fr",
+    "gks_mmlu_de", "gks_mmlu_fr", "gks_bbh",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items with their requests, one request a choice.
+
+    Attributes:
+        requests: lm-eval's instances, an item's together.
+        sizes: Choices of each item, in the same order.
+    """
+
+    requests: list[Any]
+    sizes: list[int]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Items]) -> Items:
+        """Return the items of several sets as one."""
+        return cls(
+            [request for part in parts for request in part.requests],
+            [size for part in parts for size in part.sizes],
+        )
+
+    def first(self, count: int) -> Items:
+        """Return the first few items."""
+        return Items(self.requests[: sum(self.sizes[:count])], self.sizes[:count])
+
+    def choices(self, log_likelihoods: Sequence[float]) -> list[int]:
+        """Return each item's predicted choice: the largest log-likelihood, the first on a tie."""
+        chosen, start = [], 0
+        for size in self.sizes:
+            scores = list(log_likelihoods[start : start + size])
+            chosen.append(scores.index(max(scores)))
+            start += size
+        return chosen
+
+
+def collections(items: int) -> dict[str, dict[str, Items]]:
+    """Build the demo's sets, and the mix where there are data for it.
+
+    Args:
+        items: Of every set.
+
+    Returns:
+        Sets by name, by collection: ``demo``, and ``mix`` if `DATA_ROOT` is set.
+
+    Raises:
+        UsageError: `DATA_ROOT` names no folder.
+        HubError: A set's data are not there.
+        DataError: A set has fewer items.
+    """
+    found = {"demo": build_items(DEMO, items)}
+    root = os.environ.get(DATA_ROOT)
+    if root:
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            raise UsageError(f"{DATA_ROOT}={root} is no folder; name one with org/name/ in it.")
+        # datasets prefers a folder org/name under the working directory to the hub.
+        with _standing_in(folder):
+            found["mix"] = build_items(MIX, items)
+    return found
+
+
+def build_items(names: Sequence[str], items: int) -> dict[str, Items]:
+    """Build the first `items` of every task, without few-shot examples.
+
+    Raises:
+        DataError: A task has fewer, or is not scored by log-likelihood.
+    """
+    built = {}
+    for name, task in task_manager(names).load(list(names))["tasks"].items():
+        task.set_config(key="num_fewshot", value=0)
+        task.build_all_requests(limit=items, rank=0, world_size=1)
+        scored = [one for one in task.instances if one.request_type == "loglikelihood"]
+        grouped = [list(group) for _, group in groupby(scored, key=lambda one: one.doc_id)]
+        if len(grouped) < items:
+            raise DataError(
+                f"--items {items}: {name} has {len(grouped)} items scored by log-likelihood; ask "
+                "for fewer."
+            )
+        built[name] = Items(
+            [one for group in grouped for one in group], [len(group) for group in grouped]
+        )
+    return built
+
+
+@contextlib.contextmanager
+def _standing_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

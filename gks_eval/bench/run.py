@@ -1,0 +1,164 @@
+"""A whole run: the rows that were asked for, in order, into one record."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+
+from gks_eval.base_model import choose_device
+from gks_eval.bench.bars import bars_of
+from gks_eval.bench.machine import hardware
+from gks_eval.bench.record import Record
+from gks_eval.bench.sizes import FULL, QUICK, ROWS
+from gks_eval.errors import ResourceError, UsageError, did_you_mean
+from gks_eval.versions import versions
+
+__all__ = ["DTYPES", "SEED", "Request", "run_bench"]
+
+SEED = 0
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        rows: Of `ROWS`.
+        device: ``cpu``, ``cuda``, ``cuda:0``.
+        dtype: Of weights and inputs, by name.
+        repeats: Rounds; an evaluation and the growth rows take a third of them.
+        items: Of each evaluated set.
+        library: Of whole-model rows; None for the bundled demo's.
+        quick: Tiny shapes and a tiny model: shows that all of it works, and nothing else.
+    """
+
+    rows: tuple[str, ...] = ROWS
+    device: str = "cpu"
+    dtype: str = "float32"
+    repeats: int = 6
+    items: int = 8
+    library: str | None = None
+    quick: bool = False
+
+    def check(self) -> None:
+        """Check what can be known beforehand.
+
+        Raises:
+            UsageError: A value is unknown or makes no sense.
+        """
+        for row in self.rows:
+            if row not in ROWS:
+                raise UsageError(f"--rows: {row!r} is unknown; {did_you_mean(row, ROWS)}.")
+        if not self.rows:
+            raise UsageError(f"--rows names nothing; choose of {', '.join(ROWS)}.")
+        if self.dtype not in DTYPES:
+            raise UsageError(
+                f"--dtype {self.dtype} is unknown; {did_you_mean(self.dtype, DTYPES)}."
+            )
+        if choose_device(self.device) != self.device or self.device.partition(":")[0] not in (
+            "cpu",
+            "cuda",
+        ):
+            raise UsageError(f"--device {self.device} is not here; use cpu, or cuda on a GPU.")
+
+
+def run_bench(request: Request, report: Callable[[str], None]) -> Record:
+    """Run the benchmark.
+
+    Args:
+        request: What to run.
+        report: Told what is going on.
+
+    Raises:
+        UsageError: The request makes no sense.
+        ResourceError: Memory does not suffice, or a process failed.
+        GksError: A library, base or data set cannot be read.
+    """
+    request.check()
+    began, started = datetime.now(timezone.utc), time.monotonic()
+    sizes = QUICK if request.quick else FULL
+    common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
+    how = common | {"rounds": request.repeats}
+    dtype = DTYPES[request.dtype]
+    found: dict[str, Any] = {"layer": [], "model": [], "evaluation": []}
+    with _out_of_memory(request.device):
+        if "layer" in request.rows:
+            from gks_eval.bench.layer import layer_rows
+
+            found["layer"] = layer_rows(sizes, dtype=dtype, **how)
+        if "model" in request.rows:
+            from gks_eval.bench.model import slice_rows
+
+            found["model"] = slice_rows(sizes, dtype=dtype, **how)
+        if {"model", "evaluation", "growth"} & set(request.rows):
+            _on_subject(request, found, how)
+    if "startup" in request.rows:
+        from gks_eval.bench.startup import startup_row
+
+        found["startup"] = startup_row(warm_up=not request.quick, **how)
+    bars = bars_of(found["layer"], found["model"], found["evaluation"], found.get("startup"))
+    return Record(
+        arguments=asdict(request),
+        date=began.isoformat(timespec="seconds"),
+        minutes=(time.monotonic() - started) / 60,
+        seed=SEED,
+        versions=versions(),
+        hardware=hardware(request.device),
+        bars=tuple(bars),
+        **found,
+    )
+
+
+def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) -> None:
+    from gks_eval.bench.subject import open_subject
+
+    sizes = QUICK if request.quick else FULL
+    dtype = DTYPES[request.dtype]
+    fewer = how | {"rounds": max(1, request.repeats // 3)}
+    sets = _sets(request) if "evaluation" in request.rows else {}
+    with open_subject(
+        request.library, tiny=request.quick, device=request.device, dtype=dtype, seed=SEED
+    ) as subject:
+        if "model" in request.rows:
+            from gks_eval.bench.model import subject_rows
+
+            found["model"] += subject_rows(subject, sizes, **how)
+        if not {"evaluation", "growth"} & set(request.rows):
+            return
+        from gks_eval.bench.evaluation import evaluate_collection, open_scorers
+        from gks_eval.bench.growth import growth_rows
+
+        scorers = open_scorers(subject)
+        for name, collection in sets.items():
+            found["evaluation"].append(
+                evaluate_collection(name, collection, subject, scorers, sizes, **fewer)
+            )
+        if "growth" in request.rows:
+            found["growth"] = growth_rows(subject, scorers.ours, sizes, dtype=dtype, **fewer)
+
+
+def _sets(request: Request) -> Any:
+    # Before the model: data that are missing should be said at once.
+    from gks_eval.bench.requests import collections
+
+    return collections(request.items)
+
+
+@contextlib.contextmanager
+def _out_of_memory(device: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # which torch.OutOfMemoryError is
+        signs = ("out of memory", "can't allocate memory", "not enough memory")
+        if not any(sign in str(error).lower() for sign in signs):
+            raise
+        raise ResourceError(
+            f"the memory of {device} does not suffice for this row; choose others with --rows."
+        ) from error

@@ -1,0 +1,112 @@
+"""How large the benchmark's cases are: the real ones, and small ones that take seconds.
+
+Phi-3-mini's attention has linear layers 3072 -> 9216 (qkv) and 3072 -> 3072 (o), Phi-2's
+2560 -> 2560.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FULL", "QUICK", "ROWS", "Sizes", "Slice"]
+
+ROWS = ("layer", "model", "evaluation", "startup", "growth")
+Shapes = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A Phi-3 of random weights: true width, few layers, a small vocabulary."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    layers: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The cases of a run.
+
+    Attributes:
+        experts: Of the layers and of the slice; one general adapter is subtracted.
+        rank: Of every adapter there.
+        layers: (K, D) of the layer rows.
+        layer_tokens: T of the layer rows; above `many_tokens` a third of the rounds suffice.
+        many_tokens: See there.
+        slice: The model of Phi-3's width.
+        prefill: (rows, tokens) of whole forwards.
+        cached: Tokens before the one that is decoded.
+        batch_sizes: Of HFLM.
+        forwards: (rows, tokens) of the plain forwards that the packed scorer is compared with.
+        growth_layer: (K, D).
+        growth_tokens: T.
+        growth_experts: Numbers of experts.
+        growth_items: Items of the two below.
+        growth_choices: Choices an item.
+        growth_context: Tokens of context before them.
+        growth_contexts: Tokens of context, with 4 choices.
+        least_seconds: A measurement of something quick repeats it for so long.
+    """
+
+    experts: int
+    rank: int
+    layers: Shapes
+    layer_tokens: tuple[int, ...]
+    many_tokens: int
+    slice: Slice
+    prefill: Shapes
+    cached: int
+    batch_sizes: tuple[int, ...]
+    forwards: Shapes
+    growth_layer: tuple[int, int]
+    growth_tokens: int
+    growth_experts: tuple[int, ...]
+    growth_items: int
+    growth_choices: tuple[int, ...]
+    growth_context: int
+    growth_contexts: tuple[int, ...]
+    least_seconds: float
+
+
+FULL = Sizes(
+    experts=10,
+    rank=4,
+    layers=((3072, 9216), (3072, 3072), (2560, 2560)),
+    layer_tokens=(1, 512, 4096),
+    many_tokens=2048,
+    slice=Slice(hidden=3072, intermediate=8192, heads=32, layers=2, vocabulary=1000),
+    prefill=((1, 512), (4, 256)),
+    cached=256,
+    batch_sizes=(1, 8, 32),
+    forwards=((1, 64), (1, 128), (1, 256), (1, 512), (4, 128), (8, 64), (4, 256), (8, 128)),
+    growth_layer=(3072, 9216),
+    growth_tokens=128,
+    growth_experts=(2, 4, 8, 16, 32, 64),
+    growth_items=2,
+    growth_choices=(1, 2, 4, 8, 12, 20),
+    growth_context=128,
+    growth_contexts=(32, 128, 512, 1024, 2048),
+    least_seconds=0.1,
+)
+QUICK = Sizes(
+    experts=4,
+    rank=4,
+    layers=((64, 192), (64, 64)),
+    layer_tokens=(1, 16),
+    many_tokens=8,
+    slice=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
+    prefill=((1, 16), (2, 8)),
+    cached=8,
+    batch_sizes=(1, 4),
+    forwards=((1, 16), (4, 16)),
+    growth_layer=(64, 64),
+    growth_tokens=8,
+    growth_experts=(2, 4),
+    growth_items=2,
+    growth_choices=(1, 3),
+    growth_context=16,
+    growth_contexts=(8, 32),
+    least_seconds=0.0,
+)

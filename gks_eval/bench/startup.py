@@ -1,0 +1,126 @@
+"""Row `startup`: whole processes of lm_eval, with `--model hf` and with `--model gks_arrow`.
+
+The model, library and task are tiny, so what is left is what a process needs before it scores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from gks_eval.bench.record import Startup, Timing
+from gks_eval.bench.timing import Call, interleave
+from gks_eval.errors import ResourceError
+
+__all__ = ["startup_row", "write_task"]
+
+PYTHON_ROUNDS = 10
+TASK = "gks_bench_one_item"
+
+
+def startup_row(
+    *, rounds: int, warm_up: bool, device: str, seed: int, report: Callable[[str], None]
+) -> Startup:
+    """Measure both, by turns.
+
+    Args:
+        rounds: Of the two lm_eval processes; an empty interpreter has ten times as many.
+        warm_up: Whether each runs once before, so that files are in the cache.
+        device: As lm_eval takes it.
+        seed: Of the model.
+        report: Told what is going on.
+
+    Raises:
+        ResourceError: A process failed; the sentence ends with its last line.
+    """
+    from gks_eval.bench.random_library import random_library
+    from gks_eval.bench.tiny import save_tiny_base
+
+    with tempfile.TemporaryDirectory(prefix="gks-bench-") as scratch:
+        folder = Path(scratch)
+        base = save_tiny_base(folder / "base", seed)
+        shapes = {f"model.layers.{n}.self_attn.q_proj": (64, 64) for n in range(2)}
+        random_library(folder / "library", shapes, experts=4, base_model=str(base), seed=seed)
+        write_task(folder)
+        harness = [
+            sys.executable, "-m", "lm_eval", "run", "--tasks", TASK, "--limit", "1",
+            "--include_path", scratch, "--device", device,
+        ]  # fmt: skip
+        arguments = {
+            "hf": f"pretrained={base}",
+            "gks_arrow": f"pretrained={base},library={folder / 'library'}",
+        }
+        runs: dict[str, Call] = {
+            model: partial(
+                _run, [*harness, "--model", model, "--model_args", given], {"HF_HOME": scratch}
+            )
+            for model, given in arguments.items()
+        }
+        report(f"start-up: lm_eval, {rounds} rounds")
+        nothing: dict[str, Call] = dict.fromkeys(runs, lambda: None)
+        seconds = interleave(runs, rounds, warm_ups=None if warm_up else nothing)
+    report("start-up: python")
+    empty = [sys.executable, "-c", "pass"]
+    python = interleave(
+        {
+            "bridge": partial(_run, empty, {"GKS_EVAL_BRIDGE": "1"}),
+            "no bridge": partial(_run, empty, {"GKS_EVAL_BRIDGE": "0"}),
+        },
+        PYTHON_ROUNDS * rounds,
+    )
+    return Startup(
+        seconds=seconds,
+        difference=_difference(seconds, "gks_arrow", "hf"),
+        python=python,
+        bridge=_difference(python, "bridge", "no bridge"),
+    )
+
+
+def write_task(folder: Path) -> None:
+    """Write a task of one item with two choices, as a YAML file and its data."""
+    rows = folder / "rows.jsonl"
+    row = {"question": "Two and two are", "choices": ["four", "five"], "gold": 0}
+    rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (folder / f"{TASK}.yaml").write_text(
+        f"task: {TASK}\n"
+        "dataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {json.dumps(str(rows))}}}}}\n"
+        "test_split: test\n"
+        "output_type: multiple_choice\n"
+        'doc_to_text: "{{question}}"\n'
+        'doc_to_choice: "{{choices}}"\n'
+        'doc_to_target: "{{gold}}"\n',
+        encoding="utf-8",
+    )
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    # Only our own model and data are read: a look at the hub would time the network.
+    offline = {"HF_HUB_OFFLINE": "1", "GKS_EVAL_BRIDGE": "1"}
+    done = subprocess.run(  # noqa: S603
+        command,
+        env={**os.environ, **offline, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        shown = " ".join(command[1:])
+        raise ResourceError(
+            f"start-up: `python {shown}` ended with status {done.returncode} ({last}); leave the "
+            "row out with --rows."
+        )
+
+
+def _difference(seconds: Mapping[str, Timing], one: str, other: str) -> float:
+    pairs = zip(seconds[one].rounds, seconds[other].rounds, strict=True)
+    return statistics.median(a - b for a, b in pairs)

@@ -1,0 +1,119 @@
+"""The model and library that whole-model rows are run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from gks_eval.bench.peers import peft_setting
+from gks_eval.bench.random_library import random_library
+from gks_eval.bench.tiny import save_tiny_base
+from gks_eval.embedded import resolve_base_model
+from gks_eval.errors import HubError, UsageError
+from gks_eval.fit import check_fit, linear_shapes
+from gks_eval.library import Library, load_library
+
+__all__ = ["DEFAULT_LIBRARY", "Subject", "open_subject"]
+
+DEFAULT_LIBRARY = "smollm2-demo"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base in memory and a library for it.
+
+    Attributes:
+        name: The base, as the library names it.
+        adapters: The library, as it was called.
+        model: A causal LM, in evaluation mode.
+        tokenizer: Its tokenizer.
+        library: Adapters that PEFT's Arrow can run.
+    """
+
+    name: str
+    adapters: str
+    model: Any
+    tokenizer: Any
+    library: Library
+
+
+@contextmanager
+def open_subject(
+    library: str | None, *, tiny: bool, device: str, dtype: torch.dtype, seed: int
+) -> Iterator[Subject]:
+    """Load the library and its base.
+
+    Args:
+        library: Bundled name, folder or hub id; None for the default.
+        tiny: Whether the default is a tiny random model with four random experts.
+        device: Where the model goes.
+        dtype: Of its weights.
+        seed: Of random weights.
+
+    Raises:
+        UsageError: PEFT's Arrow, which the library is compared with, cannot run it.
+        GksError: As `load_library` and `resolve_base_model`.
+    """
+    with TemporaryDirectory(prefix="gks-bench-") as scratch:
+        if library is None and tiny:
+            base = save_tiny_base(Path(scratch) / "base", seed)
+            model = _load(str(base), None, device, dtype)
+            shapes = {
+                name: shape
+                for name, shape in linear_shapes(model).items()
+                if name.endswith(("q_proj", "v_proj", "o_proj"))
+            }
+            loaded = random_library(
+                Path(scratch) / "library", shapes, experts=4, base_model=str(base), seed=seed
+            )
+            name, adapters = "tiny random Llama", "random adapters"
+        else:
+            adapters = library or DEFAULT_LIBRARY
+            loaded = load_library(adapters)
+            _check_for_peft(loaded)
+            name = loaded.config.base_model
+            base = Path(resolve_base_model(name))
+            model = _load(str(base), loaded.config.revision, device, dtype)
+        check_fit(loaded, linear_shapes(model), name)
+        yield Subject(name, adapters, model, _tokenizer(str(base)), loaded)
+
+
+def _check_for_peft(library: Library) -> None:
+    if library.config.load.quantization != "none":
+        raise UsageError(
+            f"--library {library.name} is for a quantised base, which bench does not load; name "
+            "another."
+        )
+    adapters = [*library.experts.values(), *library.general.values()]
+    ranks = {pair.rank for adapter in adapters for pair in adapter.pairs.values()}
+    if len(ranks) > 1:
+        raise UsageError(
+            f"--library {library.name} has adapters of rank {', '.join(map(str, sorted(ranks)))}; "
+            "PEFT's Arrow, which bench compares with, takes one rank only."
+        )
+    library.check(peft_setting(library))
+
+
+def _load(source: str, revision: str | None, device: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision or "main", dtype=dtype
+        )
+    except OSError as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise HubError(f"base model {source} could not be loaded ({reason}).") from error
+    return model.to(device).eval()
+
+
+def _tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source)

@@ -1,0 +1,247 @@
+"""A run as tables in plain text, for a terminal or a page of documentation."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from gks_eval.bench.record import (
+    Bar,
+    Evaluation,
+    Growth,
+    GrowthPoint,
+    LayerRow,
+    ModelRow,
+    Record,
+    Startup,
+    Timing,
+)
+
+__all__ = ["Section", "heading", "rendered", "sections"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with a line above it and a few below."""
+
+    title: str
+    table: Table
+    notes: str = ""
+
+
+def heading(record: Record) -> str:
+    """Return one paragraph: when, where, with what."""
+    machine, made = record.hardware, record.versions
+    device = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    return (
+        f"{record.date[:10]}; {device}, {machine['threads']} threads; "
+        f"{record.arguments.get('dtype')}; torch {made.get('torch')}, transformers "
+        f"{made.get('transformers')}, peft {made.get('peft')}, lm-eval {made.get('lm-eval')}; "
+        f"seed {record.seed}; {record.minutes:.1f} minutes."
+    )
+
+
+def rendered(record: Record) -> str:
+    """Return everything as plain text, as wide as it needs to be."""
+    text = io.StringIO()
+    console = Console(file=text, width=400, color_system=None)
+    for section in sections(record):
+        console.print(section.title, markup=False, highlight=False)
+        console.print(section.table)
+        if section.notes:
+            console.print(section.notes, markup=False, highlight=False)
+        console.print()
+    lines = [heading(record), "", *text.getvalue().splitlines()]
+    return "\n".join(line.rstrip() for line in lines).strip() + "\n"
+
+
+def sections(record: Record) -> list[Section]:
+    """Return a table a row family that was run, and the goals last."""
+    found: list[Section] = []
+    if record.layer:
+        found.append(_layer(record.layer))
+    if record.model:
+        found.append(_model(record.model))
+    for evaluation in record.evaluation:
+        found += [_evaluation(evaluation), _sets(evaluation), _forward(evaluation)]
+    if record.startup is not None:
+        found.append(_startup(record.startup))
+    if record.growth is not None:
+        found += _growth(record.growth)
+    if record.bars:
+        found.append(_bars(record.bars))
+    return found
+
+
+def _table(columns: str, *, words: int = 1) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, column in enumerate(columns.split("|")):
+        table.add_column(column, justify="left" if number < words else "right", no_wrap=True)
+    return table
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
+
+
+def _milliseconds(timing: Timing) -> str:
+    low, middle, high = (
+        _short(1000 * seconds) for seconds in (timing.minimum, timing.median, timing.maximum)
+    )
+    return f"{middle} ({low}-{high})"
+
+
+def _seconds(timing: Timing) -> str:
+    if len(timing.rounds) == 1:
+        return f"{timing.median:.2f}"
+    return f"{timing.median:.2f} ({timing.minimum:.2f}-{timing.maximum:.2f})"
+
+
+def _layer(rows: Sequence[LayerRow]) -> Section:
+    table = _table(
+        "layer|tokens|base's product|ours|PEFT|PEFT/ours|MB ours|MB PEFT|difference|prototypes"
+    )
+    for row in rows:
+        prototypes = row.seconds.get("prototypes")
+        table.add_row(
+            f"{row.width_in}->{row.width_out}",
+            str(row.tokens),
+            *(_milliseconds(row.seconds[who]) for who in ("base", "routed", "peft")),
+            f"{row.peft_over_routed.median_of_rounds:.1f}",
+            *(_short(row.peak_bytes[who] / 1e6) for who in ("routed", "peft")),
+            f"{row.max_difference / max(row.largest, 1e-30):.0e}",
+            _milliseconds(prototypes) if prototypes else "-",
+        )
+    return Section(
+        "Layer: the routed update alone; milliseconds a call, median (range)",
+        table,
+        "PEFT/ours: median of the rounds' ratios. MB: the most that a call allocates, its result "
+        "included.\nDifference: largest entry, relative to PEFT's largest. Prototypes: the part of "
+        "ours that is the\nfloat32 product with the prototypes, which 16-bit layers have apart.",
+    )
+
+
+def _model(rows: Sequence[ModelRow]) -> Section:
+    table = _table("model|forward|base|ours|PEFT|ours/base|PEFT/base", words=2)
+    for row in rows:
+        shape = f"{row.phase} {row.batch}x{row.tokens}"
+        table.add_row(
+            row.model,
+            f"{shape} after {row.cached}" if row.cached else shape,
+            *(_milliseconds(row.seconds[who]) for who in ("base", "routed", "peft")),
+            f"{row.routed_over_base.median_of_rounds:.3f}",
+            f"{row.peft_over_base.median_of_rounds:.3f}",
+        )
+    return Section(
+        "Model: one forward without head; milliseconds, median (range)",
+        table,
+        "Ratios: median of the rounds' ratios.",
+    )
+
+
+def _evaluation(found: Evaluation) -> Section:
+    together = found.together
+    table = _table("scorer|seconds|tokens run|of distinct|equal predictions|largest difference")
+    for who, timing in together.seconds.items():
+        tokens, agreement = together.computed_tokens[who], found.agreement.get(who)
+        table.add_row(
+            who,
+            _seconds(timing),
+            str(tokens),
+            f"{tokens / together.distinct_tokens:.2f}",
+            f"{agreement.equal} of {agreement.items}" if agreement else "-",
+            f"{agreement.max_difference:.0e}" if agreement else "-",
+        )
+    speed_up = together.peft_over_packed.median_of_rounds
+    return Section(
+        f"Evaluation {found.name}: {together.items} items of {len(found.alone)} sets, "
+        f"{together.requests} requests, in one call; {found.base}, {found.library}, "
+        f"{found.experts} experts",
+        table,
+        f"{together.distinct_tokens} distinct tokens. peft N, base N: lm-eval's HFLM at batch size "
+        "N, with PEFT's Arrow and without\nadapters; plain N: ours, by lm-eval's own scorer; "
+        "packed: ours. Equal predictions and largest difference of a\nlog-likelihood: against PEFT "
+        f"at its first batch size. {together.peer_best} / packed: {speed_up:.2f}.",
+    )
+
+
+def _sets(found: Evaluation) -> Section:
+    names = {who: None for one in found.alone.values() for who in one.seconds}
+    table = _table("|".join(["set", "items", *names, "PEFT's best/packed", "packed of distinct"]))
+    for name, one in found.alone.items():
+        table.add_row(
+            name.removeprefix("gks_"),
+            str(one.items),
+            *(f"{one.seconds[who].median:.2f}" for who in names),
+            f"{one.peft_over_packed.median_of_rounds:.2f}",
+            f"{one.computed_tokens['packed'] / one.distinct_tokens:.2f}",
+        )
+    return Section(
+        f"Evaluation {found.name}: every set in a call of its own; seconds",
+        table,
+        "Packed of distinct: tokens run over distinct tokens.",
+    )
+
+
+def _forward(found: Evaluation) -> Section:
+    forward = found.forward
+    table = _table("what|tokens a second")
+    for shape, rate in forward.tokens_per_second.items():
+        best = ", the best" if shape == forward.best else ""
+        table.add_row(f"plain forward {shape}{best}", f"{rate:.0f}")
+    table.add_row("packed evaluation", f"{forward.packed_tokens_per_second:.0f}")
+    return Section(
+        f"Evaluation {found.name}: tokens a second of the routed model",
+        table,
+        f"The packed evaluation, its distinct tokens only, tokenisation and head included, reaches "
+        f"{forward.share:.1%} of\nthe best plain forward of hidden states.",
+    )
+
+
+def _startup(found: Startup) -> Section:
+    table = _table("process|seconds|more")
+    table.add_row("lm_eval --model hf", _seconds(found.seconds["hf"]), "")
+    arrow = _seconds(found.seconds["gks_arrow"])
+    table.add_row("lm_eval --model gks_arrow", arrow, f"{found.difference:+.2f}")
+    plain, hooked = found.python["no bridge"], found.python["bridge"]
+    table.add_row("python -c pass, hook off", f"{plain.median:.4f}", "")
+    table.add_row("python -c pass", f"{hooked.median:.4f}", f"{found.bridge:+.4f}")
+    return Section(
+        "Start-up: whole processes; seconds, median (range)",
+        table,
+        "More: median of the rounds' differences.",
+    )
+
+
+def _growth(found: Growth) -> list[Section]:
+    evaluation = f"Growth: an evaluation on {found.model}; milliseconds, median (range)"
+    parts: Iterable[tuple[str, str, Sequence[GrowthPoint]]] = (
+        (f"Growth: a layer's update, {found.layer}; milliseconds", "experts", found.experts),
+        (evaluation, "choices", found.choices),
+        (evaluation, "context", found.contexts),
+    )
+    made = []
+    for title, axis, points in parts:
+        slow, fast = ("peft", "routed") if axis == "experts" else ("plain", "packed")
+        table = _table(f"{axis}|{slow}|{fast}|{slow}/{fast}")
+        for point in points:
+            table.add_row(
+                str(point.at),
+                _milliseconds(point.seconds[slow]),
+                _milliseconds(point.seconds[fast]),
+                f"{point.seconds[slow].median / point.seconds[fast].median:.2f}",
+            )
+        made.append(Section(title, table))
+    return made
+
+
+def _bars(bars: Sequence[Bar]) -> Section:
+    table = _table("what|wanted|measured|met", words=2)
+    for bar in bars:
+        table.add_row(bar.what, bar.wanted, _short(bar.measured), "yes" if bar.met else "no")
+    return Section("Goals", table)

@@ -1,0 +1,106 @@
+"""Seconds of contestants that take turns.
+
+A machine's speed drifts: other processes come and go, a processor heats up. Contestants measured
+one after the other would each get another machine, so in every round each runs once, and who goes
+first rotates.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from gks_eval.bench.record import Ratio, Timing
+
+__all__ = ["Call", "interleave", "per_second", "ratio", "synchroniser", "timing_of"]
+
+Call = Callable[[], object]
+
+MOST_CALLS = 10_000
+
+
+def interleave(
+    contestants: Mapping[str, Call],
+    rounds: int,
+    *,
+    warm_ups: Mapping[str, Call] | None = None,
+    least_seconds: float = 0.0,
+    synchronise: Call = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time contestants by turns.
+
+    Args:
+        contestants: What to time, by name.
+        rounds: How often each is measured.
+        warm_ups: What to run first, unmeasured, instead of a long contestant itself.
+        least_seconds: A measurement repeats a quicker call until it has lasted about so long;
+            contestants with a warm-up of their own are called once.
+        synchronise: Waits until the device has done all it was given.
+        clock: Tells the time in seconds.
+
+    Returns:
+        Seconds a call, by name.
+    """
+    names = list(contestants)
+    calls: dict[str, int] = {}
+    for name in names:
+        if warm_ups and name in warm_ups:
+            warm_ups[name]()
+            calls[name] = 1
+            continue
+        spent = _seconds(contestants[name], 1, synchronise, clock)
+        if spent < least_seconds:  # what a first call took says little
+            spent = _seconds(contestants[name], 1, synchronise, clock)
+        calls[name] = min(MOST_CALLS, max(1, math.ceil(least_seconds / max(spent, 1e-9))))
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            spent = _seconds(contestants[name], calls[name], synchronise, clock)
+            seconds[name].append(spent / calls[name])
+    return {name: timing_of(seconds[name], calls[name]) for name in names}
+
+
+def _seconds(call: Call, times: int, synchronise: Call, clock: Callable[[], float]) -> float:
+    synchronise()
+    started = clock()
+    for _ in range(times):
+        call()
+    synchronise()
+    return clock() - started
+
+
+def timing_of(rounds: Sequence[float], calls: int = 1) -> Timing:
+    """Summarise the seconds a call took in each round."""
+    return Timing(
+        median=statistics.median(rounds),
+        minimum=min(rounds),
+        maximum=max(rounds),
+        rounds=tuple(rounds),
+        calls=calls,
+    )
+
+
+def ratio(over: Timing, under: Timing) -> Ratio:
+    """Return how many times as long `over` took as `under`, which ran in the same rounds."""
+    by_round = [a / b for a, b in zip(over.rounds, under.rounds, strict=True)]
+    return Ratio(
+        of_medians=over.median / under.median, median_of_rounds=statistics.median(by_round)
+    )
+
+
+def per_second(amount: float, timing: Timing) -> float:
+    """Return the rate at which a call gets through `amount`, by the median."""
+    return amount / timing.median
+
+
+def synchroniser(device: str) -> Call:
+    """Return what waits for a device; a CPU is done when a call returns."""
+    if not device.startswith("cuda"):
+        return lambda: None
+    import torch
+
+    return lambda: torch.cuda.synchronize(device)

@@ -1,0 +1,75 @@
+"""`gks-eval bench`: ours and the peers side by side, in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gks_eval.errors import UsageError
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``bench`` to the application."""
+    app.command("bench")(_bench)
+
+
+def _bench(
+    rows: Annotated[
+        str, typer.Option(help="Comma-separated: layer, model, evaluation, startup, growth.")
+    ] = "layer,model,evaluation,startup,growth",
+    json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="File for the picture of growth: .png, .svg or .pdf.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    repeats: Annotated[
+        int,
+        typer.Option(min=1, help="Rounds in which each contestant runs once; a third where slow."),
+    ] = 6,
+    items: Annotated[int, typer.Option(min=1, help="Items of each evaluated set.")] = 8,
+    library: Annotated[
+        str | None, typer.Option(help="Of the whole-model rows; default: smollm2-demo.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny shapes: shows that it works, in a minute.")
+    ] = False,
+) -> None:
+    """Measure layers, models, evaluations and start-up against PEFT and lm-eval.
+
+    GKS_DATA_ROOT=FOLDER, with data sets as FOLDER/org/name, adds the paper's sets to the demo's.
+    """
+    from gks_eval.bench.sizes import ROWS
+
+    named = {part.strip() for part in rows.split(",") if part.strip()}
+    chosen = (*(row for row in ROWS if row in named), *sorted(named - set(ROWS)))
+    if plot is not None:
+        from gks_eval.bench.plot import check_plot
+
+        check_plot(plot)
+        if "growth" not in chosen:
+            raise UsageError("--plot draws the growth rows; add growth to --rows.")
+    from rich.console import Console
+
+    from gks_eval.bench.run import Request, run_bench
+    from gks_eval.bench.tables import rendered
+    from gks_eval.files import write_text
+    from gks_eval.quiet import quiet_libraries
+
+    quiet_libraries()
+    told = Console(stderr=True)
+    record = run_bench(
+        Request(chosen, device, dtype, repeats, items, library, quick),
+        lambda text: told.print(text, markup=False, highlight=False),
+    )
+    if json is not None:
+        write_text(json, record.to_json())
+    print(rendered(record), end="")
+    if plot is not None and record.growth is not None:
+        from gks_eval.bench.plot import draw_growth
+
+        draw_growth(record.growth, plot)
