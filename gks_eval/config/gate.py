@@ -19,6 +19,10 @@ def _fraction(value: float | None) -> float | None:
 
 
 Alpha = Annotated[float, Field(gt=0.0, lt=0.5)]
+# Strict: `true` would otherwise count as one pair.
+Pairs = Annotated[int, Field(ge=1, strict=True)]
+# Nothing lies below a floor of NaN: such a floor would hold nothing.
+Floor = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
@@ -35,8 +39,8 @@ class Limits(FrozenModel):
 
     max_drop: float | None = None
     alpha: Alpha | None = None
-    min_pairs: Annotated[int, Field(ge=1)] | None = None
-    floor: float | None = None
+    min_pairs: Pairs | None = None
+    floor: Floor | None = None
     metric: Name | None = None
 
     _fraction = field_validator("max_drop")(_fraction)
@@ -61,7 +65,7 @@ class GatePolicy(FrozenModel):
     version: Literal[1] = 1
     max_drop: float = 0.0
     alpha: Alpha = 0.05
-    min_pairs: Annotated[int, Field(ge=1)] = 100
+    min_pairs: Pairs = 100
     correction: Literal["holm", "none"] = "holm"
     tasks: dict[Name, Limits] = Field(default_factory=dict)
     groups: dict[Name, Limits] = Field(default_factory=dict)

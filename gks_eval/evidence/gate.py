@@ -45,7 +45,9 @@ def measure(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Check]:
     if not policy.only_listed:
         tasks = [*baseline.tasks, *tasks]
         averages = [*baseline.groups, *averages]
-    if set(baseline.files) & set(candidate.files):
+    # By their real places: a link or a detour in a path must not hide that they are one.
+    files = [{path.resolve() for path in run.files} for run in both]
+    if files[0] & files[1]:
         fault = "baseline and candidate are the same files"
         return [
             Check(kind="task", name=name, limits=policy.limits("task", name), problem=fault)

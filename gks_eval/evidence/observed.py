@@ -7,7 +7,6 @@ too, so that a change of meaning needs a new number.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -15,12 +14,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gks_eval.config.yaml import FrozenModel
 from gks_eval.errors import ResultsError
+from gks_eval.evidence.json_text import parse
 
 __all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "find_observed"]
 
 Share = Annotated[float, Field(ge=-1e-6, le=1.0 + 1e-6)]
 Cosine = Annotated[float, Field(ge=-1.0 - 1e-4, le=1.0 + 1e-4)]
-Size = Annotated[float, Field(ge=0.0)]
+Size = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 MAX_BYTES = 1 << 27
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -145,7 +145,7 @@ def _read(path: Path, model: type[ModelT]) -> ModelT:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ResultsError(f"{path} is larger than 128 MiB, which no such file is.")
-        return model.model_validate(json.loads(path.read_bytes()))
+        return model.model_validate(parse(path.read_bytes()))
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
     except ValidationError as error:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["GroupResult", "Metric", "ResultsFile", "TaskResult"]
+__all__ = ["GroupResult", "Metric", "ResultsFile", "TaskResult", "is_finite"]
+
+
+def is_finite(number: float) -> bool:
+    """Tell whether a number out of a JSON file can be calculated with.
+
+    NaN and the infinities cannot, nor can integers beyond a float's range: JSON allows both.
+    """
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -13,11 +12,19 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.records import GroupResult, Metric, ResultsFile, TaskResult
+from gks_eval.evidence.json_text import parse
+from gks_eval.evidence.records import (
+    GroupResult,
+    Metric,
+    ResultsFile,
+    TaskResult,
+    is_finite,
+)
 
 __all__ = ["read_results", "timestamp_of"]
 
 MAX_BYTES = 1 << 28
+MAX_ITEMS = 1 << 40
 # lm-eval stamps its files with datetime.isoformat(), ":" replaced by "-".
 _STAMP = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
 # `token=hf_...` and the like must not reach a table or page.
@@ -93,7 +100,7 @@ def _parse(path: Path) -> _Raw:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ResultsError(f"{path} is larger than 256 MiB, which no results file is.")
-        data = json.loads(path.read_bytes())
+        data = parse(path.read_bytes())
     except FileNotFoundError:
         raise ResultsError(f"{path} does not exist; check the path.") from None
     except OSError as error:
@@ -105,6 +112,8 @@ def _parse(path: Path) -> _Raw:
         raise ResultsError(
             f"{path} is broken or only half written{where}; delete it or run the evaluation again."
         ) from None
+    if not isinstance(data, dict):
+        raise ResultsError(f"{path} is no results file of lm-eval: it holds no JSON object.")
     try:
         return _Raw.model_validate(data)
     except ValidationError as error:
@@ -118,7 +127,7 @@ def _parse(path: Path) -> _Raw:
 def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskResult:
     counts = raw.n_samples.get(name, _SampleCount())
     n = entry.get("sample_len", counts.effective)
-    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= MAX_ITEMS:
         raise ResultsError(f"{path} does not say how many items {name} scored; run it again.")
     version = raw.versions.get(name)
     return TaskResult(
@@ -145,12 +154,13 @@ def _metrics(
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        if not math.isfinite(value):
+        if not is_finite(value):
             raise ResultsError(
-                f"{path} records {value} for {key} of {name}; look into that run before using it."
+                f"{path} records {str(value)[:20]} for {key} of {name}; look into that run before "
+                "using it."
             )
         stderr = entry.get(f"{metric}_stderr,{filter_name}")
-        usable = isinstance(stderr, (int, float)) and math.isfinite(stderr)
+        usable = isinstance(stderr, (int, float)) and is_finite(stderr) and stderr >= 0
         yield (
             key,
             Metric(

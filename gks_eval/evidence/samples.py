@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.records import TaskResult
+from gks_eval.evidence.json_text import parse
+from gks_eval.evidence.records import TaskResult, is_finite
 
 __all__ = ["Item", "ItemKey", "TaskSamples", "iter_rows", "read_samples"]
 
@@ -57,7 +56,7 @@ def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
+                    row = parse(line)
                 except (ValueError, RecursionError):
                     row = None
                 if not isinstance(row, dict):
@@ -98,7 +97,7 @@ def _items(rows: list[tuple[int, Mapping[str, Any]]], path: Path) -> list[Item]:
     parsed = []
     for number, row in rows:
         doc_id = row.get("doc_id")
-        if not isinstance(doc_id, int):
+        if not isinstance(doc_id, int) or isinstance(doc_id, bool):
             raise ResultsError(f"{path} line {number} has no doc_id; run the evaluation again.")
         parsed.append((doc_id, number, row))
     # Several ranks write their shares one after another: the split's order is the doc_id's.
@@ -127,10 +126,10 @@ def _values(row: Mapping[str, Any], path: Path, number: int) -> dict[str, float]
         value = row.get(name) if isinstance(name, str) else None
         if not isinstance(value, (bool, int, float)):
             continue
-        if not math.isfinite(value):
+        if not is_finite(value):
             raise ResultsError(
-                f"{path} line {number} records {value} for {name}; look into that run before "
-                "using it."
+                f"{path} line {number} records {str(value)[:20]} for {name}; look into that "
+                "run before using it."
             )
         values[name] = float(value)
     return values
@@ -139,5 +138,7 @@ def _values(row: Mapping[str, Any], path: Path, number: int) -> dict[str, float]
 def _text(row: Mapping[str, Any], key: str, path: Path, number: int) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        raise ResultsError(f"{path} line {number} has no {key}; is it a samples file of lm-eval?")
+        raise ResultsError(
+            f"{path} line {number} has no {key}; give samples as lm-eval writes them."
+        )
     return value

@@ -140,8 +140,12 @@ def _heat(
 
 
 def _texts(names: Sequence[str]) -> list[str]:
-    # A dollar sign would start a formula.
-    return [plain(name).replace("$", r"\$") for name in names]
+    # A dollar sign would start a formula, and long names leave a plot no room.
+    return [_short(plain(name)).replace("$", r"\$") for name in names]
+
+
+def _short(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else f"{name[: most - 13]}…{name[-12:]}"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -17,11 +17,18 @@ _LATEX = {
     "_": r"\_",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # A line's end takes a following star or bracket for its own argument.
+    "*": "{*}",
+    "[": "{[}",
     "–": "--",
 }
 # The wide forms count as formulas in some locales.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
-_MARKDOWN = "\\`*_{}[]()<>#+!|~&"
+# A pair of dollar signs would set what stands between them as a formula.
+_MARKDOWN = "\\`*_{}[]()<>#+!|~&$"
 
 
 def plain(text: str) -> str:

@@ -288,6 +288,13 @@ def test_a_run_is_not_judged_against_itself(pair, tmp_path):
     assert "same files" in verdict.outcomes[0].reasons[0]
 
 
+def test_no_detour_hides_that_two_runs_are_one(pair, tmp_path):
+    old, _ = pair()
+    (tmp_path / "link").symlink_to(tmp_path / "old", target_is_directory=True)
+    for path in (tmp_path / "link", tmp_path / "new" / ".." / "old"):
+        assert gate(old, one_run(str(path)), GatePolicy()).exit_code == 2
+
+
 def test_a_group_with_a_task_that_cannot_be_judged_is_not_judged(factory, tmp_path):
     scores = [1.0, 0.0] * 150
     for name in ("old", "new"):
@@ -366,3 +373,17 @@ def test_all_faults_of_a_policy_are_told_at_once(tmp_path):
 def test_a_drop_that_would_tolerate_anything_is_refused(value):
     with pytest.raises(ValueError):
         Limits(max_drop=value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_floor_that_would_hold_nothing_is_refused(value):
+    with pytest.raises(ValueError):
+        Limits(floor=value)
+
+
+@pytest.mark.parametrize(
+    "text", ["min_pairs: true", "min_pairs: '1'", "tasks: {a: {min_pairs: true}}"]
+)
+def test_pairs_are_a_plain_number(text):
+    with pytest.raises(ConfigError, match="min_pairs"):
+        parse_typed(text, GatePolicy, "gate.yaml")

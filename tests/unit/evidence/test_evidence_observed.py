@@ -59,6 +59,7 @@ def _task(**change: object) -> dict[str, object]:
         ("routes.json", _task(share=[[1.5, 0.0]])),
         ("routes.json", _task(entropy=[])),
         ("routes.json", _task(entropy=[float("nan")])),
+        ("routes.json", _task(entropy=[float("inf")])),
         ("routes.json", []),
         ("geometry.json", {**GEOMETRY, "cosine_general": [[0.1]]}),
         ("geometry.json", {**GEOMETRY, "cosine_experts": {"none": [[1.0]]}}),

@@ -141,6 +141,8 @@ def _damage_results(text: str) -> dict[str, str]:
         "no tasks": changed(results={}),
         "results are text": changed(results={"a": "x"}),
         "nan": changed(results={"a": {"sample_len": 2, "acc,none": float("nan")}}),
+        "a number beyond a float": changed(results={"a": {"sample_len": 2, "acc,none": 10**400}}),
+        "an n beyond reason": changed(results={"a": {"sample_len": 10**400, "acc,none": 0.5}}),
         "no n": changed(results={"a": {"acc,none": 0.5}}, **{"n-samples": {}}),
         "bad n": changed(results={"a": {"sample_len": "many", "acc,none": 0.5}}),
     }
@@ -173,6 +175,8 @@ def test_a_results_file_that_is_not_text_is_named(factory, tmp_path):
         (lambda lines: [*lines[:-1], '{"filter": "none"}'], "doc_id"),
         (lambda lines: [*lines[:-1], '{"filter": "none", "doc_id": 9}'], "doc_hash"),
         (lambda lines: [line.replace('"acc": 1.0', '"acc": NaN') for line in lines], "nan"),
+        (lambda lines: [line.replace("1.0", "1" * 400) for line in lines], "records 1{20} for acc"),
+        (lambda lines: [*lines[:-1], lines[-1].replace('"doc_id": 9', '"doc_id": true')], "doc_id"),
     ],
 )
 def test_a_broken_samples_file_is_named(factory, tmp_path, damage, said):
@@ -182,6 +186,24 @@ def test_a_broken_samples_file_is_named(factory, tmp_path, damage, said):
     with pytest.raises(ResultsError, match=said) as caught:
         read_samples(read_results(path).tasks["a"])
     assert samples.name in str(caught.value)
+
+
+def test_half_a_character_cannot_break_what_is_written_later(factory, tmp_path):
+    args = {"a": "\ud800", "b": "\U0001f600"}
+    run = one_run(str(factory.write_run(tmp_path, {"a": HALF}, model_args=args)))
+    assert run.model_args == '{"a": "?", "b": "\U0001f600"}'
+    samples = next(tmp_path.glob("samples_*"))
+    samples.write_text(samples.read_text().replace("Question 3?", "\\ud800"))
+    found = read_samples(run.tasks["a"])
+    assert found
+    assert len(found.by_filter["none"]) == len(HALF)
+
+
+@pytest.mark.parametrize("stderr", [10**400, float("nan"), -0.1, "N/A"])
+def test_a_standard_error_that_is_none_is_left_out(factory, tmp_path, stderr):
+    results = {"a": {"sample_len": 2, "acc,none": 0.5, "acc_stderr,none": stderr}}
+    path = factory.write_run(tmp_path, {"a": HALF}, change={"results": results})
+    assert read_results(path).tasks["a"].metrics["acc,none"].stderr is None
 
 
 def test_a_run_without_samples_is_no_error(factory, tmp_path):

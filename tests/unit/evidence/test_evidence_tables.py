@@ -102,6 +102,13 @@ def test_escapes():
         r"a\_b \& 5\% \textasciitilde{} \textasciicircum{} \textbackslash{}"
     )
     assert markdown("[x](y)") == r"\[x\]\(y\)"
+    assert markdown("$x$ | y") == r"\$x\$ \| y"
+    assert latex("<a|b>") == r"\textless{}a\textbar{}b\textgreater{}"
+
+
+def test_a_name_cannot_become_the_argument_of_a_latex_line_s_end():
+    lines = to_latex(_comparison({"[1em]": 0.5, "*": 0.6})).splitlines()
+    assert not [line for line in lines if line.startswith(("[", "*"))]
 
 
 def test_numbers():
