@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from gks_eval.bench.items import Items
 from gks_eval.bench.peers import peft_arrow, peft_setting, twin
 from gks_eval.bench.record import Agreement, Evaluation, EvaluationSet, PlainForward, Timing
-from gks_eval.bench.requests import Items
 from gks_eval.bench.sizes import Sizes
 from gks_eval.bench.subject import Subject
 from gks_eval.bench.timing import Call, interleave, per_second, ratio, synchroniser

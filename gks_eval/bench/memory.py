@@ -33,7 +33,8 @@ def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -
         call()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    with LiveStorages() as live:
+    live = LiveStorages()
+    with live:
         call()
     return live.peak
 

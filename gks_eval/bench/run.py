@@ -5,68 +5,23 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
-from gks_eval.base_model import choose_device
 from gks_eval.bench.bars import bars_of
 from gks_eval.bench.machine import hardware
 from gks_eval.bench.record import Record
-from gks_eval.bench.sizes import FULL, QUICK, ROWS
-from gks_eval.errors import ResourceError, UsageError, did_you_mean
+from gks_eval.bench.request import Request
+from gks_eval.bench.sizes import FULL, QUICK
+from gks_eval.errors import ResourceError
 from gks_eval.versions import versions
 
-__all__ = ["DTYPES", "SEED", "Request", "run_bench"]
+__all__ = ["SEED", "run_bench"]
 
 SEED = 0
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to run.
-
-    Attributes:
-        rows: Of `ROWS`.
-        device: ``cpu``, ``cuda``, ``cuda:0``.
-        dtype: Of weights and inputs, by name.
-        repeats: Rounds; an evaluation and the growth rows take a third of them.
-        items: Of each evaluated set.
-        library: Of whole-model rows; None for the bundled demo's.
-        quick: Tiny shapes and a tiny model: shows that all of it works, and nothing else.
-    """
-
-    rows: tuple[str, ...] = ROWS
-    device: str = "cpu"
-    dtype: str = "float32"
-    repeats: int = 6
-    items: int = 8
-    library: str | None = None
-    quick: bool = False
-
-    def check(self) -> None:
-        """Check what can be known beforehand.
-
-        Raises:
-            UsageError: A value is unknown or makes no sense.
-        """
-        for row in self.rows:
-            if row not in ROWS:
-                raise UsageError(f"--rows: {row!r} is unknown; {did_you_mean(row, ROWS)}.")
-        if not self.rows:
-            raise UsageError(f"--rows names nothing; choose of {', '.join(ROWS)}.")
-        if self.dtype not in DTYPES:
-            raise UsageError(
-                f"--dtype {self.dtype} is unknown; {did_you_mean(self.dtype, DTYPES)}."
-            )
-        if choose_device(self.device) != self.device or self.device.partition(":")[0] not in (
-            "cpu",
-            "cuda",
-        ):
-            raise UsageError(f"--device {self.device} is not here; use cpu, or cuda on a GPU.")
 
 
 def run_bench(request: Request, report: Callable[[str], None]) -> Record:
@@ -86,7 +41,7 @@ def run_bench(request: Request, report: Callable[[str], None]) -> Record:
     sizes = QUICK if request.quick else FULL
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
-    dtype = DTYPES[request.dtype]
+    dtype = getattr(torch, request.dtype)
     found: dict[str, Any] = {"layer": [], "model": [], "evaluation": []}
     with _out_of_memory(request.device):
         if "layer" in request.rows:
@@ -120,7 +75,7 @@ def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) ->
     from gks_eval.bench.subject import open_subject
 
     sizes = QUICK if request.quick else FULL
-    dtype = DTYPES[request.dtype]
+    dtype = getattr(torch, request.dtype)
     fewer = how | {"rounds": max(1, request.repeats // 3)}
     sets = _sets(request) if "evaluation" in request.rows else {}
     with open_subject(
@@ -146,7 +101,7 @@ def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) ->
 
 def _sets(request: Request) -> Any:
     # Before the model: data that are missing should be said at once.
-    from gks_eval.bench.requests import collections
+    from gks_eval.bench.items import collections
 
     return collections(request.items)
 

@@ -43,32 +43,31 @@ def _bench(
 
     GKS_DATA_ROOT=FOLDER, with data sets as FOLDER/org/name, adds the paper's sets to the demo's.
     """
-    from gks_eval.bench.sizes import ROWS
+    from gks_eval.bench.request import Request, rows_of
 
-    named = {part.strip() for part in rows.split(",") if part.strip()}
-    chosen = (*(row for row in ROWS if row in named), *sorted(named - set(ROWS)))
+    request = Request(rows_of(rows), device, dtype, repeats, items, library, quick)
+    request.check()
+    if json is not None and json.is_dir():
+        raise UsageError(f"--json {json} is a folder; name a file.")
     if plot is not None:
         from gks_eval.bench.plot import check_plot
 
         check_plot(plot)
-        if "growth" not in chosen:
+        if "growth" not in request.rows:
             raise UsageError("--plot draws the growth rows; add growth to --rows.")
     from rich.console import Console
 
-    from gks_eval.bench.run import Request, run_bench
+    from gks_eval.bench.run import run_bench
     from gks_eval.bench.tables import rendered
     from gks_eval.files import write_text
     from gks_eval.quiet import quiet_libraries
 
     quiet_libraries()
     told = Console(stderr=True)
-    record = run_bench(
-        Request(chosen, device, dtype, repeats, items, library, quick),
-        lambda text: told.print(text, markup=False, highlight=False),
-    )
+    record = run_bench(request, lambda text: told.print(text, markup=False, highlight=False))
+    print(rendered(record), end="", flush=True)
     if json is not None:
         write_text(json, record.to_json())
-    print(rendered(record), end="")
     if plot is not None and record.growth is not None:
         from gks_eval.bench.plot import draw_growth
 

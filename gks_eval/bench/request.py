@@ -1,0 +1,62 @@
+"""What a run of the benchmark is asked for; known and checked before torch is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gks_eval.base_model import choose_device
+from gks_eval.bench.sizes import ROWS
+from gks_eval.errors import UsageError, did_you_mean
+
+__all__ = ["DTYPES", "Request", "rows_of"]
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        rows: Of `ROWS`.
+        device: ``cpu``, ``cuda``, ``cuda:0``.
+        dtype: Of weights and inputs, by name.
+        repeats: Rounds; an evaluation and the growth rows take a third of them.
+        items: Of each evaluated set.
+        library: Of whole-model rows; None for the bundled demo's.
+        quick: Tiny shapes and a tiny model: shows that all of it works, and nothing else.
+    """
+
+    rows: tuple[str, ...] = ROWS
+    device: str = "cpu"
+    dtype: str = "float32"
+    repeats: int = 6
+    items: int = 8
+    library: str | None = None
+    quick: bool = False
+
+    def check(self) -> None:
+        """Check what can be known beforehand.
+
+        Raises:
+            UsageError: A value is unknown or makes no sense.
+        """
+        for row in self.rows:
+            if row not in ROWS:
+                raise UsageError(f"--rows: {row!r} is unknown; {did_you_mean(row, ROWS)}.")
+        if not self.rows:
+            raise UsageError(f"--rows names nothing; choose of {', '.join(ROWS)}.")
+        if self.dtype not in DTYPES:
+            raise UsageError(
+                f"--dtype {self.dtype} is unknown; {did_you_mean(self.dtype, DTYPES)}."
+            )
+        # Where there is no GPU, lm-eval's default `cuda` stands for the CPU; here it is an answer.
+        kind = self.device.partition(":")[0]
+        if kind not in ("cpu", "cuda") or choose_device(self.device) != self.device:
+            raise UsageError(f"--device {self.device} is not here; use cpu, or cuda on a GPU.")
+
+
+def rows_of(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list: each name once, in the order in which rows are run."""
+    named = {part.strip() for part in text.split(",") if part.strip()}
+    return (*(row for row in ROWS if row in named), *sorted(named - set(ROWS)))

@@ -1,0 +1,118 @@
+"""What a run checks before it measures, and the pieces on disk that it makes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from common import assert_sentence
+
+from gks_eval.bench.items import DATA_ROOT, build_items, collections
+from gks_eval.bench.plot import check_plot
+from gks_eval.bench.request import Request, rows_of
+from gks_eval.bench.startup import TASK, write_task
+from gks_eval.bench.subject import open_subject
+from gks_eval.errors import DataError, UsageError
+
+HUB = Path(__file__).parents[2] / "data" / "hub"
+
+
+@pytest.mark.parametrize(
+    ("request_", "parts"),
+    [
+        (Request(rows=("layers",)), ("--rows", "'layer'")),
+        (Request(rows=()), ("--rows", "startup")),
+        (Request(dtype="float16"), ("--dtype", "float16")),
+        (Request(device="tpu"), ("tpu",)),
+        (Request(device="mps"), ("--device", "mps")),
+    ],
+)
+def test_arguments_are_checked_first(request_: Request, parts: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        request_.check()
+    assert_sentence(caught.value, *parts)
+
+
+def test_rows_are_run_in_one_order() -> None:
+    assert rows_of("growth, layer,layer") == ("layer", "growth")
+    assert rows_of("nonsense,model") == ("model", "nonsense")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
+    with pytest.raises(UsageError, match="--device cuda is not here"):
+        Request(device="cuda").check()
+
+
+def test_pictures_of_a_known_format_only() -> None:
+    check_plot(Path("growth.svg"))
+    with pytest.raises(UsageError) as caught:
+        check_plot(Path("growth.gif"))
+    assert_sentence(caught.value, "growth.gif", "png")
+
+
+def test_items_are_lm_evals_own_requests() -> None:
+    (built,) = build_items(["gks_demo_goals_en"], 3).values()
+    assert len(built.sizes) == 3
+    assert sum(built.sizes) == len(built.requests)
+    contexts = [request.args[0] for request in built.requests[: built.sizes[0]]]
+    assert len(set(contexts)) == 1
+    with pytest.raises(DataError) as caught:
+        build_items(["gks_demo_goals_en"], 10_000)
+    assert_sentence(caught.value, "--items 10000", "gks_demo_goals_en")
+
+
+def test_the_data_root_is_read_from_where_one_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.delenv(DATA_ROOT, raising=False)
+    assert list(collections(1)) == ["demo"]
+    monkeypatch.setenv(DATA_ROOT, str(HUB))
+    before = Path.cwd()
+    found = collections(1)
+    assert list(found) == ["demo", "mix"]
+    assert len(found["mix"]) == 13
+    assert all(len(one.sizes) == 1 for one in found["mix"].values())
+    assert Path.cwd() == before
+    monkeypatch.setenv(DATA_ROOT, str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError) as caught:
+        collections(1)
+    assert_sentence(caught.value, DATA_ROOT, "nowhere")
+
+
+def test_the_tiny_task_is_one_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / 'with space and "quote"'
+    folder.mkdir()
+    write_task(folder)
+    task = TaskManager(include_path=str(folder), include_defaults=False).load([TASK])["tasks"][TASK]
+    assert len(list(task.eval_docs)) == 1
+    assert task.doc_to_choice(next(iter(task.eval_docs))) == ["four", "five"]
+
+
+def test_a_library_that_peft_cannot_run_is_refused(tiny_library: object) -> None:
+    folder = tiny_library("phi3", adapters={"alpha": {"r": 2}})  # type: ignore[operator]
+    with (
+        pytest.raises(UsageError) as caught,
+        open_subject(str(folder), tiny=False, device="cpu", dtype=torch.float32, seed=0),
+    ):
+        pass
+    assert_sentence(caught.value, "rank 2, 4", "PEFT")
+
+
+def test_a_library_of_ones_own(tiny_library: object) -> None:
+    folder = tiny_library("phi3")  # type: ignore[operator]
+    with open_subject(str(folder), tiny=True, device="cpu", dtype=torch.bfloat16, seed=0) as found:
+        assert found.model.dtype == torch.bfloat16
+        assert found.adapters == str(folder)
+        assert found.name == found.library.config.base_model
+        assert os.path.isdir(found.name)  # noqa: PTH112
