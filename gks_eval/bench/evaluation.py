@@ -131,7 +131,7 @@ def evaluate_collection(
         subject: What is run.
         scorers: Made of it.
         sizes: Batch sizes and the shapes of plain forwards.
-        rounds: Of each measurement.
+        rounds: Of the call with everything; the sets alone have half as many.
         device: Where the model is.
         seed: Of the plain forwards' tokens.
         report: Told what is going on.
@@ -167,7 +167,7 @@ def evaluate_collection(
             or who in ("packed", together.peer_best.replace("peft", "base"))
         }
         warm = dict.fromkeys(kept, _nothing)  # all have just run
-        found = interleave(kept, rounds, warm_ups=warm, synchronise=wait)
+        found = interleave(kept, max(1, rounds // 2), warm_ups=warm, synchronise=wait)
         alone[one] = _set(items, scorers, found, tokens)
     return Evaluation(
         name=name,

@@ -59,9 +59,9 @@ def growth_rows(
             "plain": partial(_score, ours, pairs, "plain"),
             "packed": partial(_score, ours, pairs, "packed"),
         }
-        return GrowthPoint(
-            at=at, seconds=interleave(scored, rounds, synchronise=synchroniser(device))
-        )
+        warm_up = {who: partial(_score, ours, pairs[:1], who) for who in scored}
+        seconds = interleave(scored, rounds, warm_ups=warm_up, synchronise=synchroniser(device))
+        return GrowthPoint(at=at, seconds=seconds)
 
     return Growth(
         layer=f"{width_in}->{width_out}, {sizes.growth_tokens} tokens",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gks_eval.base_model import choose_device
-from gks_eval.bench.sizes import ROWS
+from gks_eval.bench.sizes import FULL, QUICK, ROWS, Sizes
 from gks_eval.errors import UsageError, did_you_mean
 
 __all__ = ["DTYPES", "Request", "rows_of"]
@@ -21,9 +21,11 @@ class Request:
         rows: Of `ROWS`.
         device: ``cpu``, ``cuda``, ``cuda:0``.
         dtype: Of weights and inputs, by name.
-        repeats: Rounds; an evaluation and the growth rows take a third of them.
+        repeats: Rounds; an evaluation and the growth rows take a third of them, every set alone a
+            sixth.
         items: Of each evaluated set.
         library: Of whole-model rows; None for the bundled demo's.
+        layers: Of the random Phi-3; None for two, 32 is the whole model.
         quick: Tiny shapes and a tiny model: shows that all of it works, and nothing else.
     """
 
@@ -31,9 +33,17 @@ class Request:
     device: str = "cpu"
     dtype: str = "float32"
     repeats: int = 6
-    items: int = 8
+    items: int = 6
     library: str | None = None
+    layers: int | None = None
     quick: bool = False
+
+    def sizes(self) -> Sizes:
+        """Return the cases to be run."""
+        chosen = QUICK if self.quick else FULL
+        if self.layers is None:
+            return chosen
+        return replace(chosen, slice=replace(chosen.slice, layers=self.layers))
 
     def check(self) -> None:
         """Check what can be known beforehand.

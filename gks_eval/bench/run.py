@@ -15,7 +15,6 @@ from gks_eval.bench.bars import bars_of
 from gks_eval.bench.machine import hardware
 from gks_eval.bench.record import Record
 from gks_eval.bench.request import Request
-from gks_eval.bench.sizes import FULL, QUICK
 from gks_eval.errors import ResourceError
 from gks_eval.versions import versions
 
@@ -38,7 +37,7 @@ def run_bench(request: Request, report: Callable[[str], None]) -> Record:
     """
     request.check()
     began, started = datetime.now(timezone.utc), time.monotonic()
-    sizes = QUICK if request.quick else FULL
+    sizes = request.sizes()
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
     dtype = getattr(torch, request.dtype)
@@ -74,7 +73,7 @@ def run_bench(request: Request, report: Callable[[str], None]) -> Record:
 def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) -> None:
     from gks_eval.bench.subject import open_subject
 
-    sizes = QUICK if request.quick else FULL
+    sizes = request.sizes()
     dtype = getattr(torch, request.dtype)
     fewer = how | {"rounds": max(1, request.repeats // 3)}
     sets = _sets(request) if "evaluation" in request.rows else {}

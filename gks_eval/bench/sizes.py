@@ -33,7 +33,7 @@ class Sizes:
         experts: Of the layers and of the slice; one general adapter is subtracted.
         rank: Of every adapter there.
         layers: (K, D) of the layer rows.
-        layer_tokens: T of the layer rows; above `many_tokens` a third of the rounds suffice.
+        layer_tokens: T of the layer rows; above `many_tokens` with a third of the rounds.
         many_tokens: See there.
         slice: The model of Phi-3's width.
         prefill: (rows, tokens) of whole forwards.

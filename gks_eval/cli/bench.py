@@ -31,9 +31,13 @@ def _bench(
         int,
         typer.Option(min=1, help="Rounds in which each contestant runs once; a third where slow."),
     ] = 6,
-    items: Annotated[int, typer.Option(min=1, help="Items of each evaluated set.")] = 8,
+    items: Annotated[int, typer.Option(min=1, help="Items of each evaluated set.")] = 6,
     library: Annotated[
         str | None, typer.Option(help="Of the whole-model rows; default: smollm2-demo.")
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the random Phi-3 in the model rows; default 2, all: 32."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny shapes: shows that it works, in a minute.")
@@ -45,7 +49,7 @@ def _bench(
     """
     from gks_eval.bench.request import Request, rows_of
 
-    request = Request(rows_of(rows), device, dtype, repeats, items, library, quick)
+    request = Request(rows_of(rows), device, dtype, repeats, items, library, layers, quick)
     request.check()
     if json is not None and json.is_dir():
         raise UsageError(f"--json {json} is a folder; name a file.")

@@ -12,6 +12,7 @@ from common import assert_sentence
 from gks_eval.bench.items import DATA_ROOT, build_items, collections
 from gks_eval.bench.plot import check_plot
 from gks_eval.bench.request import Request, rows_of
+from gks_eval.bench.sizes import FULL, QUICK
 from gks_eval.bench.startup import TASK, write_task
 from gks_eval.bench.subject import open_subject
 from gks_eval.errors import DataError, UsageError
@@ -38,6 +39,13 @@ def test_arguments_are_checked_first(request_: Request, parts: tuple[str, ...]) 
 def test_rows_are_run_in_one_order() -> None:
     assert rows_of("growth, layer,layer") == ("layer", "growth")
     assert rows_of("nonsense,model") == ("model", "nonsense")
+
+
+def test_sizes_follow_the_request() -> None:
+    assert Request(quick=True).sizes() == QUICK
+    assert Request().sizes() == FULL
+    assert Request(layers=32).sizes().slice.layers == 32
+    assert FULL.slice.layers == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
