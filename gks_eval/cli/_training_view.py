@@ -37,7 +37,8 @@ def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
     table = Table("adapter", *(Column(c, justify="right") for c in ("rows", "tokens", "steps")))
     for job in estimate.jobs:
         known = (job.rows, job.tokens, job.steps)
-        table.add_row(job.key, *("?" if n is None else f"{n:,}" for n in known))
+        name = f"{job.key} (finished before)" if job.finished else job.key
+        table.add_row(name, *("?" if n is None else f"{n:,}" for n in known))
     console.print(table)
     if any(job.rows is None for job in estimate.jobs):
         console.print("?: only the data, which are not read here, can tell", highlight=False)
@@ -49,8 +50,18 @@ def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
             f" activations {activations})",
             highlight=False,
         )
+    for remark in estimate.remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
     for sentence in estimate.missing:
         console.print(f"missing: {sentence}", highlight=False, soft_wrap=True)
+
+
+def _too_long(record: Mapping[str, Any]) -> str:
+    count, named = record["targets_too_long"], record["first_too_long"]
+    if not count:
+        return "0"
+    more = ", ..." if count > len(named) else ""
+    return f"{count} (row {', '.join(map(str, named))}{more})"
 
 
 class TrainingView(Watcher):
@@ -153,8 +164,13 @@ class TrainingView(Watcher):
         if cut:
             table = Table("adapter", "rows", "sources cut", "targets too long", "texts too short")
             for key, record in cut.items():
-                counts = (record[k] for k in ("rows", "sources_cut", "targets_too_long"))
-                table.add_row(key, *map(str, counts), str(record["texts_too_short"]))
+                table.add_row(
+                    key,
+                    str(record["rows"]),
+                    str(record["sources_cut"]),
+                    _too_long(record),
+                    str(record["texts_too_short"]),
+                )
             self.console.print(table)
         if outcome.manifest is not None:
             self.console.print(f"{outcome.manifest}: the library is whole", highlight=False)

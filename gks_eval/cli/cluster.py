@@ -25,10 +25,13 @@ def cluster(
     seed: Annotated[int, typer.Option(help="Of the sketches and of K-means.")] = 0,
 ) -> None:
     """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
+    from gks_eval.errors import UsageError
     from gks_eval.library import load_library
     from gks_eval.training.cluster_file import write_cluster_file
     from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
 
+    if output.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{output}: give the cluster file a name that ends in .yaml.")
     loaded = load_library(library)
     adapters = {name: adapter.pairs for name, adapter in loaded.experts.items()}
     names, points_EN = embed(adapters, embedding, seed=seed)

@@ -52,8 +52,10 @@ def train(
     plan = make_plan(recipe_file)
     folder = output or recipe_file.resolve().parent
     names = [name.strip() for name in only.split(",") if name.strip()]
+    if only and not names:
+        raise UsageError("--only names no adapter; leave it out to train all of them.")
     if dry_run:
-        show_estimate(estimate(plan, names))
+        show_estimate(estimate(plan, names, folder))
         return
     with TrainingView() as view:
         if ray is None:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from gks_eval.config.library import AdapterName, Source
+from gks_eval.config.recipe_faults import senseless, told_again
 from gks_eval.config.yaml import FrozenModel
 
 __all__ = [
@@ -113,15 +121,6 @@ class Place(FrozenModel):
     revision: Text | None = None
     data_files: Text | None = None
 
-    @model_validator(mode="after")
-    def _one_place(self) -> Place:
-        if self.file is not None and self.hub is not None:
-            raise ValueError("give `file` or `hub`, not both")
-        only_hub = {"config", "revision", "data_files", "split"} & self.model_fields_set
-        if self.file is not None and only_hub:
-            raise ValueError(f"`{sorted(only_hub)[0]}` belongs to `hub`, not to `file`")
-        return self
-
 
 class ExpertMember(Place):
     """The rows of one task expert; what is not given is taken from the section's `data`.
@@ -209,18 +208,6 @@ class ExpertSection(Section):
     max_tokens: Annotated[int, Field(ge=8)] = 4000
     prompt: Text = "{source}\n"
 
-    @model_validator(mode="after")
-    def _named(self) -> ExpertSection:
-        if bool(self.members) == (self.clusters is not None):
-            raise ValueError("name the experts by `members` or by `clusters`, one of the two")
-        if "{source}" not in self.prompt:
-            raise ValueError("`prompt` must say where the source goes: {source}")
-        for name, member in self.members.items():
-            _check_placed(name, member, self.data)
-        if self.clusters is not None:
-            _check_placed("data", self.data, self.data)
-        return self
-
 
 class GeneralSection(Section):
     """The general-knowledge adapters, by language."""
@@ -228,12 +215,6 @@ class GeneralSection(Section):
     format: Literal["chat", "plain"] = "plain"
     data: GeneralMember = GeneralMember()
     members: Annotated[dict[AdapterName, GeneralMember], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _placed(self) -> GeneralSection:
-        for name, member in self.members.items():
-            _check_placed(name, member, self.data)
-        return self
 
 
 class Recipe(FrozenModel):
@@ -263,15 +244,14 @@ class Recipe(FrozenModel):
     experts: ExpertSection | None = None
     general: GeneralSection | None = None
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Recipe:
-        if self.experts is None and self.general is None:
-            raise ValueError("a recipe trains `experts`, `general` adapters, or both")
-        if self.adapter.init == "loftq" and self.load.quantization == "none":
-            raise ValueError("`init: loftq` needs a quantised base: `load: {quantization: nf4}`")
-        return self
-
-
-def _check_placed(name: str, member: Place, default: Place) -> None:
-    if not (member.file or member.hub or default.file or default.hub):
-        raise ValueError(f"{name} has no rows: give it `file` or `hub`, or give `data` one")
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_faults_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Recipe]) -> Recipe:
+        faults = senseless(data)
+        try:
+            recipe = handler(data)
+        except ValidationError as error:
+            faults = [told_again(fault) for fault in error.errors()] + faults
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return recipe

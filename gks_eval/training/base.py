@@ -12,6 +12,7 @@ from gks_eval.config.recipe import BaseLoad, Recipe
 from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import HubError, ResourceError
 from gks_eval.quantized import keep_portable_layout
+from gks_eval.training.limits import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +94,7 @@ def load_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -> Base:
         ResourceError: It needs a GPU that is not there, or more memory than there is.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     place = place_of(recipe, root)
@@ -104,17 +106,29 @@ def load_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -> Base:
         how["device_map"] = {"": device}
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **how)
-    except (OSError, ValueError) as error:
+        if load.quantization == "none":
+            model.to(device)  # type: ignore[arg-type]
+    except (OSError, ValueError, RuntimeError, MemoryError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"base model {place}: does not fit into the memory of {device}; load it with"
+                " `load: {quantization: nf4}` or `dtype: bfloat16`, or on a larger device."
+            ) from error
         raise _not_found(place, error) from error
-    if load.quantization == "none":
-        model.to(device)  # type: ignore[arg-type]
     keep_portable_layout(model)
     model.requires_grad_(False)
     return Base(model, place, getattr(model.config, "_commit_hash", None))
 
 
 def _not_found(place: str, error: Exception) -> HubError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if Path(place).is_absolute() and not Path(place).exists():
+        return HubError(f"base model {place}: there is no such folder; check `base_model`.")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
+    if Path(place).exists():
+        return HubError(
+            f"base model {place}: cannot be loaded ({reason}); its files are not whole or do not"
+            " belong together, copy or download them anew."
+        )
     return HubError(
         f"base model {place}: cannot be loaded ({reason}); check the name, `revision` and the"
         " network."

@@ -9,6 +9,7 @@ parameters compare well only where all adapters share that start.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Clustering:
 
     Attributes:
         clusters: Names of the tasks by cluster, ``cluster_0`` the largest.
-        silhouette: Mean silhouette; 0 where it is not defined (k = 1 or k = number of tasks).
+        silhouette: Mean silhouette; 0 where it is not defined (one cluster, or one a task).
     """
 
     clusters: Mapping[str, list[str]]
@@ -101,17 +102,21 @@ def cluster_adapters(
         UsageError: Fewer adapters than clusters.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import silhouette_score
 
     if not 1 <= k <= len(names):
         raise UsageError(f"-k {k}: there are {len(names)} experts; choose 1 to {len(names)}.")
     points = _numpy(points_EN)
-    labels = KMeans(n_clusters=k, n_init=10, random_state=seed).fit_predict(points).tolist()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
+        labels = KMeans(n_clusters=k, n_init=10, random_state=seed).fit_predict(points).tolist()
     groups = [
         [name for name, label in zip(names, labels, strict=True) if label == c] for c in range(k)
     ]
     groups.sort(key=lambda group: (-len(group), group))
-    defined = 2 <= k < len(names)
+    # Adapters that are equal fall into one cluster, however many were asked for.
+    defined = 2 <= len(set(labels)) < len(names)
     return Clustering(
         clusters={f"cluster_{number}": group for number, group in enumerate(groups) if group},
         silhouette=float(silhouette_score(points, labels)) if defined else 0.0,

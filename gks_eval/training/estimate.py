@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.config.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.errors import GksError
+from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import load_tokenizer, pick_device, place_of
 from gks_eval.training.job_data import load_job_data
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sft import steps_of
 from gks_eval.training.sources import identity
+from gks_eval.training.start import check_targets
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +34,14 @@ class JobEstimate:
         rows: To train on.
         tokens: In one epoch; of windows, exactly.
         steps: Of the optimiser.
+        finished: The library has it already, and it would not be trained again.
     """
 
     key: str
     rows: int | None
     tokens: int | None
     steps: int | None
+    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,22 @@ class Estimate:
         jobs: In the order of the recipe.
         memory: None where the base's configuration cannot be had.
         missing: A sentence for each thing that would stop the run.
+        remarks: What should be known of the recipe before it is run.
     """
 
     jobs: tuple[JobEstimate, ...]
     memory: Memory | None
     missing: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
-def estimate(plan: Plan, only: Sequence[str] = ()) -> Estimate:
+def estimate(plan: Plan, only: Sequence[str] = (), output: Path | None = None) -> Estimate:
     """Look at a recipe without training; local data are read, the hub's are not.
+
+    Args:
+        plan: The recipe's jobs.
+        only: Names of adapters; all when empty.
+        output: The library's folder, to see which adapters it has already.
 
     Raises:
         UsageError: A name in `only` that no job has.
@@ -102,16 +113,17 @@ def estimate(plan: Plan, only: Sequence[str] = ()) -> Estimate:
     estimates: list[JobEstimate] = []
     for job in jobs:
         try:
-            estimates.append(_job(job, plan.root, tokenizer))
+            fingerprint = plan.fingerprint(job, identity(job, plan.root))
+            finished = output is not None and is_finished(output / job.key, fingerprint)
+            estimates.append(replace(_job(job, plan.root, tokenizer), finished=finished))
         except GksError as error:
             missing.append(str(error))
             estimates.append(JobEstimate(job.key, None, None, None))
-    return Estimate(tuple(estimates), memory, tuple(missing))
+    return Estimate(tuple(estimates), memory, tuple(missing), tuple(plan.remarks()))
 
 
 def _job(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase | None) -> JobEstimate:
     schedule = job.section.schedule
-    identity(job, root)  # says that a local file is missing
     if job.member.file is not None and tokenizer is not None:
         report = load_job_data(job, root, tokenizer).report
         return JobEstimate(job.key, report.rows, report.tokens, steps_of(report.rows, schedule))
@@ -131,6 +143,7 @@ def _memory(plan: Plan, jobs: Sequence[Job]) -> Memory:
     config = AutoConfig.from_pretrained(place_of(recipe, plan.root), revision=recipe.revision)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    check_targets(model, recipe.adapter.targets, recipe.base_model)
     targets = tuple(recipe.adapter.targets)
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     factors = sum(

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gks_eval.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "DataReport", "Example", "chat_text", "encode_pair", "encode_pairs"]
+__all__ = ["IGNORED", "DataReport", "Example", "Pair", "chat_text", "encode_pair", "encode_pairs"]
 
 IGNORED = -100
 """The label that the loss passes over."""
+
+
+class Pair(NamedTuple):
+    """One row of an expert's data.
+
+    Attributes:
+        number: Of the row in its file or data set, from 1; blank lines don't count.
+        source: The instruction.
+        target: The answer.
+    """
+
+    number: int
+    source: str
+    target: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class DataReport:
         sources_cut: Rows that lost the end of their source to `max_tokens`.
         targets_too_long: Rows left out because the target alone exceeds `max_tokens`.
         texts_too_short: Texts that gave no window.
+        first_too_long: Numbers of the first few rows of `targets_too_long`.
     """
 
     rows: int = 0
@@ -131,7 +146,7 @@ def encode_pair(
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Iterable[tuple[str, str]],
+    pairs: Iterable[Pair],
     *,
     chat: bool,
     template: str,
@@ -143,7 +158,7 @@ def encode_pairs(
 
     Args:
         tokenizer: Of the base model.
-        pairs: (source, target).
+        pairs: The rows.
         chat: Use the model's chat template; else `template`.
         template: Text of the prompt with ``{source}``; the target and the end-of-text token follow.
         max_tokens: Longest row.
@@ -154,7 +169,7 @@ def encode_pairs(
         DataError: The chat template does not serve.
     """
     examples: list[Example] = []
-    for number, (source, target) in enumerate(pairs, start=1):
+    for number, source, target in pairs:
         if chat:
             prompt, completion = chat_text(tokenizer, source, target)
         else:
@@ -165,7 +180,7 @@ def encode_pairs(
         )
         if example is None:
             report.targets_too_long += 1
-            report.first_too_long = [*report.first_too_long, number][:5]
+            report.first_too_long = sorted([*report.first_too_long, number])[:5]
         else:
             report.sources_cut += cut
             examples.append(example)

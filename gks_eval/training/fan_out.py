@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gks_eval.errors import GksError, UsageError
+from gks_eval.errors import GksError, ResourceError, UsageError
 from gks_eval.training.library_writer import check_output
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import Outcome, finish_library, missing_adapters, train_library
@@ -42,11 +42,13 @@ def train_on_ray(
         told: Called with a line an adapter.
 
     Raises:
-        UsageError: Ray is not installed.
+        UsageError: Ray is not installed, or not to be reached at `address`.
+        ResourceError: A task's workers died again and again.
         GksError: As `train_library`, the first that a task met.
     """
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError as error:
         raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.") from error
     plan = make_plan(recipe_file)
@@ -54,9 +56,17 @@ def train_on_ray(
         check_output(output)
     wanted = {job.key for job in plan.select(only)}
     lacking = [job.key for job in missing_adapters(plan, output) if job.key in wanted]
+    for remark in plan.remarks():
+        told(remark)
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False)
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"--ray {address or 'local'}: cannot be reached ({_reason(error)}); check the"
+                " address with `ray status`, or use `--ray local`."
+            ) from error
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train_one)
         where = (str(recipe_file.resolve()), str(output.resolve()))
@@ -64,15 +74,26 @@ def train_on_ray(
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             key = pending.pop(done)
-            fault = ray.get(done)
+            try:
+                fault = ray.get(done)
+            except RayError as error:
+                raise ResourceError(
+                    f"{key}: its Ray task failed ({_reason(error)}); see Ray's own logs, then run"
+                    " the same command again, it goes on where it stopped."
+                ) from error
             if fault is not None:
                 raise fault
-            told(f"{key}: trained")
+            lacks = any(job.key == key for job in missing_adapters(plan, output))
+            told(f"{key}: {'another process is training it' if lacks else 'trained'}")
     finally:
         if started:
             ray.shutdown()
     still = {job.key for job in missing_adapters(plan, output)}
     return finish_library(plan, output, tuple(key for key in lacking if key not in still))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip(" .")
 
 
 def _train_one(recipe_file: str, output: str, key: str) -> GksError | None:

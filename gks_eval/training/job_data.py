@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gks_eval.config.recipe import ExpertSection, GeneralMember
 from gks_eval.errors import DataError
-from gks_eval.training.examples import DataReport, Example, encode_pairs
+from gks_eval.training.examples import DataReport, Example, Pair, encode_pairs
 from gks_eval.training.plan import Job, digest
 from gks_eval.training.sources import expert_rows, general_texts
 from gks_eval.training.windows import cut_first, cut_packed, window_example
@@ -61,15 +61,30 @@ def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> J
         examples = _general_examples(job, root, tokenizer, report)
     held = job.section.held_out
     if len(examples) <= held:
-        raise DataError(
-            f"{job.key}: {len(examples)} rows are left and {held} are to be held out, so none is"
-            " left to train on; give it more data, or raise max_tokens."
-        )
+        raise DataError(_nothing_left(job, len(examples), report))
     # From the end: the draw put them there, after the rows that the recipe asks for.
     train, held_out = examples[: len(examples) - held], examples[len(examples) - held :]
     report.count(train)
     return JobData(
         train, held_out, report, digest([[list(e.input_ids), list(e.labels)] for e in examples])
+    )
+
+
+def _nothing_left(job: Job, left: int, report: DataReport) -> str:
+    kind = "rows" if isinstance(job.section, ExpertSection) else "windows"
+    lost = [
+        f"{count} {what}"
+        for count, what in (
+            (report.targets_too_long, "had a target longer than max_tokens"),
+            (report.texts_too_short, "texts were shorter than a window"),
+        )
+        if count
+    ]
+    held = f" and {job.section.held_out} are to be held out" if job.section.held_out else ""
+    mend = "raise max_tokens" if kind == "rows" else "make its windows shorter"
+    return (
+        f"{job.key}: {left} {kind} are left{f' ({lost[0]})' if lost else ''}{held}, so none is left"
+        f" to train on; give it more data, or {mend}."
     )
 
 
@@ -84,8 +99,12 @@ def _general_examples(
     if section.format == "plain":
         return [window_example(window, member.prompt, section.loss) for window in windows]
     pairs = [
-        (str(tokenizer.decode(w[: member.prompt])), str(tokenizer.decode(w[member.prompt :])))
-        for w in windows
+        Pair(
+            number,
+            str(tokenizer.decode(window[: member.prompt])),
+            str(tokenizer.decode(window[member.prompt :])),
+        )
+        for number, window in enumerate(windows, start=1)
     ]
     # The chat template's own tokens, and the tokens that decoding and encoding may split anew.
     room = 2 * (member.prompt + member.completion) + 256

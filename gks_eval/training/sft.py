@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.config.recipe import Schedule
-from gks_eval.errors import ResourceError
 from gks_eval.training.examples import Example
+from gks_eval.training.limits import limits_told
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,7 +100,6 @@ def train_adapter(
         ResourceError: Memory or disk does not suffice.
     """
     import datasets
-    import torch
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
@@ -115,31 +114,22 @@ def train_adapter(
         }
     )
     began = time.monotonic()
-    try:
-        with _known_noise():
-            trainer = SFTTrainer(
-                model=model,
-                args=_arguments(
-                    schedule, optimizer, seed=seed, work=work, cpu=device.type == "cpu"
-                ),
-                train_dataset=rows,
-                processing_class=tokenizer,
-                callbacks=[_whole_checkpoints(), *callbacks],
-            )
-        trainer.remove_callback(PrinterCallback)
-        # TRL holds the adapter of a 4-bit base in bfloat16, whose 8 bits of precision swallow an
-        # update of 1e-4 on a weight of 0.03.
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        with _known_noise():
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.cuda.OutOfMemoryError as error:
-        raise _out_of_memory() from error
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "not enough memory" in str(error):
-            raise _out_of_memory() from error
-        raise
+    with _known_noise():
+        trainer = SFTTrainer(
+            model=model,
+            args=_arguments(schedule, optimizer, seed=seed, work=work, cpu=device.type == "cpu"),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            callbacks=[_whole_checkpoints(), *callbacks],
+        )
+    trainer.remove_callback(PrinterCallback)
+    # TRL holds the adapter of a 4-bit base in bfloat16, whose 8 bits of precision swallow an
+    # update of 1e-4 on a weight of 0.03.
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    with _known_noise(), limits_told(work):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - began
     share = 1.0 - done_before / max(trainer.state.global_step, 1)
     tokens = sum(len(e.input_ids) for e in examples) * schedule.epochs * share
@@ -220,11 +210,3 @@ def _step(checkpoint: Path | None) -> int:
         return 0
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return int(state["global_step"])
-
-
-def _out_of_memory() -> ResourceError:
-    return ResourceError(
-        "training ran out of memory: lower schedule.batch_size (and raise schedule.accumulation by"
-        " the same factor), lower max_tokens, or switch on"
-        " schedule.gradient_checkpointing or load.quantization."
-    )

@@ -11,6 +11,7 @@ from typing import Any
 from gks_eval.config.recipe import ExpertMember, GeneralMember, Place
 from gks_eval.errors import DataError, GksError, HubError
 from gks_eval.files import sha256_of
+from gks_eval.training.examples import Pair
 from gks_eval.training.plan import Job, digest
 
 __all__ = ["expert_rows", "general_texts", "identity"]
@@ -38,8 +39,8 @@ def identity(job: Job, root: Path) -> str:
         ) from error
 
 
-def expert_rows(job: Job, root: Path) -> list[tuple[str, str]]:
-    """Return the (source, target) pairs of an expert, drawn and ordered by the job's seed.
+def expert_rows(job: Job, root: Path) -> list[Pair]:
+    """Return the rows of an expert, drawn and ordered by the job's seed.
 
     Raises:
         DataError: A missing or empty column, no row left, a file that cannot be read.
@@ -48,16 +49,19 @@ def expert_rows(job: Job, root: Path) -> list[tuple[str, str]]:
     member = job.member
     assert isinstance(member, ExpertMember)
     where = _name(member, root)
-    pairs: list[tuple[str, str]] = []
-    for number, row in enumerate(_rows(member, root, member.where), start=1):
-        pairs.append(
-            (_text(row, member.source, where, number), _text(row, member.target, where, number))
+    pairs = [
+        Pair(
+            number,
+            _text(row, member.source, where, number),
+            _text(row, member.target, where, number),
         )
+        for number, row in _rows(member, root, member.where)
+    ]
     if not pairs:
         wanted = ", ".join(f"{column} = {value}" for column, value in member.where.items())
         raise DataError(
-            f"{where}: no row for {job.key}" + (f" with {wanted}" if wanted else "") + "; check"
-            " `where` in the recipe."
+            f"{where}: no row for {job.key}"
+            + (f" with {wanted}; check `where` in the recipe." if wanted else "; it is empty.")
         )
     random.Random(job.seed).shuffle(pairs)  # noqa: S311 - a draw of rows, not a secret
     count = max(1, round(member.fraction * len(pairs)))
@@ -82,7 +86,7 @@ def general_texts(job: Job, root: Path) -> Iterator[str]:
                 yield paragraph.strip()
         return
     where = _name(member, root)
-    for number, row in enumerate(_rows(member, root, {}), start=1):
+    for number, row in _rows(member, root, {}):
         text = _text(row, member.column, where, number)
         if len(text) >= member.min_chars:
             yield text
@@ -92,7 +96,8 @@ def _name(place: Place, root: Path) -> str:
     return str(root / place.file) if place.file else f"data set {place.hub}"
 
 
-def _rows(place: Place, root: Path, where: Mapping[str, Any]) -> Iterator[Row]:
+def _rows(place: Place, root: Path, where: Mapping[str, Any]) -> Iterator[tuple[int, Row]]:
+    # The number is the row's own in its file, whatever `where` passes over.
     if place.file is not None:
         path = root / place.file
         rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
@@ -105,14 +110,19 @@ def _rows(place: Place, root: Path, where: Mapping[str, Any]) -> Iterator[Row]:
             if column not in row:
                 raise _no_column(source, number, column, row)
         if all(row[column] in values for column, values in wanted.items()):
-            yield row
+            yield number, row
 
 
 def _text(row: Row, column: str, where: str, number: int) -> str:
     if column not in row:
         raise _no_column(where, number, column, row)
     value = row[column]
-    if not isinstance(value, str) or not value.strip():
+    if value is not None and not isinstance(value, str):
+        raise DataError(
+            f"{where} row {number}: column {column!r} holds {value!r:.40}, not text; write it in"
+            " quotes, or name another column in the recipe."
+        )
+    if value is None or not value.strip():
         raise DataError(f"{where} row {number}: column {column!r} is empty; mend or drop the row.")
     return value
 
@@ -126,7 +136,8 @@ def _no_column(where: str, number: int, column: str, row: Row) -> DataError:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # -sig: editors on Windows put a byte-order mark in front.
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8; save the file in that encoding."
@@ -143,9 +154,12 @@ def _json_lines(path: Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{path} line {number}: not JSON ({error}).") from error
+            raise DataError(
+                f"{path} line {number}: not JSON ({error}); a file of rows is .parquet or has a"
+                " JSON object a line."
+            ) from error
         if not isinstance(row, dict):
-            raise DataError(f"{path} line {number}: not a JSON object; one row a line, please.")
+            raise DataError(f"{path} line {number}: not a JSON object; write one row a line.")
         yield row
 
 
@@ -158,7 +172,9 @@ def _parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: no readable parquet file ({error}).") from error
+        raise DataError(
+            f"{path}: no readable parquet file ({str(error).rstrip('.')}); download it anew."
+        ) from error
 
 
 def _hub(place: Place) -> Iterator[Row]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.config.recipe import AdapterShape
-from gks_eval.errors import CompatibilityError
+from gks_eval.errors import CompatibilityError, did_you_mean
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["attach_adapter", "lora_config"]
+__all__ = ["attach_adapter", "check_targets", "lora_config"]
 
 
 def lora_config(shape: AdapterShape, base_model: str) -> LoraConfig:
@@ -45,27 +47,34 @@ def attach_adapter(
         start_seed: Seed of A.
 
     Raises:
-        CompatibilityError: No layer of the base has a name among `shape.targets`.
+        CompatibilityError: As `check_targets`.
     """
     import torch
     from peft import get_peft_model
 
+    check_targets(model, shape.targets, base_model)
     torch.manual_seed(start_seed)
-    try:
-        peft_model: Any = get_peft_model(model, lora_config(shape, base_model))
-    except ValueError as error:
-        if "not found in the base model" not in str(error):
-            raise
-        raise CompatibilityError(
-            f"adapter.targets: {', '.join(shape.targets)} are not all layers of {base_model}; its"
-            f" linear layers are {', '.join(_linear_names(model))}."
-        ) from error
+    peft_model: Any = get_peft_model(model, lora_config(shape, base_model))
     trained: PeftModel = peft_model
     return trained
 
 
-def _linear_names(model: PreTrainedModel) -> list[str]:
+def check_targets(model: torch.nn.Module, targets: Sequence[str], base_model: str) -> None:
+    """Refuse a target that no linear layer of the base answers to.
+
+    PEFT complains only when none of them does: one misspelled name among several would silently
+    train a smaller adapter.
+
+    Raises:
+        CompatibilityError: There is such a target.
+    """
     import torch
 
-    named = (n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear))
-    return sorted({name.rpartition(".")[2] for name in named} - {"lm_head"})
+    linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+            raise CompatibilityError(
+                f"adapter.targets: {target} is no linear layer of {base_model};"
+                f" {did_you_mean(target, known)}."
+            )

@@ -89,6 +89,21 @@ def test_what_cannot_be_compared_is_refused() -> None:
         cluster_adapters(names, points, k=3)
 
 
+def test_equal_adapters_share_a_cluster_however_many_are_asked_for() -> None:
+    one = planted(k=1, each=1)["c0t0"]
+    names, points = embed(dict.fromkeys("abcd", one))
+    found = cluster_adapters(names, points, k=3)
+    assert found.clusters == {"cluster_0": ["a", "b", "c", "d"]}
+    assert found.silhouette == 0.0
+
+
+def test_a_picture_s_name_is_refused_for_the_cluster_file(tmp_path: Path) -> None:
+    from gks_eval.cli.cluster import cluster
+
+    with pytest.raises(UsageError, match=r"ends in \.yaml"):
+        cluster("library", tmp_path / "clusters.png")
+
+
 def test_the_file_is_read_back_and_names_the_experts_of_a_recipe(
     tmp_path: Path, recipe_file: Callable[..., Path]
 ) -> None:

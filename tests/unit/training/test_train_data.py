@@ -14,7 +14,7 @@ from common import assert_sentence
 from transformers import AutoTokenizer
 
 from gks_eval.errors import DataError, GksError, HubError
-from gks_eval.training.examples import IGNORED, DataReport, encode_pairs
+from gks_eval.training.examples import IGNORED, DataReport, Pair, encode_pairs
 from gks_eval.training.job_data import load_job_data
 from gks_eval.training.plan import make_plan
 from gks_eval.training.sources import expert_rows, general_texts
@@ -29,7 +29,8 @@ def tokenizer(tiny_base: Callable[[str], Path]) -> Any:
 def encode(tokenizer: Any, pairs: list[tuple[str, str]], **options: Any) -> Any:
     report = DataReport()
     how = {"chat": True, "template": "{source}\n", "max_tokens": 512, "loss": "completion"}
-    return encode_pairs(tokenizer, pairs, report=report, **(how | options)), report
+    rows = [Pair(number, *pair) for number, pair in enumerate(pairs, start=1)]
+    return encode_pairs(tokenizer, rows, report=report, **(how | options)), report
 
 
 def scored_text(tokenizer: Any, example: Any) -> str:
@@ -98,7 +99,55 @@ def test_rows_are_drawn_by_seed_and_chosen_by_column(recipe_file: Any, tmp_path:
         drawn[name] = expert_rows(plan.jobs[0], tmp_path)
     assert drawn["rows.jsonl"] == drawn["rows.parquet"]
     assert len(drawn["rows.jsonl"]) == 5
-    assert {int(q[1:]) % 2 for q, _ in drawn["rows.jsonl"]} == {1}
+    # Row n of the file, from 1, holds q(n-1), whatever `where` and the draw made of it.
+    assert all(pair.source == f"q{pair.number - 1}" for pair in drawn["rows.jsonl"])
+    assert {int(pair.source[1:]) % 2 for pair in drawn["rows.jsonl"]} == {1}
+
+
+def test_a_row_is_named_by_its_place_in_the_file(
+    recipe_file: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [{"source": f"s{n}", "target": "t", "group": n % 3} for n in range(1, 31)]
+    rows[19]["target"] = "long " * 50
+    rows[19]["group"] = rows[23]["group"] = 2
+    member = {"file": "rows.jsonl", "where": {"group": 2}}
+    plan = make_plan(recipe_file(experts={"members": {"x": member}}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    report = load_job_data(plan.jobs[0], plan.root, tokenizer).report
+    assert (report.targets_too_long, report.first_too_long) == (1, [20])
+    rows[23]["target"] = ""
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    with pytest.raises(DataError, match="row 24: column 'target' is empty"):
+        expert_rows(plan.jobs[0], tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(recipe_file: Any, tmp_path: Path) -> None:
+    plan = make_plan(recipe_file(experts={"members": {"x": {"file": "marked.jsonl"}}}))
+    (tmp_path / "marked.jsonl").write_text('{"source": "a", "target": "b"}', "utf-8-sig")
+    assert expert_rows(plan.jobs[0], tmp_path) == [(1, "a", "b")]
+
+
+def test_a_folder_named_as_the_hub_names_it_is_read_in_its_place(
+    recipe_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "org/rows"
+    folder.mkdir(parents=True)
+    rows = [{"source": f"s{n}", "target": f"t{n}", "group": n % 2} for n in range(10)]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    member = {"hub": "org/rows", "where": {"group": [1]}, "rows": 3}
+    texts = {"data": {"hub": "org/rows", "column": "source"}, "members": {"en": {}}}
+    plan = make_plan(recipe_file(experts={"members": {"x": member}}, general=texts))
+    drawn = expert_rows(plan.jobs[0], tmp_path)
+    assert len(drawn) == 3
+    assert {row.target for row in drawn} <= {f"t{n}" for n in (1, 3, 5, 7, 9)}
+    assert list(general_texts(plan.jobs[1], tmp_path)) == [f"s{n}" for n in range(10)]
+    gone = make_plan(recipe_file(experts={"members": {"x": {**member, "split": "test"}}}))
+    with pytest.raises(HubError, match="Available splits"):
+        expert_rows(gone.jobs[0], tmp_path)
 
 
 def test_held_out_rows_are_not_trained_on(recipe_file: Any, tokenizer: Any) -> None:
@@ -114,7 +163,9 @@ BAD_ROWS = {
     "empty": ('{"source": "a", "target": " "}', "column 'target' is empty"),
     "not JSON": ('{"source": "a", "target": "b"}\n{', "line 2: not JSON"),
     "not an object": ("[1]", "not a JSON object"),
-    "nothing": ("", "no row for experts/x"),
+    "nothing": ("", "it is empty"),
+    "a number": ('{"source": "a", "target": 3}', "column 'target' holds 3, not text"),
+    "null": ('{"source": "a", "target": null}', "column 'target' is empty"),
 }
 
 

@@ -16,7 +16,8 @@ from gks_eval.training.watch import Step
 
 RECORD: dict[str, Any] = {
     "steps": 4, "tokens_per_second": 100.0, "peak_memory_mb": 512, "loss_first": 3.0,
-    "loss_last": 1.0, "rows": 12, "sources_cut": 2, "targets_too_long": 1, "texts_too_short": 0,
+    "loss_last": 1.0, "rows": 12, "sources_cut": 2, "targets_too_long": 7, "texts_too_short": 0,
+    "first_too_long": [3, 8, 21, 22, 40],
     "held_out": {"n": 2, "base": 3.1, "adapter": 1.2},
 }  # fmt: skip
 
@@ -51,7 +52,7 @@ def test_elsewhere_there_is_a_line_an_adapter_and_what_was_cut(
     text = shown(recipe_file(), terminal=False)
     assert "experts/copy: finished before" in text
     assert "loss 3.000 -> 1.000, held-out loss 3.100 -> 1.200" in text
-    assert "targets too long" in text
+    assert "7 (row 3, 8, 21, 22, 40, ...)" in text
     assert "lib: not yet a library, still missing general/en" in text
     assert "tokens/s  " not in text
 

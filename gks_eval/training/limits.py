@@ -1,0 +1,92 @@
+"""Memory and disk that do not suffice: measured, and told in sentences.
+
+torch and safetensors hide both behind errors of many kinds, so their words have to be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gks_eval.errors import GksError, ResourceError
+from gks_eval.files import disk_errors
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["is_out_of_memory", "limits_told", "peak_memory_mb", "reset_peak_memory"]
+
+_MEMORY_WORDS = (
+    "out of memory",  # CUDA
+    "not enough memory",
+    "allocate memory",  # torch on a CPU, and the operating system
+    "alloc_failed",  # cuBLAS
+)
+_DISK_WORDS = (
+    "no space left",  # safetensors
+    "quota exceeded",
+    # torch.save does not say why a write stopped short.
+    "unexpected pos",
+    "iostream error",
+    "pytorchstreamwriter failed",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory did not suffice, on whatever device."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(word in text for word in _MEMORY_WORDS)
+
+
+@contextlib.contextmanager
+def limits_told(folder: Path) -> Iterator[None]:
+    """Turn what torch and safetensors say of a full memory or disk into a sentence.
+
+    Args:
+        folder: What is written to.
+
+    Raises:
+        ResourceError: Memory or disk does not suffice, or `folder` cannot be written.
+    """
+    with disk_errors(folder):
+        try:
+            yield
+        except GksError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise ResourceError(
+                    "training ran out of memory: lower schedule.batch_size (and raise"
+                    " schedule.accumulation by the same factor), lower max_tokens, or switch on"
+                    " schedule.gradient_checkpointing or load.quantization."
+                ) from error
+            if any(word in str(error).lower() for word in _DISK_WORDS):
+                raise OSError(errno.ENOSPC, "No space left on device") from error
+            raise
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure `peak_memory_mb` anew, where the system allows it."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """Return the most memory held since `reset_peak_memory`: the GPU's, or the whole process's."""
+    import torch
+
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kilobytes on Linux, bytes on macOS.
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
