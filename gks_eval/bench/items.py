@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import DataError, UsageError
-from gks_eval.grid import task_manager
+from gks_eval.paths import tasks_dir
 
 __all__ = ["DATA_ROOT", "DEMO", "MIX", "Items", "build_items", "collections"]
 
@@ -90,8 +90,12 @@ def build_items(names: Sequence[str], items: int) -> dict[str, Items]:
     Raises:
         DataError: A task has fewer, or is not scored by log-likelihood.
     """
+    from lm_eval.tasks import TaskManager
+
+    # Without lm-eval's own tasks, which take seconds to index.
+    manager = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
     built = {}
-    for name, task in task_manager(names).load(list(names))["tasks"].items():
+    for name, task in manager.load(list(names))["tasks"].items():
         task.set_config(key="num_fewshot", value=0)
         task.build_all_requests(limit=items, rank=0, world_size=1)
         scored = [one for one in task.instances if one.request_type == "loglikelihood"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 from common import assert_sentence
 
 from gks_eval.bench.items import DATA_ROOT, build_items, collections
-from gks_eval.bench.plot import check_plot
+from gks_eval.bench.machine import hardware
+from gks_eval.bench.plot import FORMATS, check_plot, draw_growth
+from gks_eval.bench.record import Growth, GrowthPoint
 from gks_eval.bench.request import Request, rows_of
+from gks_eval.bench.run import _out_of_memory
 from gks_eval.bench.sizes import FULL, QUICK
-from gks_eval.bench.startup import TASK, write_task
+from gks_eval.bench.startup import TASK, _run, write_task
 from gks_eval.bench.subject import open_subject
-from gks_eval.errors import DataError, UsageError
+from gks_eval.bench.timing import timing_of
+from gks_eval.errors import DataError, ResourceError, UsageError
 
 HUB = Path(__file__).parents[2] / "data" / "hub"
 
@@ -59,6 +64,51 @@ def test_pictures_of_a_known_format_only() -> None:
     with pytest.raises(UsageError) as caught:
         check_plot(Path("growth.gif"))
     assert_sentence(caught.value, "growth.gif", "png")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_growth_is_drawn(tmp_path: Path, ending: str) -> None:
+    points = {
+        names: tuple(
+            GrowthPoint(at=n, seconds={name: timing_of([0.1 * n, 0.2 * n]) for name in names})
+            for n in (1, 2, 4)
+        )
+        for names in (("routed", "peft"), ("plain", "packed"))
+    }
+    growth = Growth(
+        layer="8->8, 4 tokens",
+        experts=points["routed", "peft"],
+        model="a base",
+        choices=points["plain", "packed"],
+        contexts=points["plain", "packed"],
+    )
+    draw_growth(growth, tmp_path / f"g.{ending}")
+    begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    assert (tmp_path / f"g.{ending}").read_bytes().startswith(begins[ending])
+
+
+def test_a_process_that_fails_is_named_with_its_last_line() -> None:
+    code = "import sys; print('first\\nlast words', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(ResourceError) as caught:
+        _run([sys.executable, "-c", code], {})
+    assert_sentence(caught.value, "status 3", "last words", "--rows")
+    _run([sys.executable, "-c", "import os; assert os.environ['A'] == 'b'"], {"A": "b"})
+
+
+def test_only_a_lack_of_memory_is_called_one() -> None:
+    with pytest.raises(ResourceError) as caught, _out_of_memory("cpu"):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+    assert_sentence(caught.value, "memory of cpu", "--rows")
+    with pytest.raises(RuntimeError, match="shapes"), _out_of_memory("cpu"):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_the_machine_is_described() -> None:
+    found = hardware("cpu")
+    assert found["threads"] == torch.get_num_threads()
+    assert 0 < int(found["cores"]) <= (os.cpu_count() or 1)
+    assert found["cpu"]
+    assert "gpu" not in found
 
 
 def test_items_are_lm_evals_own_requests() -> None:
