@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from common import assert_sentence
 
-from gks_eval.errors import DataError
+from gks_eval.errors import DataError, ResourceError, UsageError
 from gks_eval.library import load_library
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import train_library
@@ -94,3 +95,30 @@ def test_an_error_of_ours_arrives_as_itself(recipe: Path, tmp_path: Path) -> Non
             train_on_ray(recipe, tmp_path / "library", only=["one"])
     finally:
         ray.shutdown()
+
+
+def test_a_task_that_keeps_dying_ends_in_a_sentence(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gks_eval.training import fan_out
+
+    def dies(*_: str) -> None:
+        os._exit(1)
+
+    monkeypatch.setattr(fan_out, "_train_one", dies)
+    monkeypatch.setattr(fan_out, "RETRIES", 1)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(ResourceError) as caught:
+            fan_out.train_on_ray(recipe, tmp_path / "library", only=["one"])
+    finally:
+        ray.shutdown()
+    assert_sentence(caught.value, "experts/one: its Ray task failed", "goes on where it stopped")
+
+
+def test_a_cluster_that_is_not_there_ends_in_a_sentence(recipe: Path, tmp_path: Path) -> None:
+    from gks_eval.training.fan_out import train_on_ray
+
+    with pytest.raises(UsageError) as caught:
+        train_on_ray(recipe, tmp_path / "library", address="auto")
+    assert_sentence(caught.value, "--ray auto: cannot be reached")
