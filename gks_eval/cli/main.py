@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from gks_eval import __version__
-from gks_eval.errors import GksError, ResourceError
+from gks_eval.errors import GksError, ResourceError, UsageError
 
 __all__ = ["build_app", "main"]
+
+# typer carries a click of its own from some release on; this is the base class in either.
+_COMMAND_LINE_ERROR: Final[Any] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 FAMILIES = (
     "run",
@@ -50,22 +55,47 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    if version:
+def _show_version(asked: bool) -> None:
+    if asked:
         typer.echo(__version__)
         raise typer.Exit
 
 
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """Run the command line; a `GksError` ends in one sentence and its exit code."""
+    """Run the command line; an error ends in one sentence and its exit code."""
     try:
-        build_app()()
+        status = build_app()(standalone_mode=False)
     except GksError as error:
-        print(f"gks-eval: error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        _end(str(error), error.exit_code)
+    except _COMMAND_LINE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
+            error.show()
+            raise SystemExit(UsageError.exit_code) from None
+        where = error.ctx.command_path if getattr(error, "ctx", None) else "gks-eval"
+        said = error.format_message().replace("Value error, ", "").strip().rstrip(".")
+        _end(f"{said}; see {where} --help.", UsageError.exit_code)
+    except typer.Abort:
+        _end("stopped.", 130)
     except OSError as error:  # a disk or folder that fails in the middle
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"gks-eval: error: {what}", file=sys.stderr)
-        raise SystemExit(ResourceError.exit_code) from None
+        _end(what, ResourceError.exit_code)
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    # Names and texts of a file may stand in it, line breaks and control characters among them.
+    words = " ".join(sentence.split())
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+    print(f"gks-eval: error: {shown}", file=sys.stderr)
+    raise SystemExit(status) from None

@@ -62,7 +62,8 @@ def test_sources_as_they_are_written(text: str, expected: HubSource) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "repo", "/abs/olute", "./rel/ative", "../up/there", "org/repo/../x", "a b/c", "org/repo@",
-     "org/repo@..", "org/repo@../../x", "org//repo", "~/lib/x", "org/repo/", "C:\\lib\\x", "https://hub/a/b", "org/repo@a b", "ü/x"],
+     "org/repo@..", "org/repo@../../x", "org//repo", "~/lib/x", "org/repo/",
+     "C:\\lib\\x", "https://hub/a/b", "org/repo@a b", "ü/x"],
 )  # fmt: skip
 def test_what_is_no_source(text: str) -> None:
     assert not HubSource.looks_like(text)
