@@ -325,9 +325,7 @@ def test_bad_input(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     # lm-eval's own thousands of tasks take seconds to read, and no row needs them.
-    monkeypatch.setattr(
-        tasks, "TaskManager", functools.partial(TaskManager, include_defaults=False)
-    )
+    monkeypatch.setattr(tasks, "TaskManager", pack_only)
     monkeypatch.setattr(sys, "argv", ["gks-eval", *re.split(r" +", case.command)])
     with pytest.raises(SystemExit) as ended:
         main()
