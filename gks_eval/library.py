@@ -156,7 +156,7 @@ def read_manifest(reference: str) -> tuple[Path, LibraryConfig]:
         ConfigError: Its library.yaml has faults; all are listed.
         HubError: It would have to come from the hub, which cannot be reached.
     """
-    path = _find(reference)
+    path, _ = _find(reference)
     return path, load_typed(path, LibraryConfig)
 
 
@@ -172,7 +172,10 @@ def load_library(reference: str) -> Library:
         ConfigError: library.yaml has faults.
         HubError: The hub is needed and cannot be reached.
     """
-    path, config = read_manifest(reference)
+    path, from_hub = _find(reference)
+    config = load_typed(path, LibraryConfig)
+    if from_hub:
+        _refuse_local_paths(config, reference)
     experts = _read_all("experts", config.experts, config, path)
     general = _read_all("general", config.general, config, path)
     _check_same_layers([*experts.values(), *general.values()], path)
@@ -197,7 +200,8 @@ def _local(text: str) -> Path | None:
     return path
 
 
-def _find(reference: str) -> Path:
+def _find(reference: str) -> tuple[Path, bool]:
+    """Return the library's manifest, and whether it came from the hub."""
     if not reference.strip():
         raise LibraryError("the library's name is empty; give a bundled name, folder or hub id.")
     local = _local(reference)
@@ -209,18 +213,30 @@ def _find(reference: str) -> Path:
             raise LibraryError(
                 f"{local} has no {MANIFEST}; write one that names the base model and the experts."
             )
-        return manifest
+        return manifest, False
     if local.is_file():
-        return local
+        return local, False
     bundled = adapters_dir() / reference / MANIFEST
     if bundled.is_file():
-        return bundled
+        return bundled, False
     if HubSource.looks_like(reference):
-        return fetch_library(HubSource.parse(reference), MANIFEST)
+        return fetch_library(HubSource.parse(reference), MANIFEST), True
     raise LibraryError(
         f"library {reference!r} is neither a folder, nor bundled, nor a hub id; "
         f"{did_you_mean(reference, bundled_libraries())}."
     )
+
+
+def _refuse_local_paths(config: LibraryConfig, reference: str) -> None:
+    # In one's own file an absolute path is meant; in a stranger's it reaches into this machine.
+    for kind, sources in (("experts", config.experts), ("general", config.general)):
+        for name, source in sources.items():
+            path = _local(source)
+            if path is None or path.is_absolute():
+                raise LibraryError(
+                    f"library {reference} on the hub: {kind}/{name} names a path of this machine "
+                    f"({source!r:.80}); download the library and correct its {MANIFEST}."
+                )
 
 
 def _read_all(

@@ -264,7 +264,8 @@ print(json.dumps([sorted(set(sys.modules) - before), watchers()]))
 
 
 @pytest.mark.parametrize(
-    "bridge", [None, "", "syntax error (", "raise RuntimeError", "def start(): 1 / 0"]
+    "bridge",
+    [None, "", "syntax error (", "raise RuntimeError", "raise SystemExit(3)", "def start(): 1 / 0"],
 )
 def test_what_is_left_of_a_half_removed_package_never_breaks_a_start(
     tmp_path: Path, bridge: str | None

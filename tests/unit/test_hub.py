@@ -6,6 +6,7 @@ The real client runs, offline, over a cache laid out by hand; no test reaches th
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_a_whole_library_on_the_hub(
     local = tiny_library("phi3")
     put_in_cache(cache, "org/lib", local, at=at)
     assert load_library(reference).content_hash == load_library(str(local)).content_hash
+
+
+@pytest.mark.parametrize("kind", ["experts", "general"])
+@pytest.mark.parametrize("where", ["{folder}/experts/alpha", "~/adapters"])
+def test_a_library_on_the_hub_names_no_path_of_this_machine(
+    kind: str, where: str, cache: Path, tmp_path: Path, tiny_library: Callable[..., Path]
+) -> None:
+    local = tiny_library("phi3")
+    source = where.format(folder=local)
+    listed = {"experts": {"a": "experts/alpha"}, kind: {"b": source}}
+    shutil.copytree(local, tmp_path / "lib")
+    manifest = tmp_path / "lib" / "library.yaml"
+    manifest.write_text(json.dumps({"base_model": "x", **listed}), "utf-8")
+    put_in_cache(cache, "org/lib", tmp_path / "lib")
+    with pytest.raises(LibraryError) as caught:
+        load_library("org/lib")
+    assert_sentence(caught.value, f"org/lib on the hub: {kind}/b names a path of this machine")
 
 
 def test_a_repository_without_library_yaml(cache: Path, tiny_library: Callable[..., Path]) -> None:
