@@ -3,7 +3,7 @@
 PEFT estimates its prototypes by power iteration from a random start, when a layer first runs. They
 are replaced by ours, as the exact ones make both sides choose the same experts; what finding them
 costs is a start-up cost and no part of what is compared. PEFT's adapters are held in the base's
-type, where its own default for 16-bit bases is float32: that would be slower for it.
+type, as ours are, where its own default for 16-bit bases is float32.
 """
 
 from __future__ import annotations
