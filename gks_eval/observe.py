@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "RoutingTally", "observe_requests", "observe_text", "routing_record"]
 
 SCHEMA: Final = "gks_eval.routing/1"
+_GATHER: Final = 1024  # tokens of a layer
 TokenPairs = Sequence[tuple[list[int], list[int]]]
 
 
 @dataclass
 class RoutingTally:
     """Running sums over tokens, by layer; an observer for `Attachment.observe`.
+
+    The coefficients of short forwards are gathered first and summed together: summed one by one
+    they would cost more than the few percent that observing may.
 
     Attributes:
         tokens: Tokens seen.
@@ -41,21 +45,33 @@ class RoutingTally:
     chosen: dict[str, torch.Tensor] = field(default_factory=dict)
     coefficients: dict[str, torch.Tensor] = field(default_factory=dict)
     entropy: dict[str, torch.Tensor] = field(default_factory=dict)
+    _gathered: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def __call__(self, layer: str, c_TE: torch.Tensor) -> None:
         """Add the coefficients of one forward of one layer."""
-        c_TE = c_TE.detach()
+        before = self.tokens.get(layer, 0)
+        after = self.tokens[layer] = before + c_TE.shape[0]
+        self._gathered.setdefault(layer, []).append(c_TE.detach())
+        if before // _GATHER != after // _GATHER:
+            self._sum(layer)
+
+    def _sum(self, layer: str) -> None:
+        gathered = self._gathered.pop(layer, [])
+        if not gathered:
+            return
+        c_TE = torch.cat(gathered)
         sums = (
             (self.chosen, (c_TE > 0).sum(0).double()),
             (self.coefficients, c_TE.sum(0, dtype=torch.float64)),
             (self.entropy, -torch.xlogy(c_TE, c_TE).sum(dtype=torch.float64)),
         )
-        self.tokens[layer] = self.tokens.get(layer, 0) + c_TE.shape[0]
         for table, value in sums:
             table[layer] = table[layer] + value if layer in table else value
 
     def record(self, layers: Sequence[str]) -> dict[str, Any]:
         """Return the task's part of a routing record, (L, E) tables as nested lists."""
+        for layer in layers:
+            self._sum(layer)
         counts = [max(1, self.tokens[layer]) for layer in layers]
         return {
             "tokens": self.tokens[layers[0]],

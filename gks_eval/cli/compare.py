@@ -61,6 +61,9 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare runs task by task: intervals, paired tests, averages, changed items."""
+    from gks_eval.cli._extras import need_evidence
+
+    need_evidence()
     from gks_eval.evidence.compare import Settings
     from gks_eval.evidence.compare import compare as build
     from gks_eval.evidence.excerpts import excerpts

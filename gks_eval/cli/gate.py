@@ -50,6 +50,9 @@ def gate(
 
 
 def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict:
+    from gks_eval.cli._extras import need_evidence
+
+    need_evidence()
     from gks_eval.config.gate import GatePolicy
     from gks_eval.config.yaml import load_typed
     from gks_eval.errors import ResultsError
@@ -65,13 +68,18 @@ def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict
 
 
 def _write(verdict: Verdict, junit: Path | None, markdown: Path | None, json: Path | None) -> None:
+    from gks_eval.evidence.tables.escape import plain
     from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
     from gks_eval.evidence.tables.markdown import to_markdown
     from gks_eval.evidence.tables.terminal import show
     from gks_eval.files import write_text
 
     table = verdict_table(verdict)
-    show([table])
+    if verdict.outcomes:
+        show([table])
+    else:
+        for note in verdict.notes:
+            typer.echo(plain(f"{note}."))
     typer.echo(headline(verdict))
     summary = to_markdown([table])
     if json:

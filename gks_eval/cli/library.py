@@ -41,13 +41,15 @@ def _show(
     from rich.console import Console
     from rich.table import Table
 
+    from gks_eval.cli._bar import progress_bar
     from gks_eval.files import write_text
     from gks_eval.geometry import library_geometry, summary
     from gks_eval.library import load_library
 
     loaded = load_library(library)
     languages = None if subtract == "avg" else [part.strip() for part in subtract.split("+")]
-    geometry = library_geometry(loaded, languages)
+    with progress_bar("layers", len(loaded.modules)) as advance:
+        geometry = library_geometry(loaded, languages, advance)
     if output is not None:
         write_text(output, json.dumps(geometry, indent=1) + "\n")
     console = Console()
@@ -59,10 +61,15 @@ def _show(
         table.add_row(variant, f"{norm:.4g}", f"{cosine:+.4f}", f"{similarity:.4f}")
     console.print(table)
     near = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    near.caption = "Cosine of each expert's dW with each general adapter's."
+    near.caption = (
+        "Cosine of each expert's dW with each general adapter's, and how far the residual by "
+        "factors is from the exact one, relative to it, as a mean over layers."
+    )
     near.add_column("expert")
-    for name in geometry["general"]:
+    for name in (*geometry["general"], "factors from delta"):
         near.add_column(name, justify="right")
     for name, row in zip(geometry["experts"], geometry["cosine_general"], strict=True):
-        near.add_row(name, *(f"{cosine:+.4f}" for cosine in row))
+        apart = geometry["rule_distance"].get(name)
+        told = f"{sum(apart) / len(apart):.3f}" if apart else "–"
+        near.add_row(name, *(f"{cosine:+.4f}" for cosine in row), told)
     console.print(near)

@@ -53,6 +53,9 @@ def paper(
     ] = None,
 ) -> None:
     """Show the paper's Tables 1 to 4 beside your own runs."""
+    from gks_eval.cli._extras import need_evidence
+
+    need_evidence()
     from gks_eval.errors import ResultsError
     from gks_eval.evidence.paper import load_paper, side_by_side
     from gks_eval.evidence.paper_plan import plan as make_plan

@@ -48,6 +48,9 @@ def report(
     max_text: Annotated[int, typer.Option(min=100, help="Characters of a prompt to keep.")] = 4_000,
 ) -> None:
     """Write one page: scores, changes, the paper's values, routing, a sample browser."""
+    from gks_eval.cli._extras import need_evidence
+
+    need_evidence()
     from gks_eval.evidence.report.build import Options, build_page
     from gks_eval.evidence.runs import baseline_first, find_runs
     from gks_eval.files import write_text

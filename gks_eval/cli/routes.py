@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,13 +98,18 @@ def _show_tasks(
     from rich.markup import escape
     from rich.table import Table
 
+    from gks_eval.cli._bar import progress_bar
     from gks_eval.files import write_text
     from gks_eval.observe import observe_requests, routing_record
 
-    tallies = {
-        name: observe_requests(lm, (lm.token_pairs(item) for item in requests))
-        for name, requests in items.items()
-    }
+    with progress_bar("routing", sum(map(len, items.values()))) as advance:
+
+        def pairs(requests: list[list[Any]]) -> Iterator[list[tuple[list[int], list[int]]]]:
+            for item in requests:
+                yield lm.token_pairs(item)
+                advance()
+
+        tallies = {name: observe_requests(lm, pairs(found)) for name, found in items.items()}
     record = routing_record(lm, label, tallies)
     if output is not None:
         write_text(output, json.dumps(record, indent=1) + "\n")

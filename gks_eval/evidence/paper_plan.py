@@ -42,7 +42,7 @@ def plan(name: str, table: PaperTable, family: str = "gks_paper", output: str = 
     lines = [
         f"# {table.title}",
         f"gks-eval grid --library {table.library} --settings {settings} "
-        f"--tasks {family}_{table.group} --output {output}/{name}",
+        f"--tasks {family}_{table.group} --batch-size auto --output {output}/{name}",
         "",
         f"then:      gks-eval paper --table {name} --results {output}/{name}"
         + (" --family gks" if family == "gks" else ""),

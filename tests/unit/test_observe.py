@@ -94,6 +94,24 @@ def test_what_cannot_be_observed_is_refused(lm: GksArrowLM) -> None:
     assert_sentence(unrouted.value, "routes nothing")
 
 
+def test_short_and_long_forwards_add_up() -> None:
+    torch.manual_seed(0)
+    parts = [torch.rand(n, 4).softmax(-1) * (torch.rand(n, 1) > 0.1) for n in (1, 700, 3, 2000, 5)]
+    tally = RoutingTally()
+    for part in parts:
+        tally("layer", part)
+    every = [row for part in parts for row in part.tolist()]
+    found = tally.record(["layer"])
+    assert found["tokens"] == len(every) == 2709
+    for expert in range(4):
+        column = [row[expert] for row in every]
+        assert found["share"][0][expert] == pytest.approx(sum(c > 0 for c in column) / 2709)
+        assert found["mean_coefficient"][0][expert] == pytest.approx(sum(column) / 2709)
+    entropies = [-sum(c * math.log(c) for c in row if c > 0) for row in every]
+    assert found["entropy"][0] == pytest.approx(sum(entropies) / 2709)
+    assert tally.record(["layer"]) == found
+
+
 def test_the_tally_of_a_fixed_router() -> None:
     tally = RoutingTally()
     tally("layer", torch.full((1, 4), 0.25).expand(3, -1))

@@ -75,6 +75,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         trim_blocks=True,
     )
     environment.filters["interval"] = _interval
+    environment.filters["breakable"] = _breakable
     macros: Any = environment.get_template("macros.html.j2").module
     changes = difference_table(comparison)
     paper = _paper(runs, options.family)
@@ -119,6 +120,11 @@ def _interval(cell: str) -> Markup:
     return (
         escape(value) + Markup("<small>[{}</small>").format(interval) if bracket else escape(cell)
     )
+
+
+def _breakable(name: str) -> Markup:
+    """Let a narrow window break a long name behind its underscores."""
+    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def _trusted(text: str) -> Markup:

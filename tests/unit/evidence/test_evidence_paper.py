@@ -120,7 +120,7 @@ def test_the_plan_is_the_grid_s_command():
     text = plan("phi3_english", PAPER.tables["phi3_english"])
     assert (
         "gks-eval grid --library phi3-mini --settings base,arrow,gks:en,gks:de,gks:fr,gks:avg "
-        "--tasks gks_paper_english --output results/phi3_english"
+        "--tasks gks_paper_english --batch-size auto --output results/phi3_english"
     ) in text
     assert "43,303 x 6 settings" in text
     assert "estimated, not measured" in text
