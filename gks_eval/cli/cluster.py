@@ -22,7 +22,9 @@ def cluster(
     embedding: Annotated[
         str, typer.Option(help="delta: sketches of dW; parameters: A and B themselves.")
     ] = "delta",
-    seed: Annotated[int, typer.Option(help="Of the sketches and of K-means.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of the sketches and of K-means.")
+    ] = 0,
 ) -> None:
     """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
     from gks_eval.errors import UsageError

@@ -41,9 +41,11 @@ def read_cluster_file(path: Path) -> dict[str, list[str]]:
     """Return the tasks of each cluster.
 
     Raises:
-        ConfigError: The file is missing or has faults, or a task stands in two clusters.
+        ConfigError: The file is missing, empty or has faults, or a task stands in two clusters.
     """
     clusters = load_typed(path, ClusterFile).clusters
+    if not clusters:
+        raise ConfigError(f"{path}: has no cluster; make it with `gks-eval cluster`.")
     place: dict[str, str] = {}
     for cluster, tasks in clusters.items():
         if not tasks:

@@ -49,20 +49,25 @@ def expert_rows(job: Job, root: Path) -> list[Pair]:
     member = job.member
     assert isinstance(member, ExpertMember)
     where = _name(member, root)
-    pairs = [
-        Pair(
-            number,
-            _text(row, member.source, where, number),
-            _text(row, member.target, where, number),
-        )
-        for number, row in _rows(member, root, member.where)
-    ]
+    pairs: list[Pair] = []
+    lacking = {c: values for c, values in member.where.items() if isinstance(values, list)}
+    for number, row in _rows(member, root, member.where):
+        source, target = (_text(row, c, where, number) for c in (member.source, member.target))
+        pairs.append(Pair(number, source, target))
+        for column, values in lacking.items():
+            lacking[column] = [value for value in values if value != row[column]]
     if not pairs:
         wanted = ", ".join(f"{column} = {value}" for column, value in member.where.items())
         raise DataError(
             f"{where}: no row for {job.key}"
             + (f" with {wanted}; check `where` in the recipe." if wanted else "; it is empty.")
         )
+    for column, values in lacking.items():
+        if values:  # one that is misspelled would otherwise go missing without a word
+            raise DataError(
+                f"{where}: no row for {job.key} with {column} = {', '.join(map(str, values[:5]))};"
+                " take it out of `where`, or of the cluster file that names it."
+            )
     random.Random(job.seed).shuffle(pairs)  # noqa: S311 - a draw of rows, not a secret
     count = max(1, round(member.fraction * len(pairs)))
     if member.rows is not None:

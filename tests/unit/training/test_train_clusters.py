@@ -134,3 +134,6 @@ def test_a_task_in_two_clusters_is_a_fault(tmp_path: Path) -> None:
     path.write_text("clusters: {a: [x, y], b: [y]}\n", "utf-8")
     with pytest.raises(ConfigError, match="'y' stands in a and b"):
         read_cluster_file(path)
+    path.write_text("clusters: {}\n", "utf-8")
+    with pytest.raises(ConfigError, match="has no cluster"):
+        read_cluster_file(path)

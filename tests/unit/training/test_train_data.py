@@ -199,6 +199,15 @@ def test_a_cluster_without_rows_is_named(recipe_file: Any, tmp_path: Path) -> No
         expert_rows(plan.jobs[0], tmp_path)
 
 
+def test_a_task_of_a_cluster_that_no_row_has_is_named(recipe_file: Any, tmp_path: Path) -> None:
+    rows = [{"source": "s", "target": "t", "task": task} for task in (1, "b", "b")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    member = {"file": "rows.jsonl", "where": {"task": [1.0, "b", "bb"]}}
+    plan = make_plan(recipe_file(experts={"members": {"x": member}}))
+    with pytest.raises(DataError, match="no row for experts/x with task = bb;"):
+        expert_rows(plan.jobs[0], tmp_path)
+
+
 def test_nothing_left_after_cutting_is_refused(recipe_file: Any, tokenizer: Any) -> None:
     plan = make_plan(recipe_file(experts={"held_out": 12}))
     with pytest.raises(DataError, match="none is left to train on"):
