@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from gks_eval.base_model import (
@@ -22,16 +20,14 @@ from gks_eval.base_model import (
     unloadable,
 )
 from gks_eval.config.setting import ARGUMENTS, NOT_GIVEN, NotGiven, Setting, digest
-from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.errors import UsageError
 from gks_eval.fit import check_fit, meta_shapes
 from gks_eval.inject import Attachment, attach
 from gks_eval.library import Library, load_library, read_manifest
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.packed_lm import PackedLM
 from gks_eval.quantized import keep_portable_layout
-from gks_eval.request_cache import CountingHook, stamp
-from gks_eval.scoring import packed_log_likelihoods, requests_worth, supports_packed
+from gks_eval.request_cache import stamp
 from gks_eval.versions import versions
-from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
 
 __all__ = ["CREATED", "DEFAULT_LIBRARY", "GksArrowLM"]
 
@@ -49,10 +45,9 @@ _PLACEMENT = frozenset(
     "batch_size max_batch_size device parallelize max_memory_per_gpu max_cpu_memory "
     "offload_folder logits_cache token cache_dir local_files_only force_download proxies".split()
 )
-Request = tuple[Any, list[int], list[int]]
 
 
-class GksArrowLM(HFLM):  # type: ignore[misc]
+class GksArrowLM(PackedLM):
     """A causal LM with a library of task LoRAs, general knowledge subtracted, routed by Arrow.
 
     Takes every argument of lm-eval's ``hf`` and those below. Lists are joined by ``+``, which the
@@ -78,12 +73,6 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         GksError: A subclass says what is wrong with the arguments, library or base; all that can
             be known beforehand is raised before the base model's weights are read.
     """
-
-    SCORINGS: ClassVar[tuple[str, ...]] = ("packed", "plain")
-    cache_hook: Any
-    softmax_dtype: torch.dtype | None
-    batch_size_per_gpu: Any
-    batch_schedule: float
 
     def __init__(
         self,
@@ -165,12 +154,16 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
             for name, value in sorted(hf_arguments.items())
             if name not in _PLACEMENT and value is not None
         }
+        # A model handed over, or split by tensors, is the same in every process.
+        if isinstance(pretrained, str) and not hf_arguments.get("tp_plan"):
+            self.call_team()
         try:
             super().__init__(pretrained, **hf_arguments)
         except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise unloadable(error, self.base) from error
         if self.backend != "causal":
             raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")
+        self.join_team()
         keep_portable_layout(self.model)
         self.apply(setting)
         global CREATED
@@ -215,36 +208,6 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
                 self.attachment = attach(self.model, held.library, self.setting)
             raise
 
-    def choose_scoring(self, scoring: str | None) -> None:
-        """Score by another scorer from now on; None means the default.
-
-        Raises:
-            UsageError: There is no such scorer.
-        """
-        chosen = str(scoring or self.SCORINGS[0])
-        if chosen not in self.SCORINGS:
-            raise UsageError(
-                f"scoring={scoring} is unknown; {did_you_mean(chosen, self.SCORINGS)}."
-            )
-        self.scoring = chosen
-        self._unpackable: str | None = None
-        self.cache_hook = CacheHook(None)
-
-    def choose_batch_size(self, batch_size: int | str) -> None:
-        """Batch as ``batch_size=...`` would, from now on.
-
-        Raises:
-            UsageError: It is neither a number above 0 nor ``auto``.
-        """
-        word, _, schedule = str(batch_size).partition(":")
-        if word == "auto" and (schedule or "1").isdecimal():
-            self.batch_size_per_gpu = word
-            self.batch_schedule = float(schedule or 1)
-        elif word.isdecimal() and int(word) > 0 and not schedule:
-            self.batch_size_per_gpu = int(word)
-        else:
-            raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
-
     def _get_config(self, pretrained: str, **how: Any) -> None:
         # The first moment at which the base's shape is known; its weights are read much later.
         super()._get_config(pretrained, **how)
@@ -264,130 +227,6 @@ class GksArrowLM(HFLM):  # type: ignore[misc]
         if asked is not None and how.get("quantization_config") is None:
             how["quantization_config"] = asked
         super()._create_model(pretrained, **how)
-
-    def loglikelihood(
-        self, requests: list[Any], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
-        """Score requests; those of the whole-text protocol are tokenised as one text."""
-        whole = [n for n, request in enumerate(requests) if is_whole_text(request.args)]
-        if not whole:
-            scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
-            return scored
-        results: dict[int, tuple[float, bool]] = {}
-        paired = sorted(set(range(len(requests))) - set(whole))
-        if paired:
-            answers = super().loglikelihood([requests[n] for n in paired], disable_tqdm)
-            results |= dict(zip(paired, answers, strict=True))
-        texts = [self._whole_text_request(requests[n].args) for n in whole]
-        answers = self._score_texts(texts, disable_tqdm)
-        results |= dict(zip(whole, answers, strict=True))
-        return [results[n] for n in range(len(requests))]
-
-    def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
-        """Return each request's (context, continuation) tokens, as `loglikelihood` scores them."""
-        pairs = []
-        for request in requests:
-            if is_whole_text(request.args):
-                pairs.append(self._whole_text_request(request.args)[1:])
-                continue
-            context, continuation = request.args
-            if context:
-                pairs.append(self._encode_pair(context, continuation))
-                continue
-            # lm-eval conditions on the prefix token alone, unless the text starts with it.
-            tokens = self.tok_encode(continuation, add_special_tokens=False)
-            start = 1 if tokens[:1] == [self.prefix_token_id] else 0
-            pairs.append(([self.prefix_token_id], tokens[start:]))
-        return pairs
-
-    def _score_texts(self, texts: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
-        # lm-eval sums in the model's type: in bfloat16 a whole text's sum comes in steps of 2, and
-        # choices that differ by less would tie.
-        own = self.softmax_dtype
-        self.softmax_dtype = own or torch.float32
-        try:
-            return self._loglikelihood_tokens(texts, disable_tqdm=disable_tqdm)
-        finally:
-            self.softmax_dtype = own
-
-    def _whole_text_request(self, arguments: tuple[Any, ...]) -> Request:
-        limit = min(max_tokens(arguments), self.max_length + 1)
-        tokens = self.tok_encode(arguments[0] + arguments[1])
-        context, scored = split_tokens(tokens, limit)
-        return arguments, context, scored
-
-    def _loglikelihood_tokens(
-        self,
-        requests: list[Request],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
-    ) -> list[tuple[float, bool]]:
-        # A given `override_bs` means windows of one rolling text, which share no prefix.
-        if self.scoring == "packed" and override_bs is None and self._packs():
-            return self._packed(requests, disable_tqdm)
-        return self._plain(requests, disable_tqdm, override_bs)
-
-    def _packs(self) -> bool:
-        if self._unpackable is None:
-            self._unpackable = (
-                "mixed_precision_dtype is set"
-                if self.mixed_precision_dtype is not None
-                else supports_packed(self.model, self.device, self.max_length)
-            )
-            if self._unpackable is not None:
-                logger.warning("Scoring plain, not packed, as %s.", self._unpackable)
-        return self._unpackable is None
-
-    def _packed(self, requests: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
-        pairs = [(context, continuation) for _, context, continuation in requests]
-        size = self.batch_size_per_gpu
-        bar = tqdm(
-            total=len(requests),
-            disable=disable_tqdm or self.rank != 0,
-            desc="Running loglikelihood requests",
-        )
-
-        def keep(index: int, result: TokenLogLikelihood) -> None:
-            key = requests[index][0]
-            if key is not None:
-                self.cache_hook.add_partial("loglikelihood", key, result)
-
-        with bar:
-            return list(
-                packed_log_likelihoods(
-                    self.model,
-                    pairs,
-                    device=self.device,
-                    max_length=self.max_length,
-                    batch_tokens=(
-                        None if size == "auto" else requests_worth(pairs, size, self.max_length)
-                    ),
-                    progress=bar.update,
-                    emit=keep,
-                )
-            )
-
-    def _plain(
-        self, requests: list[Request], disable_tqdm: bool, override_bs: int | None
-    ) -> list[tuple[float, bool]]:
-        counts = [len(continuation) for _, _, continuation in requests]
-        hook = self.cache_hook
-        self.cache_hook = CountingHook(
-            hook,
-            [
-                (request[0], count)
-                for request, count in zip(requests, counts, strict=True)
-                if request[0] is not None
-            ],
-        )
-        try:
-            pairs = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        finally:
-            self.cache_hook = hook
-        return [
-            TokenLogLikelihood(log_likelihood, is_greedy, count)
-            for (log_likelihood, is_greedy), count in zip(pairs, counts, strict=True)
-        ]
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take lm-eval's request cache, unless another setting filled it.

@@ -36,6 +36,9 @@ __all__ = [
     "to_device",
 ]
 
+WIDENED_AT_ONCE = 256
+"""Tokens whose 16-bit activations are widened for their scores at a time, on a CPU."""
+
 
 class Router(Protocol):
     """Chooses mixing coefficients; the seam for further routers."""
@@ -195,7 +198,7 @@ def inner(x_TK: torch.Tensor, weights: RoutedWeights) -> tuple[torch.Tensor, tor
         assert fused, "a router that reads scores needs weights built with prototypes"
         scores_TE = read_TN[:, :experts]
     else:
-        scores_TE = x_TK.float() @ weights.prototypes.T
+        scores_TE = _wide_product(x_TK, weights.prototypes)
     c_TE = weights.router.coefficients(scores_TE)
     stacked = weights.owner.shape[0]
     experts_TM = z_TM[:, :stacked]
@@ -211,6 +214,18 @@ def inner(x_TK: torch.Tensor, weights: RoutedWeights) -> tuple[torch.Tensor, tor
         return torch.cat([mixed_TM.to(z_TM.dtype), z_TM[:, stacked:]], dim=1), c_TE
     z_TM[:, :stacked] = mixed_TM
     return z_TM, c_TE
+
+
+def _wide_product(x_TK: torch.Tensor, prototypes_EK: torch.Tensor) -> torch.Tensor:
+    # Scores in float32 from 16-bit activations. A widened copy of all tokens at once would leave
+    # the cache of a CPU, and be most of the memory that routing takes.
+    if torch.is_grad_enabled() or x_TK.device.type != "cpu" or x_TK.shape[0] <= WIDENED_AT_ONCE:
+        return x_TK.float() @ prototypes_EK.T
+    scores_TE = x_TK.new_empty((x_TK.shape[0], prototypes_EK.shape[0]), dtype=torch.float32)
+    parts = zip(x_TK.split(WIDENED_AT_ONCE), scores_TE.split(WIDENED_AT_ONCE), strict=True)
+    for x_tK, scores_tE in parts:
+        torch.mm(x_tK.float(), prototypes_EK.T, out=scores_tE)
+    return scores_TE
 
 
 def routed_delta(x_TK: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:

@@ -140,8 +140,9 @@ def _run(grid: Grid) -> None:
     from rich.console import Console
 
     from gks_eval.grid import Cell, run_grid
-    from gks_eval.grid_table import accuracy_table
+    from gks_eval.grid.table import accuracy_table
     from gks_eval.quiet import quiet_libraries
+    from gks_eval.team import Team
 
     quiet_libraries()
     console = Console(stderr=True)
@@ -155,7 +156,10 @@ def _run(grid: Grid) -> None:
             seen += 1
             console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)
 
-    folders = run_grid(grid, report)
+    team = Team()
+    folders = run_grid(grid, report if team.leads else None)
+    if not team.leads:
+        return
     Console().print(accuracy_table(folders))
     spent = time.monotonic() - started
     console.print(f"Results in {grid.output} ({spent:.0f} s).", markup=False, highlight=False)

@@ -5,6 +5,7 @@ Pure Python: sequences in, plans and rows out; no model and no tensors.
 - `sequences`: requests truncated, deduplicated and sorted
 - `rows`: one row, a token tree written depth first
 - `plan`: which sequences share a row, and which rows share a precomputed trunk
+- `shares`: which process computes which sequences
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from gks_eval.prefix_tree.sequences import (
     count_harness_tokens,
     to_sequences,
 )
+from gks_eval.prefix_tree.shares import shares
 
 __all__ = [
     "Group",
@@ -30,5 +32,6 @@ __all__ = [
     "halves",
     "next_batch",
     "plan",
+    "shares",
     "to_sequences",
 ]

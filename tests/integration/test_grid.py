@@ -17,7 +17,7 @@ from common import assert_sentence
 
 from gks_eval.errors import GksError, ResourceError, ResultsError, UsageError
 from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
-from gks_eval.grid_table import accuracy_table
+from gks_eval.grid.table import accuracy_table
 
 LibraryOf = Callable[..., Path]
 TASKS = ["gks_demo_goals_en", "gks_demo_science_de"]

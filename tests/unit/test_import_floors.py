@@ -17,7 +17,10 @@ PACKAGE = Path(__file__).parents[2] / "gks_eval"
 FLOORS: dict[int, frozenset[str]] = {
     # what everyone may use: errors, typed files, where things are, plain values
     0: frozenset(
-        {"_bridge", "config", "errors", "files", "loglikelihood", "paths", "quiet", "versions"}
+        {
+            "_bridge", "config", "errors", "files", "loglikelihood", "paths", "quiet", "team",
+            "versions",
+        }
     ),
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
@@ -32,7 +35,7 @@ FLOORS: dict[int, frozenset[str]] = {
     ),
     # what people come for; two wings
     3: frozenset(
-        {"bench", "evidence", "geometry", "grid", "grid_table", "lm", "observe", "training"}
+        {"bench", "evidence", "geometry", "grid", "lm", "observe", "packed_lm", "training"}
     ),
     # the command line
     4: frozenset({"cli"}),

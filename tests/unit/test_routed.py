@@ -262,3 +262,26 @@ def test_moving_to_a_device_keeps_everything(setting: Setting) -> None:
     tensors = [meta.read, meta.write, meta.owner, meta.prototypes]
     tensors.append(meta.router.shares if isinstance(meta.router, FixedRouter) else meta.router.dead)
     assert all(tensor is None or tensor.device.type == "meta" for tensor in tensors)
+
+
+@pytest.mark.parametrize("tokens", [256, 257, 600])
+def test_scores_of_16_bit_layers_are_the_same_in_parts(tokens: int) -> None:
+    """Without gradients a CPU widens its activations a few at a time."""
+    weights = build(experts(), general(), SETTINGS["outputs"], dtype=torch.bfloat16)
+    assert weights.prototypes is not None
+    x = torch.randn(tokens, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
+    seen: list[torch.Tensor] = []
+
+    @dataclass(frozen=True)
+    class Watched:
+        needs_scores = True
+
+        def coefficients(self, scores_TE: torch.Tensor) -> torch.Tensor:
+            seen.append(scores_TE)
+            return weights.router.coefficients(scores_TE)
+
+    with torch.no_grad():
+        inner(x, replace(weights, router=Watched()))
+    expected = x.double() @ weights.prototypes.double().T
+    assert seen[0].dtype == torch.float32
+    assert relative_error(seen[0], expected) < 1e-6

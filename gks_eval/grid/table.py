@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gks_eval.errors import ResultsError
-from gks_eval.grid import CELL_FILE
+from gks_eval.grid.cell import CELL_FILE
 
 __all__ = ["accuracy_table"]
 

@@ -1,0 +1,190 @@
+"""One setting of a grid: evaluated aside, then put in place whole, by a rename.
+
+A finished setting is a folder with lm-eval's own ``results_*.json`` and ``samples_*.jsonl`` and
+our ``cell.json``. While a setting runs, every scored request goes into lm-eval's request cache
+beside it, so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gks_eval.errors import ResourceError, ResultsError
+from gks_eval.files import disk_errors, write_text
+from gks_eval.grid.settings import Cell, Grid
+from gks_eval.library import Library
+from gks_eval.team import Team
+
+if TYPE_CHECKING:
+    from gks_eval.lm import GksArrowLM
+
+__all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "is_finished"]
+
+CELL_FILE: Final = "cell.json"
+# Arguments that no file may hold.
+_SECRET: Final = ("token", "use_auth_token")
+
+
+def cell_request(
+    cell: Cell, library: Library | None, base: Mapping[str, Any], grid: Grid
+) -> dict[str, Any]:
+    """Return what a finished cell must have been asked for to be kept."""
+    routed = library is not None and cell.setting.uses_library
+    return {
+        "setting": cell.setting.identity(),
+        "arguments": dict(cell.others),
+        "library": library.content_hash if library is not None and routed else None,
+        "base": dict(base),
+        "model_arguments": {
+            name: str(v) for name, v in sorted(grid.model_arguments.items()) if name not in _SECRET
+        },
+        "tasks": list(grid.tasks),
+        "include_paths": [str(path) for path in grid.include_paths],
+        "evaluation": {name: str(v) for name, v in sorted(grid.evaluation.items())},
+    }
+
+
+def is_finished(folder: Path, request: Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds the whole of what `request` asks for.
+
+    Raises:
+        ResultsError: It holds something else.
+    """
+    record = folder / CELL_FILE
+    if not record.is_file():
+        if folder.exists():
+            raise ResultsError(f"{folder} is there but is no finished cell; move it away.")
+        return False
+    try:
+        found = dict(json.loads(record.read_text(encoding="utf-8"))["request"])
+    except (ValueError, KeyError, TypeError, OSError):
+        raise ResultsError(f"{record} cannot be read; delete {folder} to run it anew.") from None
+    if found != request:
+        differing = ", ".join(sorted(key for key in request if found.get(key) != request[key]))
+        raise ResultsError(
+            f"{folder} was made with other arguments ({differing}); name another --output, or "
+            "delete it."
+        )
+    return True
+
+
+def evaluate_cell(
+    lm: GksArrowLM, tasks: Any, cell: Cell, request: Mapping[str, Any], grid: Grid, team: Team
+) -> None:
+    """Run one setting, which `lm` has been given, and put its folder in place.
+
+    Args:
+        lm: The model, at this setting.
+        tasks: lm-eval's index of tasks.
+        cell: The setting.
+        request: As `cell_request` gives it.
+        grid: What the cell is one of.
+        team: The processes that run the grid together.
+
+    Raises:
+        ResourceError: The results could not be written.
+    """
+    import lm_eval
+    from lm_eval.api.model import CacheHook
+    from lm_eval.loggers import EvaluationTracker
+
+    aside = grid.output / f".{cell.slug}.partial"
+    if team.leads:
+        _prepare(aside, lm.identity(), request)
+    # Several processes divide the requests of all anew at each call, which no cache of one's own
+    # allows: there a killed grid goes on with the cell that it was in.
+    cache = str(aside / "requests") if team.size == 1 else None
+    results = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=list(grid.tasks),
+        task_manager=tasks,
+        use_cache=cache,
+        log_samples=True,
+        **grid.evaluation,
+    )
+    if cache is not None:
+        lm.cache_hook.dbdict.close()
+        lm.cache_hook = CacheHook(None)
+    if results is None:
+        return  # the leader writes
+
+    shown = ",".join(f"{name}={value}" for name, value in _shown_arguments(lm, cell, grid).items())
+    results["config"]["model"] = "gks_arrow"
+    results["config"]["model_args"] = shown
+    results["config"]["use_cache"] = None
+    samples = results.pop("samples")
+    # A name that ends in .json makes the tracker write flat, without a folder for the model.
+    written = aside / "written"
+    shutil.rmtree(written, ignore_errors=True)
+    tracker = EvaluationTracker(output_path=str(written / "results.json"))
+    tracker.general_config_tracker.log_experiment_args(
+        model_source="gks_arrow",
+        model_args=shown,
+        system_instruction=grid.evaluation.get("system_instruction"),
+        chat_template=None,
+        fewshot_as_multiturn=bool(grid.evaluation.get("fewshot_as_multiturn")),
+    )
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, rows in samples.items():
+        tracker.save_results_samples(task_name=task, samples=rows)
+    rows = {task: len(found) for task, found in samples.items()}
+    _publish(written, grid.output / cell.slug, cell, request, rows)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:
+    """Keep what a killed run of the same request left behind, and nothing else."""
+    marker = aside / "request.json"
+    mark = json.dumps({"identity": identity, **request}, sort_keys=True, default=str)
+    try:
+        usable = marker.read_text(encoding="utf-8") == mark
+        for database in aside.glob("requests*.db") if usable else ():
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                usable = connection.execute("pragma quick_check").fetchone() == ("ok",)
+    except (OSError, ValueError, sqlite3.DatabaseError):
+        usable = False
+    if usable:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    write_text(marker, mark)
+
+
+def _publish(
+    written: Path, folder: Path, cell: Cell, request: Mapping[str, Any], rows: Mapping[str, int]
+) -> None:
+    if not _is_complete(written, rows):
+        raise ResourceError(f"results for {folder} could not be written; is the disk full?")
+    record = {"label": cell.label, "request": request}
+    with disk_errors(folder):
+        write_text(written / CELL_FILE, json.dumps(record, indent=2) + "\n")
+        written.replace(folder)
+
+
+def _is_complete(written: Path, rows: Mapping[str, int]) -> bool:
+    # lm-eval logs a failed write as a warning and goes on: read what must be there.
+    try:
+        (results,) = written.glob("results_*.json")
+        json.loads(results.read_text(encoding="utf-8"))
+        for task, count in rows.items():
+            (path,) = written.glob(f"samples_{task}_2*.jsonl")  # a date follows, not a longer name
+            text = path.read_bytes()
+            if text.count(b"\n") != count or not text.endswith(b"\n"):
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _shown_arguments(lm: GksArrowLM, cell: Cell, grid: Grid) -> dict[str, Any]:
+    shown = {name: value for name, value in grid.model_arguments.items() if name not in _SECRET}
+    if lm.base is not None:
+        shown = {"pretrained": lm.base.name, **shown}
+    if not cell.setting.uses_library or lm.library is None:
+        return {**shown, "router": "none", **cell.others}
+    return {**shown, "library": lm.library.name, **cell.setting.arguments(), **cell.others}

@@ -1,0 +1,153 @@
+"""The walk over a grid's settings on one loaded base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.base_model import content_stamp
+from gks_eval.embedded import resolve_base_model
+from gks_eval.errors import ResourceError, UsageError
+from gks_eval.files import disk_errors
+from gks_eval.grid.cell import cell_request, evaluate_cell, is_finished
+from gks_eval.grid.settings import Cell, Grid, parse_settings
+from gks_eval.grid.tasks import task_manager
+from gks_eval.library import Library, load_library, read_manifest
+from gks_eval.team import Team
+
+if TYPE_CHECKING:
+    from gks_eval.lm import GksArrowLM
+
+__all__ = ["run_grid"]
+
+
+def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> list[Path]:
+    """Run every setting that is not finished yet.
+
+    Args:
+        grid: What to run.
+        on_cell: Called with a cell and ``"kept"``, ``"running"`` or ``"done"``.
+
+    Returns:
+        The settings' folders, in order.
+
+    Raises:
+        UsageError: A setting cannot be run; all are checked before the base is loaded.
+        ResultsError: A folder holds a finished cell made by other arguments.
+        ResourceError: Another process works on the same output, or results could not be written.
+        GksError: As `GksArrowLM`.
+    """
+    from filelock import FileLock, Timeout
+
+    cells = parse_settings(grid.settings)
+    team = Team()
+    if "library" in grid.model_arguments:
+        raise UsageError("--model-args: the library has an option of its own, --library.")
+    base = _base(grid)
+    libraries = _check(cells, base, grid)
+    try:
+        with disk_errors(grid.output):
+            grid.output.mkdir(parents=True, exist_ok=True)
+            (grid.output / ".lock").touch()
+        with FileLock(grid.output / ".lock", timeout=0) if team.leads else nullcontext():
+            return _run_cells(cells, libraries, base, grid, team, on_cell or _silent)
+    except Timeout:
+        raise ResourceError(
+            f"another grid is writing to {grid.output}; wait for it, or name another --output."
+        ) from None
+
+
+def _silent(_cell: Cell, _state: str) -> None:
+    pass
+
+
+def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> dict[str, Library]:
+    """Load every library named and check each setting against its own."""
+    from gks_eval.lm import DEFAULT_LIBRARY
+
+    libraries: dict[str, Library] = {}
+    for cell in cells:
+        if not cell.setting.uses_library:
+            continue
+        name = cell.others.get("library") or grid.library or DEFAULT_LIBRARY
+        if name not in libraries:
+            libraries[name] = load_library(name)
+        libraries[name].check(cell.setting)
+        made_for = libraries[name].config.base_model
+        if "pretrained" not in grid.model_arguments and made_for != base["name"]:
+            raise UsageError(
+                f"setting {cell.label!r}: library {name} was made for {made_for}, and the grid "
+                f"runs on {base['name']}; say --pretrained if one base is meant for both."
+            )
+    return libraries
+
+
+def _run_cells(
+    cells: Sequence[Cell],
+    libraries: Mapping[str, Library],
+    base: Mapping[str, Any],
+    grid: Grid,
+    team: Team,
+    on_cell: Callable[[Cell, str], None],
+) -> list[Path]:
+    from gks_eval.lm import DEFAULT_LIBRARY
+
+    lm: GksArrowLM | None = None
+    tasks: Any = None
+    default = grid.library or DEFAULT_LIBRARY
+    for cell in cells:
+        folder = grid.output / cell.slug
+        library = libraries.get(cell.others.get("library") or default)
+        if team.agree(is_finished(folder, cell_request(cell, library, base, grid))):
+            on_cell(cell, "kept")
+            continue
+        on_cell(cell, "running")
+        if lm is None:
+            tasks = task_manager(grid.tasks, grid.include_paths)
+            lm = _load(cell, default, base, grid)
+        _swap(lm, cell, library, grid)
+        evaluate_cell(lm, tasks, cell, cell_request(cell, library, base, grid), grid, team)
+        on_cell(cell, "done")
+    team.wait()  # for what the leader writes
+    return [grid.output / cell.slug for cell in cells]
+
+
+def _load(cell: Cell, library: str, base: Mapping[str, Any], grid: Grid) -> GksArrowLM:
+    from gks_eval.lm import GksArrowLM
+
+    # The base is the grid's whichever setting happens to run first.
+    arguments = {"pretrained": base["name"], **grid.model_arguments, **cell.setting.arguments()}
+    if base.get("revision"):
+        arguments.setdefault("revision", base["revision"])
+    if not {"load_in_4bit", "load_in_8bit"} & set(arguments):
+        arguments["load_in_8bit" if base.get("quantization") == "int8" else "load_in_4bit"] = (
+            base.get("quantization", "none") != "none"
+        )
+    return GksArrowLM(library=cell.others.get("library", library), **arguments)
+
+
+def _swap(lm: GksArrowLM, cell: Cell, library: Library | None, grid: Grid) -> None:
+    lm.apply(cell.setting, library)
+    lm.choose_scoring(cell.others.get("scoring") or grid.model_arguments.get("scoring"))
+    batch_size = cell.others.get("batch_size") or grid.model_arguments.get("batch_size")
+    if batch_size is not None:
+        lm.choose_batch_size(batch_size)
+
+
+def _base(grid: Grid) -> dict[str, Any]:
+    """What the grid's library and arguments say of the base, whichever setting runs first."""
+    from gks_eval.lm import DEFAULT_LIBRARY
+
+    pretrained = grid.model_arguments.get("pretrained")
+    if grid.library is None and pretrained is not None:
+        return {"name": str(pretrained), "content": content_stamp(str(pretrained))}
+    _, manifest = read_manifest(grid.library or DEFAULT_LIBRARY)
+    name = str(pretrained or manifest.base_model)
+    return {
+        "name": name,
+        "content": content_stamp(resolve_base_model(name)),
+        "revision": manifest.revision,
+        "quantization": manifest.load.quantization,
+    }

@@ -1,0 +1,91 @@
+"""What a grid runs: its settings in their grammar, its tasks, its folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from gks_eval.config.setting import Setting, digest
+from gks_eval.errors import UsageError, did_you_mean
+
+__all__ = ["Cell", "Grid", "parse_settings"]
+
+# Arguments after `;` that can change between two settings on one loaded base.
+_SWAPPABLE: Final = ("library", "scoring", "batch_size")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of a grid.
+
+    Attributes:
+        label: As the user wrote it.
+        slug: The name of its folder.
+        setting: What it stands for.
+        others: Further arguments of the model, of `_SWAPPABLE`.
+    """
+
+    label: str
+    slug: str
+    setting: Setting
+    others: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run.
+
+    Attributes:
+        settings: In the grid's grammar, see `Setting.parse`.
+        tasks: Names for lm-eval.
+        output: Folder that gets one sub-folder a setting.
+        library: Of all settings that name no other.
+        model_arguments: For the model class, shared by all settings.
+        evaluation: For `lm_eval.simple_evaluate`: limit, num_fewshot, apply_chat_template, ...
+        include_paths: Folders of task YAMLs beside ours.
+    """
+
+    settings: Sequence[str]
+    tasks: Sequence[str]
+    output: Path
+    library: str | None = None
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    include_paths: Sequence[str] = ()
+
+
+def parse_settings(texts: Iterable[str]) -> list[Cell]:
+    """Read the settings of a grid.
+
+    Raises:
+        UsageError: One does not follow the grammar, needs the base loaded anew, or stands twice.
+    """
+    cells: list[Cell] = []
+    for text in texts:
+        setting, others = Setting.parse(text)
+        for name in others:
+            if name not in _SWAPPABLE:
+                known = {*_SWAPPABLE, *Setting.model_fields, "preset"}
+                raise UsageError(
+                    f"setting {text!r}: {name} cannot change on a loaded base "
+                    f"({did_you_mean(name, known)}); give it to the whole grid with --model-args."
+                )
+        cells.append(Cell(text, _slug(text), setting, others))
+    labels = [cell.label for cell in cells]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UsageError(f"--settings names {twice[0]} twice; name each setting once.")
+    if not cells:
+        raise UsageError("--settings is empty; name at least one, such as arrow or gks:avg.")
+    return cells
+
+
+def _slug(text: str) -> str:
+    plain = re.sub(r"[:;=]", lambda sign: "_" if sign[0] == ";" else "-", text.strip())
+    slug = re.sub(r"[^\w.+-]+", "-", plain, flags=re.ASCII).strip("-.")
+    # Where more than the grammar's own signs were replaced, two texts could become one name.
+    return (
+        slug if slug == plain and len(slug) < 100 else f"{slug[:80]}-{digest({'text': text})[:8]}"
+    )

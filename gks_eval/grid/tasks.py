@@ -1,0 +1,35 @@
+"""lm-eval's index of tasks, with the package's own in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.paths import tasks_dir
+
+__all__ = ["task_manager"]
+
+
+def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any:
+    """Return lm-eval's index of tasks with ours in it.
+
+    Args:
+        names: Tasks or groups that must be there.
+        include_paths: Folders of task YAMLs beside ours.
+
+    Raises:
+        UsageError: One of `names` is unknown; the sentence suggests the nearest of ours.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[str(tasks_dir()), *include_paths])
+    for name in names:
+        if not manager.match_tasks([name]):
+            raise UsageError(f"--tasks: {name} is unknown; {_near_task(name, manager)}")
+    return manager
+
+
+def _near_task(name: str, manager: Any) -> str:
+    near = did_you_mean(name, [task for task in manager.all_tasks if task.startswith("gks_")])
+    return f"{near}." if near.startswith("did") else "`gks-eval run ls tasks` lists them."

@@ -1,0 +1,302 @@
+"""A model class of lm-eval with the packed scorer: HFLM, each distinct token prefix once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
+from tqdm import tqdm
+
+from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.request_cache import CountingHook
+from gks_eval.scoring import (
+    PackedCounts,
+    packed_log_likelihoods,
+    requests_worth,
+    score_together,
+    supports_packed,
+)
+from gks_eval.team import Team
+from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
+
+__all__ = ["PackedLM"]
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH = 8
+CPU_BATCH_TOKENS = 2048
+"""Beyond these a CPU gains nothing from larger batches."""
+TOKENIZED_AT_ONCE = 2048
+
+Request = tuple[Any, list[int], list[int]]
+TokenPair = tuple[Sequence[int], Sequence[int]]
+
+
+class PackedLM(HFLM):  # type: ignore[misc]
+    """HFLM whose log-likelihoods come from `gks_eval.scoring`, or from HFLM's own scorer.
+
+    It knows the whole-text protocol, divides the work among processes by tokens, and returns each
+    log-likelihood with its token count. A subclass calls `choose_scoring` and
+    `call_team` before HFLM's ``__init__`` and `join_team` after it.
+
+    Attributes:
+        scoring: ``packed``, which hands models that it does not support to ``plain``, HFLM's own.
+        team: The processes that share the work; None for one alone.
+        counts: Tokens that the packed scorer of this process has computed so far.
+    """
+
+    SCORINGS: ClassVar[tuple[str, ...]] = ("packed", "plain")
+    scoring: str
+    team: Team | None = None
+    cache_hook: Any
+    softmax_dtype: torch.dtype | None
+    batch_size_per_gpu: Any
+    batch_schedule: float
+
+    def choose_scoring(self, scoring: str | None) -> None:
+        """Score by another scorer from now on; None means the default.
+
+        Raises:
+            UsageError: There is no such scorer.
+        """
+        chosen = str(scoring or self.SCORINGS[0])
+        if chosen not in self.SCORINGS:
+            raise UsageError(
+                f"scoring={scoring} is unknown; {did_you_mean(chosen, self.SCORINGS)}."
+            )
+        self.scoring = chosen
+        self._unpackable: str | None = None
+        self._known: dict[str, list[int]] = {}
+        self.counts = PackedCounts()
+        self.cache_hook = CacheHook(None)
+
+    def choose_batch_size(self, batch_size: int | str) -> None:
+        """Batch as ``batch_size=...`` would, from now on.
+
+        Raises:
+            UsageError: It is neither a number above 0 nor ``auto``.
+        """
+        word, _, schedule = str(batch_size).partition(":")
+        if word == "auto" and (schedule or "1").isdecimal():
+            self.batch_size_per_gpu = word
+            self.batch_schedule = float(schedule or 1)
+        elif word.isdecimal() and int(word) > 0 and not schedule:
+            self.batch_size_per_gpu = int(word)
+        else:
+            raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
+
+    def call_team(self) -> None:
+        """Connect the processes that were started together; to be called before HFLM begins."""
+        team = Team()
+        if team.size > 1:
+            team.join()  # HFLM's own way to it does nothing on a CPU
+            self.team = team
+
+    def join_team(self) -> None:
+        """Have lm-eval divide the items among them; to be called when the base is loaded."""
+        # HFLM divides only among several GPUs of one host, and numbers the processes of every
+        # host from 0. With these right, lm-eval itself divides and gathers.
+        if self.team is not None:
+            self._rank, self._world_size = self.team.rank, self.team.size
+            self._device = self.accelerator.device
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Score requests; those of the whole-text protocol are tokenised as one text."""
+        if self.scoring == "packed" and not self.enable_thinking and self._packs():
+            # Both protocols at once: they share contexts, and all processes make the same calls.
+            pairs = self.token_pairs(requests)
+            return self._packed(
+                [(r.args, *pair) for r, pair in zip(requests, pairs, strict=True)], disable_tqdm
+            )
+        whole = [n for n, request in enumerate(requests) if is_whole_text(request.args)]
+        if not whole:
+            scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+            return scored
+        results: dict[int, tuple[float, bool]] = {}
+        paired = sorted(set(range(len(requests))) - set(whole))
+        if paired:
+            answers = super().loglikelihood([requests[n] for n in paired], disable_tqdm)
+            results |= dict(zip(paired, answers, strict=True))
+        texts = [self._whole_text_request(requests[n].args) for n in whole]
+        answers = self._score_texts(texts, disable_tqdm)
+        results |= dict(zip(whole, answers, strict=True))
+        return [results[n] for n in range(len(requests))]
+
+    def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
+        """Return each request's (context, continuation) tokens, as `loglikelihood` scores them."""
+        pairs = []
+        for start in range(0, len(requests), TOKENIZED_AT_ONCE):
+            block = [request.args for request in requests[start : start + TOKENIZED_AT_ONCE]]
+            self._known = self._encode_many(block)
+            pairs += [self._token_pair(arguments) for arguments in block]
+        self._known = {}
+        return pairs
+
+    def _token_pair(self, arguments: tuple[Any, ...]) -> tuple[list[int], list[int]]:
+        if is_whole_text(arguments):
+            return self._whole_text_request(arguments)[1:]
+        context, continuation = arguments
+        if context:
+            pair: tuple[list[int], list[int]] = self._encode_pair(context, continuation)
+            return pair
+        # lm-eval conditions on the prefix token alone, unless the text starts with it.
+        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        start = 1 if tokens[:1] == [self.prefix_token_id] else 0
+        return [self.prefix_token_id], tokens[start:]
+
+    def _encode_many(self, block: list[tuple[Any, ...]]) -> dict[str, list[int]]:
+        # The texts that `_token_pair` will ask for: the tokenizer takes many at once in a fraction
+        # of the time, and choices of one item share their context.
+        texts = {arguments[0] + arguments[1]: None for arguments in block}
+        texts |= {arguments[0].rstrip(): None for arguments in block if len(arguments) == 2}
+        beginning = self.tokenizer.decode(self.prefix_token_id)
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        known: dict[str, list[int]] = {}
+        for begins, how in ((False, special), (True, {"add_special_tokens": False})):
+            chosen = [text for text in texts if text and has_bos_prefix(text, beginning) is begins]
+            if chosen:
+                known |= zip(chosen, self.tokenizer(chosen, **how)["input_ids"], strict=True)
+        return known
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **options: Any,
+    ) -> list[int]:
+        """Return the tokens of a text, as HFLM does."""
+        if add_special_tokens is None and left_truncate_len is None and string in self._known:
+            return list(self._known[string])
+        tokens: list[int] = super().tok_encode(
+            string, add_special_tokens, left_truncate_len, **options
+        )
+        return tokens
+
+    def _score_texts(self, texts: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        # lm-eval sums in the model's type: in bfloat16 a whole text's sum comes in steps of 2, and
+        # choices that differ by less would tie.
+        own = self.softmax_dtype
+        self.softmax_dtype = own or torch.float32
+        try:
+            return self._loglikelihood_tokens(texts, disable_tqdm=disable_tqdm)
+        finally:
+            self.softmax_dtype = own
+
+    def _whole_text_request(self, arguments: tuple[Any, ...]) -> Request:
+        limit = min(max_tokens(arguments), self.max_length + 1)
+        tokens = self.tok_encode(arguments[0] + arguments[1])
+        context, scored = split_tokens(tokens, limit)
+        return arguments, context, scored
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        if self.scoring != "packed" or not self._packs():
+            return self._plain(requests, disable_tqdm, override_bs)
+        if override_bs is None:
+            return self._packed(requests, disable_tqdm)
+        # Windows of rolling texts: HFLM batches, divides, caches and shows progress by itself.
+        return list(
+            self._score_pairs([(context, text) for _, context, text in requests], True, None)
+        )
+
+    def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
+        if self.device.type != "cpu":
+            found: Any = super()._detect_batch_size(requests, pos)
+            return int(found)
+        # HFLM begins with 64 texts of the greatest length, which takes a CPU hours and gigabytes.
+        if requests:
+            _, context, continuation = requests[pos]
+            longest: int = min(len(context) + len(continuation) - 1, self.max_length)
+            return max(1, CPU_BATCH_TOKENS // longest)
+        return CPU_BATCH if self.scoring == "packed" else 1
+
+    def _packs(self) -> bool:
+        if self._unpackable is None:
+            self._unpackable = (
+                "mixed_precision_dtype is set"
+                if self.mixed_precision_dtype is not None
+                else supports_packed(self.model, self.device, self.max_length)
+            )
+            if self._unpackable is not None:
+                logger.warning("Scoring plain, not packed, as %s.", self._unpackable)
+        return self._unpackable is None
+
+    def _packed(self, requests: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
+        keys = [key for key, _, _ in requests]
+        pairs = [(context, continuation) for _, context, continuation in requests]
+
+        def keep(index: int, result: TokenLogLikelihood) -> None:
+            if keys[index] is not None:
+                self.cache_hook.add_partial("loglikelihood", keys[index], result)
+
+        if self.team is None or self.cache_hook.dbdict is not None:
+            # With a request cache a process may have nothing left to ask, and would not come.
+            return list(self._score_pairs(pairs, disable_tqdm, keep))
+        return list(
+            score_together(
+                pairs,
+                lambda share: self._score_pairs(share, disable_tqdm, None),
+                max_length=self.max_length,
+                team=self.team,
+            )
+        )
+
+    def _score_pairs(
+        self,
+        pairs: Sequence[TokenPair],
+        disable_tqdm: bool,
+        keep: Callable[[int, TokenLogLikelihood], None] | None,
+    ) -> list[TokenLogLikelihood]:
+        size = self.batch_size_per_gpu
+        with tqdm(
+            total=len(pairs),
+            disable=disable_tqdm or self.rank != 0,
+            desc="Running loglikelihood requests",
+        ) as bar:
+            return packed_log_likelihoods(
+                self.model,
+                pairs,
+                device=self.device,
+                max_length=self.max_length,
+                batch_tokens=(
+                    None if size == "auto" else requests_worth(pairs, size, self.max_length)
+                ),
+                progress=bar.update,
+                emit=keep,
+                counts=self.counts,
+            )
+
+    def _plain(
+        self, requests: list[Request], disable_tqdm: bool, override_bs: int | None
+    ) -> list[tuple[float, bool]]:
+        counts = [len(continuation) for _, _, continuation in requests]
+        hook = self.cache_hook
+        self.cache_hook = CountingHook(
+            hook,
+            [
+                (request[0], count)
+                for request, count in zip(requests, counts, strict=True)
+                if request[0] is not None
+            ],
+        )
+        try:
+            pairs = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        finally:
+            self.cache_hook = hook
+        return [
+            TokenLogLikelihood(log_likelihood, is_greedy, count)
+            for (log_likelihood, is_greedy), count in zip(pairs, counts, strict=True)
+        ]

@@ -1,0 +1,52 @@
+"""Several processes score the requests of all of them, each a share of equal work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.prefix_tree import shares, to_sequences
+from gks_eval.team import Team
+
+__all__ = ["score_together"]
+
+Pair = tuple[Seq[int], Seq[int]]
+
+
+def score_together(
+    requests: Seq[Pair],
+    score: Callable[[list[Pair]], list[TokenLogLikelihood]],
+    *,
+    max_length: int,
+    team: Team,
+) -> list[TokenLogLikelihood]:
+    """Score requests, with the other processes of a team doing the same.
+
+    A harness deals items out one by one, which parts items with a common prefix and leaves one
+    process with the longer ones. Here the requests of all are pooled, cut into runs of equal
+    numbers of distinct tokens, and the results handed back. Two collective calls.
+
+    Args:
+        requests: This process's (context tokens, continuation tokens) pairs; may be empty.
+        score: Scores any requests on this process's model.
+        max_length: The most tokens that the model may see.
+        team: The processes.
+
+    Returns:
+        One result a request, in the order of `requests`.
+
+    Raises:
+        DataError: A request of any process cannot be scored; raised in every process.
+    """
+    pooled = team.gather(list(requests))
+    everything = [pair for part in pooled for pair in part]
+    sequences = to_sequences(everything, max_length)
+    own = [sequences[at] for at in shares(sequences, team.size)[team.rank]]
+    answers = score([everything[sequence.requests[0]] for sequence in own])
+    found: dict[int, TokenLogLikelihood] = {}
+    for part in team.gather([(s.requests, a) for s, a in zip(own, answers, strict=True)]):
+        for indices, answer in part:
+            found.update(dict.fromkeys(indices, answer))
+    start = sum(len(part) for part in pooled[: team.rank])
+    return [found[start + at] for at in range(len(requests))]

@@ -1,0 +1,101 @@
+"""The packed scorer in lm-eval's model class: tokens, batch sizes, rolling texts, generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from gks_eval.config.setting import Setting
+from gks_eval.lm import GksArrowLM
+
+Base = Callable[[str], Path]
+LibraryOf = Callable[..., Path]
+
+
+def instances(arguments: list[tuple[Any, ...]], kind: str = "loglikelihood") -> list[Instance]:
+    return [Instance(kind, {}, one, 0) for one in arguments]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def gks(tiny_base: Base, tiny_library: LibraryOf) -> GksArrowLM:
+    return GksArrowLM(library=str(tiny_library("phi3")), dtype="float32", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def hf(tiny_base: Base) -> HFLM:
+    return HFLM(str(tiny_base("phi3")), device="cpu", dtype="float32", batch_size=3)
+
+
+# Trailing spaces move to the continuation; a text that starts with the prefix token gets no other.
+context = st.text("ab <é東\n", max_size=6) | st.sampled_from(["<|endoftext|>Q:", "Q: \n ", "  "])
+continuation = st.text("ab <é東\n", min_size=1, max_size=6) | st.just("<|endoftext|>yes")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(context, continuation), min_size=1, max_size=12), st.booleans())
+def test_texts_are_tokenised_as_one_by_one(gks, hf, texts, adds_bos):
+    asked = [(c, t) if c.strip() or not c else ("Q", t) for c, t in texts]
+    expected: list[Any] = []
+    hf.add_bos_token = gks.add_bos_token = adds_bos or None
+    # lm-eval's own way, text by text, caught where it hands the tokens to its scorer.
+    hf._loglikelihood_tokens = lambda requests, **_: (
+        expected.extend(requests) or [None] * len(requests)
+    )
+    hf.loglikelihood(instances(asked), disable_tqdm=True)
+    del hf._loglikelihood_tokens
+    found = gks.token_pairs(instances(asked))
+    gks.add_bos_token = None
+    assert [(c, t) for c, t in found] == [(c, t) for _, c, t in expected]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
+def test_rolling_texts_agree_with_hf(batch_size: Any, gks: GksArrowLM, hf: HFLM) -> None:
+    texts = [("A text that is longer than one window. " * 30,), ("short",), ("x",)]
+    gks.apply(Setting.from_arguments(router=None))
+    gks.choose_batch_size(batch_size)
+    found = gks.loglikelihood_rolling(instances(texts, "loglikelihood_rolling"))
+    gks.choose_batch_size(3)
+    expected = hf.loglikelihood_rolling(instances(texts, "loglikelihood_rolling"))
+    assert found == pytest.approx(expected, abs=2e-3, rel=1e-5)
+
+
+def test_on_a_cpu_auto_does_not_try_the_greatest_length(gks: GksArrowLM) -> None:
+    calls: list[tuple[int, ...]] = []
+    hook = gks.model.register_forward_pre_hook(
+        lambda _module, args, kwargs: calls.append(tuple((kwargs.get("input_ids", *args)).shape)),
+        with_kwargs=True,
+    )
+    gks.choose_batch_size("auto")
+    prompts = [(text, {"until": ["\n"], "max_gen_toks": 3}) for text in ("one", "three", "two")]
+    gks.generate_until(instances(prompts, "generate_until"))
+    gks.choose_scoring("plain")
+    gks.loglikelihood(instances([("Q: what?", " this"), ("Q: what?", " that one")]))
+    gks.choose_scoring(None)
+    gks.choose_batch_size(3)
+    hook.remove()
+    assert calls
+    assert max(rows * length for rows, length in calls) < 200
+
+
+@pytest.mark.parametrize("setting", [{}, {"preset": "exact", "subtract": "en"}], ids=str)
+def test_generation_in_batches_is_generation_one_by_one(
+    setting: dict[str, Any], gks: GksArrowLM
+) -> None:
+    """Padding on the left must not change what is routed where."""
+    gks.apply(Setting.from_arguments(**setting))
+    texts = ["Say", "One, two, three and", "A much longer prompt than all the others here", "Z"]
+    asked = instances(
+        [(text, {"until": ["\n"], "max_gen_toks": 10}) for text in texts], "generate_until"
+    )
+    gks.choose_batch_size(1)
+    alone = [gks.generate_until([one])[0] for one in asked]
+    gks.choose_batch_size(4)
+    assert gks.generate_until(asked) == alone
+    gks.choose_batch_size(3)
