@@ -114,6 +114,9 @@ def _split_label(source: str) -> tuple[str | None, str]:
 
 
 def _runs_at(text: str) -> list[Run]:
+    if not text.strip():
+        # Path("") is the working folder: an unset variable of a script must not choose runs.
+        raise ResultsError("an empty path names no results; is a variable of the script unset?")
     path = Path(text)
     if path.is_file():
         if path.suffix != ".json":
@@ -222,5 +225,8 @@ def _unique_labels(runs: list[Run]) -> list[Run]:
 
 
 def _listing(runs: Iterable[Run]) -> str:
-    names = [str(run.folder) for run in runs]
+    found = list(runs)
+    # Runs of several models in one folder are told apart by their files.
+    alike = len({run.folder for run in found}) < len(found)
+    names = [str(run.files[0] if alike else run.folder) for run in found]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -203,6 +203,36 @@ def test_report_writes_one_page(tmp_path):
     assert "<h1>Evaluation report</h1>" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+def test_a_missing_package_is_named_with_its_extra(pair):
+    block = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('scipy', 'jinja2'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import importlib.util, gks_eval.cli._extras as extras\n"
+        "real = importlib.util.find_spec\n"
+        "extras.find_spec = lambda n: None if n in ('scipy', 'jinja2') else real(n)\n"
+        "from gks_eval.cli.main import main; main()"
+    )
+    for arguments in (
+        ["compare", pair / "old", pair / "same"],
+        ["gate", "--baseline", pair / "old", "--candidate", pair / "same"],
+        ["paper"],
+        ["report", pair / "old"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", block, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 2
+        assert 'needs scipy, jinja2: pip install "gks-eval[evidence]"' in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['gks-eval', 'compare', '--help']\n"

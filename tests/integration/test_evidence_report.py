@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from gks_eval.evidence.observed import RoutingShares
 from gks_eval.evidence.report.build import Options, build_page
+from gks_eval.evidence.report.plots import routing_plot
 from gks_eval.evidence.runs import find_runs
 
 TESTS = Path(__file__).parents[1]
@@ -140,6 +142,25 @@ def test_real_runs_of_lm_eval_make_a_page(tmp_path):
 def test_a_single_run_makes_a_page():
     html = build_page(find_runs([str(TESTS / "golden" / "evidence" / "dummy")]), [])
     assert "Change from" not in html
+
+
+def test_layers_stand_in_the_order_of_the_model():
+    layers = [f"model.layers.{i}.self_attn.{m}" for i in (0, 10, 2) for m in ("q", "v")]
+    task = {"tokens": 1, "share": [[1.0]] * 6, "mean_coefficient": [[1.0]] * 6, "entropy": [0] * 6}
+    routing = {"schema": "gks_eval.routing/1", "library": "l", "setting": "arrow", "top_k": 1}
+    routing |= {"experts": ["e"], "layers": layers, "tasks": {"t": task}}
+    _, svg = routing_plot(RoutingShares.model_validate(routing))
+    assert re.findall(r"layers\.(\d+)\.self_attn\.q", svg) == ["0", "2", "10"]
+
+
+def test_a_run_without_a_difference_has_no_place_in_the_plot(tmp_path):
+    for label, task in (("base", "a"), ("arrow", "a"), ("other", "b")):
+        _factory().write_run(tmp_path / label, {task: [1.0, 0.0] * 20})
+    html = build_page(find_runs([str(tmp_path)]), [])
+    figure = re.search(r"<svg.*?</svg>", html, re.S)
+    assert figure
+    assert "arrow" in figure.group()
+    assert "other" not in figure.group()
 
 
 def test_samples_beyond_the_limit_are_left_out_changed_ones_last(tmp_path):

@@ -34,7 +34,8 @@ _MARKERS = "osD^vPX*"
 def difference_plot(comparison: Comparison) -> str:
     """Return every candidate's differences from the baseline with intervals; empty if none."""
     rows = [row for row in comparison.rows if row.binary and row.differences]
-    candidates = [run.label for run in comparison.runs[1:]]
+    compared = {d.candidate for row in rows for d in row.differences}
+    candidates = [run.label for run in comparison.runs[1:] if run.label in compared]
     if not rows:
         return ""
     lane = 0.8 / max(1, len(candidates))
@@ -98,7 +99,14 @@ def routing_plot(routes: RoutingShares) -> tuple[str, str]:
     label = "mean coefficient"
     salt = f"{routes.library}-{routes.setting}"
     first = _heat(by_task, routes.experts, names, label, f"tasks-{salt}")
-    return first, _heat(by_layer, routes.experts, routes.layers, label, f"layers-{salt}")
+    order = sorted(range(len(routes.layers)), key=lambda i: _by_depth(routes.layers[i]))
+    layers = [routes.layers[i] for i in order]
+    return first, _heat(by_layer[order], routes.experts, layers, label, f"layers-{salt}")
+
+
+def _by_depth(layer: str) -> list[tuple[int, str]]:
+    # Layer 2 comes before layer 10.
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in layer.split(".")]
 
 
 def geometry_plot(geometry: LibraryGeometry, rule: str) -> str:

@@ -227,6 +227,25 @@ def test_a_path_that_leads_nowhere_is_named(source, tmp_path, monkeypatch):
         find_runs([source])
 
 
+@pytest.mark.parametrize("source", ["", " ", "label= "])
+def test_an_empty_path_is_not_the_working_folder(factory, tmp_path, monkeypatch, source):
+    factory.write_run(tmp_path, {"a": HALF})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResultsError, match="empty path"):
+        find_runs([source])
+
+
+def test_runs_that_share_a_folder_are_told_apart_by_their_files(factory, tmp_path):
+    files = [
+        factory.write_run(tmp_path, {"a": HALF}, model_args=args, stamp=f"2026-0{n}-01T00-00-00")
+        for n, args in enumerate(("pretrained=x", "pretrained=y"), start=1)
+    ]
+    with pytest.raises(ResultsError, match="holds 2 runs") as caught:
+        one_run(str(tmp_path))
+    assert all(file.name in str(caught.value) for file in files)
+    assert one_run(str(files[1])).model_args == "pretrained=y"
+
+
 def test_an_empty_folder_and_a_samples_file_are_named(golden, tmp_path):
     with pytest.raises(ResultsError, match=r"no results_\*.json"):
         find_runs([str(tmp_path)])
