@@ -106,11 +106,14 @@ def _run(context: typer.Context) -> None:
         _run_harness(context.args)
     except GksError:
         raise
-    except (ValueError, OSError) as error:  # how lm-eval reports unknown names and missing files
+    except Exception as error:
         logging.getLogger("gks_eval").debug("lm-eval's traceback:", exc_info=True)
         message = " ".join(str(error).split()) or type(error).__name__
         hint = "LMEVAL_LOG_LEVEL=DEBUG shows where"
-        raise UsageError(f"lm-eval stopped: {message} ({hint})") from error
+        # How lm-eval reports unknown names, missing files and values that it cannot use.
+        mistakes = (ValueError, OSError, LookupError, TypeError, AssertionError)
+        kind = UsageError if isinstance(error, mistakes) else GksError
+        raise kind(f"lm-eval stopped: {message} ({hint})") from error
 
 
 def register(app: typer.Typer) -> None:

@@ -125,10 +125,14 @@ class Setting(FrozenModel):
         arguments = _kind(head.strip(), text)
         plain = arguments["router"] == "none"
         others: dict[str, str] = {}
+        named: set[str] = set()
         for part in filter(None, (piece.strip() for piece in tail)):
             name, equals, value = part.partition("=")
             if not equals or not name.strip() or not value.strip():
                 raise UsageError(f"setting {text!r}: {part!r} is not written argument=value.")
+            if name.strip() in named:
+                raise UsageError(f"setting {text!r}: {name.strip()} stands twice; keep one.")
+            named.add(name.strip())
             if plain and name.strip() in ARGUMENTS:
                 raise UsageError(
                     f"setting {text!r}: base takes no {name.strip()}, it has no router."

@@ -90,7 +90,7 @@ def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(
-            f"{source} is not valid YAML: {where}{error.problem or error.context}."
+            f"{source} is not valid YAML: {where}{error.problem or error.context:.200}."
         ) from None
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())

@@ -8,6 +8,7 @@ must not have been read by then.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import pickle
 import re
@@ -179,6 +180,7 @@ ARGUMENTS = {
         ["nowhere/model", "folder"]),
     "no embedded base": (GRID + "arrow --pretrained embedded:smollm3", UsageError,
         ["'smollm3'", "smollm2-135m-instruct"]),
+    "an argument twice": (GRID + "arrow;top_k=2;top_k=3", UsageError, ["top_k stands twice"]),
     "a setting twice": (GRID + "arrow,arrow", UsageError, ["arrow"]),
     "no such command": ("gird", UsageError, ["No such command 'gird'", "gks-eval --help"]),
     "a missing option": ("grid --settings base", UsageError, ["'--tasks'", "gks-eval grid --help"]),
@@ -199,6 +201,9 @@ TASKS = {
     "faulty items": ("lint gks_piqa", DataError, ["faulty items: 1", "1 of 1 tasks"], faulty_piqa),
     "run with a folder that is none": ("run --tasks x --include_path nowhere", UsageError,
         ["--include_path nowhere is no folder"]),
+    "items that are not there": (
+        'run --model dummy --tasks gks_demo_goals_en --samples {"gks_demo_goals_en":[999]}',
+        UsageError, ["lm-eval stopped: ", "--samples", "LMEVAL_LOG_LEVEL=DEBUG"]),
     "run without a folder": ("run --tasks x --include_path", UsageError, ["needs a folder"]),
 }  # fmt: skip
 
@@ -326,6 +331,8 @@ def test_bad_input(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     # lm-eval's own thousands of tasks take seconds to read, and no row needs them.
     monkeypatch.setattr(tasks, "TaskManager", pack_only)
+    # lm-eval's log handlers keep the stderr of the row that made them, which is closed by now.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
     monkeypatch.setattr(sys, "argv", ["gks-eval", *re.split(r" +", case.command)])
     with pytest.raises(SystemExit) as ended:
         main()
