@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import resource
+import re
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.files import disk_errors, write_text
+from gks_eval.files import write_text
+from gks_eval.team import Team
 from gks_eval.training.adapter_writer import Factors, write_adapter
-from gks_eval.training.base import Base, load_base
+from gks_eval.training.base import Base, load_base, pick_device
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import JobData, load_job_data
+from gks_eval.training.limits import limits_told, peak_memory_mb, reset_peak_memory
 from gks_eval.training.loftq import start_from_loftq
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sft import TrainingRun, steps_of, train_adapter
 from gks_eval.training.start import attach_adapter
-from gks_eval.training.team import Team, share_of
+from gks_eval.training.team import share_of
 from gks_eval.training.watch import Watcher, step_callback
 
 if TYPE_CHECKING:
@@ -61,20 +62,22 @@ def train_job(
     recipe = plan.recipe
     schedule = share_of(job.section.schedule, team.size)
     data = load_job_data(job, plan.root, tokenizer)
+    reset_peak_memory(pick_device(recipe.load))
     work = output / WORK / f"{job.kind}-{job.name}"
     if team.leads:
         _clear_other_work(work, fingerprint + data.fingerprint)
+        _clear_torn_writes(output / job.key)
     team.wait()
-    base = load_base(recipe, plan.root)
-    model = attach_adapter(base.model, recipe.adapter, base.place, job.start_seed)
-    if recipe.adapter.init == "loftq":
-        unquantised = recipe.load.model_copy(update={"quantization": "none", "device": "cpu"})
-        start_from_loftq(model, load_base(recipe, plan.root, unquantised).model)
     steps = steps_of(len(data.train), schedule, team.size)
-    if team.leads:
-        watcher.started(job, steps)
     callback = step_callback(job, watcher, data.report.tokens * schedule.epochs / steps)
-    with disk_errors(work):
+    with limits_told(work):
+        base = load_base(recipe, plan.root)
+        model = attach_adapter(base.model, recipe.adapter, base.place, job.start_seed)
+        if recipe.adapter.init == "loftq":
+            unquantised = recipe.load.model_copy(update={"quantization": "none", "device": "cpu"})
+            start_from_loftq(model, load_base(recipe, plan.root, unquantised).model)
+        if team.leads:
+            watcher.started(job, steps)
         run = train_adapter(
             model,
             tokenizer,
@@ -84,16 +87,16 @@ def train_job(
             work=work,
             callbacks=[callback],
         )
-    if team.leads:
-        record = _record(plan, job, fingerprint, data, base, run, team.size)
-        if data.held_out:
-            record["held_out"] = _held_out(model, data)
-        factors = Factors.of(model, recipe.adapter.save_dtype, job.key)
-        write_adapter(
-            output / job.key, factors, recipe.adapter, recipe.base_model, record, run.curve
-        )
-        shutil.rmtree(work, ignore_errors=True)
-        watcher.finished(job, record)
+        if team.leads:
+            record = _record(plan, job, fingerprint, data, base, run, team.size)
+            if data.held_out:
+                record["held_out"] = _held_out(model, data)
+            factors = Factors.of(model, recipe.adapter.save_dtype, job.key)
+            write_adapter(
+                output / job.key, factors, recipe.adapter, recipe.base_model, record, run.curve
+            )
+            shutil.rmtree(work, ignore_errors=True)
+            watcher.finished(job, record)
     team.wait()
 
 
@@ -104,6 +107,14 @@ def _clear_other_work(folder: Path, fingerprint: str) -> None:
         shutil.rmtree(folder)
     if not folder.is_dir():
         write_text(mark, fingerprint)
+
+
+def _clear_torn_writes(folder: Path) -> None:
+    # What `replaced_folder` had in hand when a process was killed; the caller holds the lock.
+    torn = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-old)?")
+    for left in folder.parent.glob(f".{folder.name}-*"):
+        if torn.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _record(
@@ -136,7 +147,7 @@ def _record(
         "processes": processes,
         "seconds": round(run.seconds, 1),
         "tokens_per_second": round(run.tokens_per_second, 1),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(base.model.device),
     }
 
 
@@ -145,13 +156,3 @@ def _held_out(model: PeftModel, data: JobData) -> dict[str, float]:
         before = mean_loss(model, data.held_out)
     after = mean_loss(model, data.held_out)
     return {"n": len(data.held_out), "base": round(before, 4), "adapter": round(after, 4)}
-
-
-def _peak_memory_mb() -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kilobytes on Linux, bytes on macOS.
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gks_eval.errors import DataError
 from gks_eval.files import exclusive
+from gks_eval.team import Team
 from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import load_tokenizer
 from gks_eval.training.curves import draw_curves
@@ -18,7 +20,6 @@ from gks_eval.training.library_writer import check_output, is_foreign, write_man
 from gks_eval.training.one_adapter import WORK, train_job
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sources import identity
-from gks_eval.training.team import Team
 from gks_eval.training.watch import Watcher
 
 if TYPE_CHECKING:
@@ -71,8 +72,9 @@ def train_library(
         watcher.planned(plan, jobs)
     tokenizer: PreTrainedTokenizerBase | None = None
     trained: list[str] = []
-    for job in jobs:
-        fingerprint = plan.fingerprint(job, identity(job, plan.root))
+    # All before the first: a file that is missing should be told now, not in some hours.
+    fingerprints = [plan.fingerprint(job, identity(job, plan.root)) for job in jobs]
+    for job, fingerprint in zip(jobs, fingerprints, strict=True):
         lock = output / WORK / f"{job.kind}-{job.name}.lock"
         with exclusive(lock) if team.leads else nullcontext(True) as held:
             why = team.agree(_why_not(held, output / job.key, fingerprint))
@@ -117,11 +119,15 @@ def finish_library(plan: Plan, output: Path, trained: tuple[str, ...]) -> Outcom
 
 def missing_adapters(plan: Plan, output: Path) -> list[Job]:
     """Return the jobs whose adapter the library does not have, or has from another recipe."""
-    return [
-        job
-        for job in plan.jobs
-        if not is_finished(output / job.key, plan.fingerprint(job, identity(job, plan.root)))
-    ]
+    return [job for job in plan.jobs if not _has(plan, job, output)]
+
+
+def _has(plan: Plan, job: Job, output: Path) -> bool:
+    try:
+        data = identity(job, plan.root)
+    except DataError:  # its file is gone: of no account to a run over the others
+        return False
+    return is_finished(output / job.key, plan.fingerprint(job, data))
 
 
 def _why_not(held: bool, folder: Path, fingerprint: str) -> str:

@@ -175,6 +175,7 @@ def _arguments(schedule: Schedule, optimizer: str, *, seed: int, work: Path, cpu
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=not cpu,
+        ddp_find_unused_parameters=False,  # every factor takes part in every step
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gks_eval.errors import LibraryError, UsageError
+from gks_eval.errors import DataError, LibraryError, UsageError
 from gks_eval.files import exclusive
 from gks_eval.library import load_library
 from gks_eval.training.adapter_writer import CURVE, RECORD, WEIGHTS
@@ -171,6 +171,20 @@ def test_what_another_process_trains_is_left_to_it(recipe_file: Recipes, tmp_pat
     assert outcome.trained == ("general/en",)
     assert "experts/copy" in outcome.missing
     assert outcome.manifest is None
+
+
+def test_a_file_that_is_gone_stops_its_own_adapter_alone(
+    recipe_file: Recipes, tmp_path: Path
+) -> None:
+    plan = make_plan(recipe_file())
+    (tmp_path / "upper.jsonl").unlink()
+    recorder = Recorder()
+    with pytest.raises(DataError, match=r"upper\.jsonl"):
+        train_library(plan, tmp_path / "library", watcher=recorder)
+    assert recorder.events == []  # told before anything was trained
+    outcome = train_library(plan, tmp_path / "library", only=["copy"])
+    assert outcome.trained == ("experts/copy",)
+    assert "experts/upper" in outcome.missing
 
 
 def test_a_manifest_of_another_hand_is_not_overwritten(
