@@ -61,6 +61,7 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare runs task by task: intervals, paired tests, averages, changed items."""
+    from gks_eval.cli._bar import working
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
@@ -78,7 +79,8 @@ def compare(
 
     found = baseline_first(find_runs(runs), baseline)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    comparison = build(found, Settings(metric, wanted, force, confidence, draws, seed))
+    with working("reading samples"):
+        comparison = build(found, Settings(metric, wanted, force, confidence, draws, seed))
     tables = [leaderboard(comparison), difference_table(comparison)]
     tables[-1].notes.extend(f"{note}." for note in comparison.notes)
     if flips:

@@ -48,6 +48,7 @@ def report(
     max_text: Annotated[int, typer.Option(min=100, help="Characters of a prompt to keep.")] = 4_000,
 ) -> None:
     """Write one page: scores, changes, the paper's values, routing, a sample browser."""
+    from gks_eval.cli._bar import working
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
@@ -58,6 +59,7 @@ def report(
     found = baseline_first(find_runs(runs), baseline)
     folders = [path for path in dict.fromkeys(map(Path, runs)) if path.is_dir()]
     options = Options(title, metric, family.value, max_samples, max_text)
-    page = build_page(found, folders, options)
+    with working("reading samples"):
+        page = build_page(found, folders, options)
     write_text(output, page)
     typer.echo(f"{output}: {len(found)} runs, {len(page.encode()) / 1e6:.1f} MB")
