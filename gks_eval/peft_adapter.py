@@ -231,7 +231,8 @@ def _read_factors(path: Path, name: str) -> dict[str, dict[str, torch.Tensor]]:
                         "save one adapter a folder."
                     )
                 found[match["factor"]] = values
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, NotImplementedError) as error:
+        # The last for types that torch can hold and not convert, such as 4-bit floats.
         raise LibraryError(
             f"{path} (adapter {name!r}) is no readable safetensors file ({error}); copy it anew."
         ) from None

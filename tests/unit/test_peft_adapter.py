@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def second_adapter(folder: Path) -> None:
 
 
 UNSUPPORTED = "which routed layers do not support"
+def four_bit_floats(folder: Path) -> None:
+    header = json.dumps(
+        {
+            f"m.lora_{factor}.weight": {"dtype": "F4", "shape": shape, "data_offsets": offsets}
+            for factor, shape, offsets in (("A", [1, 2], [0, 1]), ("B", [2, 1], [1, 2]))
+        }
+    ).encode()
+    raw = struct.pack("<Q", len(header)) + header + b"\x11\x11"
+    (folder / WEIGHTS_FILE).write_bytes(raw)
+
+
 CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no config": (
         lambda f: (f / CONFIG_FILE).unlink(),
@@ -129,6 +141,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "integers": (put("A", lambda t: t.to(torch.int8)), ["int8", "not of floats", "export"]),
     "booleans": (put("B", lambda t: t > 0), ["bool", "not of floats"]),
+    "4-bit floats": (four_bit_floats, ["no readable safetensors file", "copy it anew"]),
     "complex": (put("A", lambda t: t.to(torch.complex64)), ["complex64", "not of floats"]),
     "ranks differ": (
         put("B", lambda t: t[:, :3]),
