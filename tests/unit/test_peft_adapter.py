@@ -82,6 +82,8 @@ def second_adapter(folder: Path) -> None:
 
 
 UNSUPPORTED = "which routed layers do not support"
+
+
 def four_bit_floats(folder: Path) -> None:
     header = json.dumps(
         {
