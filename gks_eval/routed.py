@@ -222,9 +222,9 @@ def _wide_product(x_TK: torch.Tensor, prototypes_EK: torch.Tensor) -> torch.Tens
     if torch.is_grad_enabled() or x_TK.device.type != "cpu" or x_TK.shape[0] <= WIDENED_AT_ONCE:
         return x_TK.float() @ prototypes_EK.T
     scores_TE = x_TK.new_empty((x_TK.shape[0], prototypes_EK.shape[0]), dtype=torch.float32)
-    parts = zip(x_TK.split(WIDENED_AT_ONCE), scores_TE.split(WIDENED_AT_ONCE), strict=True)
-    for x_tK, scores_tE in parts:
-        torch.mm(x_tK.float(), prototypes_EK.T, out=scores_tE)
+    for start in range(0, x_TK.shape[0], WIDENED_AT_ONCE):
+        part = slice(start, start + WIDENED_AT_ONCE)
+        torch.mm(x_TK[part].float(), prototypes_EK.T, out=scores_TE[part])
     return scores_TE
 
 

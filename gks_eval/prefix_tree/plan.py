@@ -28,15 +28,24 @@ class Limits:
     """How large rows and batches may be.
 
     Attributes:
-        row_tokens: Rows are filled up to this; a cluster of up to twice as much is kept whole.
-        batch_tokens: Rows times the longest of them, the most that one forward takes; a longer
-            row has a forward of its own.
-        mask_cells: The most cells of a batch's attention mask.
+        row_tokens: Rows are filled up to this.
+        batch_tokens: The most tokens that one forward takes, padding included; a longer row has a
+            forward of its own.
+        mask_cells: The most cells of a batch's attention masks.
+        padded: Whether rows from the root are padded to the longest of a batch.
+        whole_tokens: A cluster of up to so many is kept in one row; 0 for twice `row_tokens`.
     """
 
     row_tokens: int
     batch_tokens: int
     mask_cells: int
+    padded: bool = True
+    whole_tokens: int = 0
+
+    @property
+    def whole(self) -> int:
+        """Return the size up to which a cluster is kept in one row."""
+        return self.whole_tokens or 2 * self.row_tokens
 
     @property
     def worth_sharing(self) -> int:
@@ -148,7 +157,7 @@ def plan(sequences: Seq[Sequence], limits: Limits, *, trunks: bool = True) -> li
         clusters: list[PlannedRow] = []
         for a, b in runs.cut_below(start, stop, trunk + limits.worth_sharing):
             cluster = runs.row(a, b, trunk)
-            if cluster.tokens <= 2 * limits.row_tokens:
+            if cluster.tokens <= limits.whole:
                 clusters.append(cluster)
                 continue
             if cluster.chain:
@@ -178,7 +187,7 @@ def plan(sequences: Seq[Sequence], limits: Limits, *, trunks: bool = True) -> li
 
 def _piece(common: int, limits: Limits) -> int:
     # Tokens a row where every row repeats `common` of them: at most a third is repetition.
-    return min(max(2 * limits.row_tokens, 3 * common), max(1, isqrt(limits.mask_cells)))
+    return min(max(limits.whole, 3 * common), max(1, isqrt(limits.mask_cells)))
 
 
 def _pays(new: int, old: int, tokens: int, size: int, limits: Limits) -> bool:
@@ -256,6 +265,8 @@ def next_batch(rows: Seq[PlannedRow], limits: Limits, trunk: int = 0) -> int:
         limits: The sizes to keep to.
         trunk: Tokens of the trunk that they continue.
     """
+    if not limits.padded and not trunk:
+        return _next_unpadded(rows, limits)
     longest = 0
     for count, row in enumerate(rows, start=1):
         longest = max(longest, row.tokens)
@@ -269,6 +280,16 @@ def next_batch(rows: Seq[PlannedRow], limits: Limits, trunk: int = 0) -> int:
             or (4 * row.tokens < 3 * longest and 2 * (count - 1) * longest > limits.batch_tokens)
         ):
             return count - 1
+    return len(rows)
+
+
+def _next_unpadded(rows: Seq[PlannedRow], limits: Limits) -> int:
+    tokens = cells = 0
+    for count, row in enumerate(rows):
+        tokens += row.tokens
+        cells += 0 if row.chain else row.tokens**2
+        if count and (tokens > limits.batch_tokens or cells > limits.mask_cells):
+            return count
     return len(rows)
 
 

@@ -124,8 +124,5 @@ def count_harness_tokens(sequences: Seq[Sequence]) -> int:
     It runs each distinct input of context plus all but the last continuation token once, which
     shares one-token choices of one context and nothing else.
     """
-    return sum(
-        sequence.length
-        for sequence, before in zip(sequences, [None, *sequences], strict=False)
-        if before is None or before.tokens[:-1] != sequence.tokens[:-1]
-    )
+    # A set: equal inputs need not be neighbours, as their last tokens differ.
+    return sum(map(len, {sequence.tokens[:-1] for sequence in sequences}))

@@ -4,6 +4,7 @@
 - `support`: whether a model can be scored this way, and how that is found out
 - `model`: a model's transformer and head, called on token trees
 - `together`: several processes, each with a share
+- `abreast`: rows without padding, on a CPU
 - `masks`, `head`, `sizes`: the attention mask, the vocabulary head, how much fits
 """
 

@@ -13,7 +13,8 @@ from torch import nn
 __all__ = ["Head"]
 
 CHUNK_BYTES = {"cpu": 128 << 20}
-CHUNK_BYTES_DEVICE = 1 << 30
+CHUNK_BYTES_DEVICE = 512 << 20
+CACHED_ROWS = 16
 BLOCK_ROWS = 8192
 
 
@@ -109,12 +110,18 @@ class Head:
 def _log_softmax_at(
     logits_MV: torch.Tensor, row_S: torch.Tensor, token_S: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # Overwrites the logits: they are the largest thing there is.
+    highest_M = logits_MV.new_empty(logits_MV.shape[0])
+    norm_M = torch.empty_like(highest_M)
+    # A few rows at a time stay in a CPU's cache from one step to the next.
+    rows = CACHED_ROWS if logits_MV.device.type == "cpu" else max(1, logits_MV.shape[0])
+    shifted = torch.empty_like(logits_MV[:rows])
+    for start in range(0, logits_MV.shape[0], rows):
+        block, part = logits_MV[start : start + rows], slice(start, start + rows)
+        torch.amax(block, dim=-1, out=highest_M[part])
+        scratch = torch.sub(block, highest_M[part, None], out=shifted[: block.shape[0]])
+        torch.sum(scratch.exp_(), dim=-1, out=norm_M[part])
     value_S = logits_MV[row_S, token_S]
-    highest_M = logits_MV.amax(dim=-1)
     greedy_S = value_S == highest_M[row_S]
     # The first of equals is the model's choice. Few rows need the slow search for it.
     greedy_S[greedy_S.clone()] = logits_MV[row_S[greedy_S]].argmax(dim=-1) == token_S[greedy_S]
-    logits_MV -= highest_M[:, None]
-    norm_M = logits_MV.exp_().sum(dim=-1).log_()
-    return value_S - highest_M[row_S] - norm_M[row_S], greedy_S
+    return value_S - highest_M[row_S] - norm_M.log_()[row_S], greedy_S

@@ -24,6 +24,11 @@ class Reach:
     window: int | None = None
     chunk: int | None = None
 
+    def covers(self, length: int) -> bool:
+        """Return whether a text of `length` tokens attends as if there were no bound."""
+        bounds = [bound for bound in (self.window, self.chunk) if bound is not None]
+        return all(length <= bound for bound in bounds)
+
     def within(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
         """Return where positions `query` reach positions `key`; None if everywhere."""
         if self.window is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gks_eval.prefix_tree import Row
+from gks_eval.scoring.abreast import lay_abreast
 from gks_eval.scoring.head import Head
 from gks_eval.scoring.masks import Reach, additive, tree_mask
 
@@ -23,6 +24,7 @@ Trunk: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values, (1, heads, P, width) each, of every layer."""
 
 NEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache")
+ABREAST_ON = {"cpu"}  # a GPU wants few, large calls rather than no padding
 FAMILIES_WITH_OWN_MASKS = {"gpt_neo", "bloom", "mpt"}  # inside the layers, by index in the row
 
 
@@ -32,6 +34,9 @@ class NotPackable(Exception):  # noqa: N818 - an answer, not an error
 
 class TreeModel:
     """A model that runs token trees.
+
+    Attributes:
+        abreast: Whether rows from the root are laid one behind the other instead of padded.
 
     Args:
         model: A transformers causal LM, a PEFT wrapping of one, or one with routed layers.
@@ -52,6 +57,7 @@ class TreeModel:
         if self.attention not in ("sdpa", "eager"):
             raise NotPackable(f"its attention is {self.attention}, not sdpa or eager")
         self.reaches = _reaches(self.config, max_length)
+        self.abreast = self.attention == "sdpa" and device.type in ABREAST_ON
         self.long_from = _long_from(self.config, max_length)
         parameter = next(self.base.parameters())
         self.dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
@@ -86,7 +92,7 @@ class TreeModel:
             (keys[:, :, : len(tokens)], values[:, :, : len(tokens)]) for keys, values, *_ in cache
         ]
 
-    def hidden(self, rows: Seq[Row], trunk: Trunk, *, long: bool) -> torch.Tensor:
+    def hidden(self, rows: Seq[Row], trunk: Trunk, *, long: bool) -> tuple[torch.Tensor, list[int]]:
         """Run rows.
 
         Args:
@@ -95,26 +101,43 @@ class TreeModel:
             long: Whether their sequences take LongRoPE's long factors.
 
         Returns:
-            Last hidden states, (B, N, H), padded on the right to the longest row.
+            Last hidden states, (M, H), and where each row's begin among them; with a trunk, and
+            where `abreast` is off, each row is padded on the right to the longest.
         """
+        if self.abreast and not trunk:
+            return self._hidden_abreast(rows)
         before = trunk[0][0].shape[2] if trunk else 0
         width = max(len(row.tokens) for row in rows)
         if not trunk and all(row.is_chain for row in rows):
             ids_BN = self._padded([row.tokens for row in rows], [0] * width)
-            return self._call(input_ids=ids_BN, attention_mask=None, use_cache=False)
+            hidden = self._call(input_ids=ids_BN, attention_mask=None, use_cache=False)
+            return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
         if self.device.type == "cuda":
             width += -(before + width) % 8  # the fused kernels want masks aligned
         ids_BN = self._padded([row.tokens for row in rows], [0] * width)
         spare = self.long_from if long and self.long_from is not None else 0
         positions_BN = self._padded([row.depths for row in rows], [spare] * width)
         ends_BN = self._padded([row.ends for row in rows], list(range(1, width + 1)))
-        return self._call(
+        hidden = self._call(
             input_ids=ids_BN,
             attention_mask=self._masks(ends_BN, positions_BN, before),
             position_ids=positions_BN,
             past_key_values=_cache(trunk, len(rows)) if trunk else None,
             use_cache=bool(trunk),
         )
+        return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
+
+    def _hidden_abreast(self, rows: Seq[Row]) -> tuple[torch.Tensor, list[int]]:
+        batch = lay_abreast(rows, list(self.reaches.values()), self.dtype, self.device)
+        handles = dict(zip(self.reaches, batch.handles(), strict=True))
+        with batch.attended(self.config):
+            hidden = self._call(
+                input_ids=self._padded([[t for row in rows for t in row.tokens]], []),
+                attention_mask=handles if len(handles) > 1 else next(iter(handles.values())),
+                position_ids=self._padded([[d for row in rows for d in row.depths]], []),
+                use_cache=False,
+            )
+        return hidden[0], batch.bounds[:-1]
 
     def _call(self, **arguments: Any) -> torch.Tensor:
         with torch.no_grad():

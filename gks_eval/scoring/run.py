@@ -113,6 +113,7 @@ def packed_log_likelihoods(
             tree.base,
             tree.config,
             tree.device,
+            abreast=tree.abreast,
             batch_tokens=batch_tokens,
             row_tokens=row_tokens,
         ),
@@ -183,19 +184,18 @@ class _Run:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         before = trunk[0][0].shape[2] if trunk else 0
         rows = [build_row(row, before) for row in members]
-        hidden_BNH = self.tree.hidden(rows, trunk, long=long)
-        width = hidden_BNH.shape[1]
+        hidden_MH, starts = self.tree.hidden(rows, trunk, long=long)
         nodes = [
-            number * width + node
-            for number, row in enumerate(rows)
+            start + node
+            for start, row in zip(starts, rows, strict=True)
             for path in row.scored
             for node in path
         ]
         tokens = [token for row in members for one in row for token in one.targets]
-        position_M, position_S = torch.unique(torch.tensor(nodes), return_inverse=True)
-        hidden_MH = hidden_BNH.flatten(0, 1)[position_M.to(hidden_BNH.device)]
-        answers = self.tree.head.log_probs(hidden_MH, position_S, torch.tensor(tokens))
-        self._count(hidden_BNH.shape[0] * width, len(position_M))
+        position_P, position_S = torch.unique(torch.tensor(nodes), return_inverse=True)
+        hidden_PH = hidden_MH[position_P.to(hidden_MH.device)]
+        answers = self.tree.head.log_probs(hidden_PH, position_S, torch.tensor(tokens))
+        self._count(hidden_MH.shape[0], len(position_P))
         return answers
 
     def _count(self, tokens: int, positions: int = 0) -> None:
@@ -205,7 +205,8 @@ class _Run:
 
     def _smaller(self, batch: list[PlannedRow], trunk: int) -> list[PlannedRow]:
         # What to try instead of a batch that did not fit.
-        tokens = len(batch) * max(row.tokens for row in batch)
+        sizes = [row.tokens for row in batch]
+        tokens = len(batch) * max(sizes) if self.limits.padded or trunk else sum(sizes)
         self.limits = replace(self.limits, batch_tokens=max(1, tokens // 2))
         if len(batch) > 1:
             logger.warning("Out of memory; going on with %d tokens a batch.", tokens // 2)

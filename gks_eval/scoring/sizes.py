@@ -12,6 +12,9 @@ from gks_eval.prefix_tree import Limits
 
 __all__ = ["choose_limits", "requests_worth"]
 
+CPU_BATCH_TOKENS = 1536
+"""Enough for the matrix products; larger activations leave the cache."""
+
 
 def requests_worth(requests: Seq[tuple[Seq[int], Seq[int]]], count: int, max_length: int) -> int:
     """Return the tokens a plain batch of `count` requests may take: that many of the longest.
@@ -30,6 +33,7 @@ def choose_limits(
     config: Any,
     device: torch.device,
     *,
+    abreast: bool,
     batch_tokens: int | None,
     row_tokens: int | None,
 ) -> Limits:
@@ -42,19 +46,26 @@ def choose_limits(
         base: The transformer.
         config: The text configuration.
         device: Where the model runs.
+        abreast: Whether rows are laid one behind the other and not padded.
         batch_tokens: Tokens a forward, or None.
         row_tokens: Tokens a row, or None.
     """
     on_cpu = device.type == "cpu"
     if batch_tokens is None:
-        batch_tokens = 1024 if on_cpu else _fitting_tokens(base, config, device)
+        batch_tokens = CPU_BATCH_TOKENS if on_cpu else _fitting_tokens(base, config, device)
+    whole_tokens = 0
     if row_tokens is None:
         bearable = _bearable_row(base, config)
         row_tokens = _within(128, bearable, 512) if on_cpu else _within(512, 4 * bearable, 2048)
+        if abreast:
+            # Nothing is padded: rows need be no longer than sharing asks for.
+            whole_tokens, row_tokens = 2 * row_tokens, row_tokens // 4
     return Limits(
         row_tokens=max(1, min(row_tokens, batch_tokens)),
         batch_tokens=max(1, batch_tokens),
         mask_cells=(1 << 25) if on_cpu else (1 << 28),
+        padded=not abreast,
+        whole_tokens=whole_tokens,
     )
 
 

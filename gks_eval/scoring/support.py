@@ -20,7 +20,8 @@ __all__ = ["supports_packed", "tree_model"]
 
 PREFIX, BRANCH, BRANCHES = 6, 6, 3
 
-_tried: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+# Why a model is not packed, if so, and whether its rows may lie abreast.
+_tried: WeakKeyDictionary[nn.Module, tuple[str | None, bool]] = WeakKeyDictionary()
 
 
 def supports_packed(
@@ -53,8 +54,14 @@ def tree_model(model: nn.Module, device: torch.device, max_length: int) -> TreeM
     except NotPackable as reason:
         return str(reason)
     if model not in _tried:
-        _tried[model] = _try(model, tree, max_length)
-    return _tried[model] or tree
+        why_not = _try(model, tree, max_length)
+        if why_not is not None and tree.abreast:
+            # Its own code may lie behind that; padded rows ask less of it.
+            tree.abreast = False
+            why_not = _try(model, tree, max_length)
+        _tried[model] = why_not, tree.abreast
+    why_not, tree.abreast = _tried[model]
+    return why_not or tree
 
 
 def _try(model: nn.Module, tree: TreeModel, max_length: int) -> str | None:
@@ -116,7 +123,7 @@ def _as_tree(tree: TreeModel, sequences: list[Sequence], trunk: int) -> torch.Te
     row = build_row(sequences, trunk)
     long = tree.is_long(sequences[0].length)
     before = tree.prefill(sequences[0].tokens[:trunk], long=long) if trunk else []
-    hidden = tree.hidden([row], before, long=long)[0]
+    hidden, _ = tree.hidden([row], before, long=long)
     nodes = torch.tensor([node for path in row.scored for node in path])
     tokens = torch.tensor([token for one in sequences for token in one.targets])
     log_probs, _ = tree.head.log_probs(
