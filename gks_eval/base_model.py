@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BaseModel",
     "Quantization",
+    "check_near",
     "check_unknown",
     "choose_device",
     "content_stamp",
@@ -158,6 +160,26 @@ def check_unknown(
             near = did_you_mean(name, known | FROM_PRETRAINED)
             hint = near if near.startswith("did") else "docs/running.md lists the arguments"
             raise UsageError(f"unknown argument {name}={arguments[name]}; {hint}.")
+
+
+def check_near(arguments: Iterable[str], own: frozenset[str]) -> None:
+    """Refuse misspelt names of ours at once, before a library or base is looked for.
+
+    What else is unknown may be an attribute of the base's config, which is read later: see
+    `check_unknown`.
+
+    Args:
+        arguments: Names that the harness's own model class does not take.
+        own: Names of ours.
+
+    Raises:
+        UsageError: One is near to one of ours.
+    """
+    for name in arguments:
+        # Much nearer than elsewhere: bases do have attributes such as attn_temperature_tuning.
+        near = difflib.get_close_matches(name, own - {name}, n=1, cutoff=0.8)
+        if near and name not in FROM_PRETRAINED:
+            raise UsageError(f"unknown argument {name}=...; did you mean {near[0]!r}.")
 
 
 def choose_device(asked: str | None) -> str:

@@ -65,7 +65,10 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: cannot be written ({error.strerror}); give a folder of yours with"
                 " --output."
             ) from error
-        raise ResourceError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise ResourceError(
+            f"{path} cannot be written: {error.strerror or error}; give another folder with"
+            " --output."
+        ) from error
 
 
 @contextlib.contextmanager

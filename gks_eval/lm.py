@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from gks_eval.base_model import (
     BaseModel,
+    check_near,
     check_unknown,
     choose_device,
     content_stamp,
@@ -107,6 +108,7 @@ class GksArrowLM(PackedLM):
         self.attachment: Attachment | None = None
         self._extra_arguments = {k: v for k, v in hf_arguments.items() if k not in _HF_ARGUMENTS}
 
+        check_near(self._extra_arguments, _OWN_ARGUMENTS)
         manifest = None
         named = None if isinstance(library, NotGiven) else str(library)
         if named == "":

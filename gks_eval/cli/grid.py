@@ -140,7 +140,7 @@ def _run(grid: Grid) -> None:
     from rich.console import Console
 
     from gks_eval.grid import Cell, run_grid
-    from gks_eval.grid.table import accuracy_table
+    from gks_eval.grid.table import accuracy_table, print_whole
     from gks_eval.quiet import quiet_libraries
     from gks_eval.team import Team
 
@@ -160,6 +160,6 @@ def _run(grid: Grid) -> None:
     folders = run_grid(grid, report if team.leads else None)
     if not team.leads:
         return
-    Console().print(accuracy_table(folders))
+    print_whole(accuracy_table(folders))
     spent = time.monotonic() - started
     console.print(f"Results in {grid.output} ({spent:.0f} s).", markup=False, highlight=False)

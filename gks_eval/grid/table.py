@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gks_eval.errors import ResultsError
 from gks_eval.grid.cell import CELL_FILE
 
-__all__ = ["accuracy_table"]
+__all__ = ["accuracy_table", "print_whole"]
 
 
 def accuracy_table(folders: Sequence[Path]) -> Table:
@@ -45,12 +46,19 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
     if not shared:
         table.add_column("n", justify="right")
     for label, _, _ in cells:
-        table.add_column(escape(label), justify="right")
+        table.add_column(escape(label), justify="right", no_wrap=True)
     for task in tasks:
         count = [] if shared else [str(sizes.get(task, ""))]
         scores = [_cell(results.get(task, {})) for _, results, _ in cells]
         table.add_row(escape(task.removeprefix("gks_")), *count, *scores)
     return table
+
+
+def print_whole(table: Table) -> None:
+    """Print a table, wider than the terminal where it must be: cut numbers would mislead."""
+    console = Console()
+    needed = console.measure(table, options=console.options.update(width=10_000)).maximum
+    Console(width=max(console.width, needed)).print(table)
 
 
 def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import UsageError, did_you_mean
@@ -19,8 +20,14 @@ def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any
         include_paths: Folders of task YAMLs beside ours.
 
     Raises:
-        UsageError: One of `names` is unknown; the sentence suggests the nearest of ours.
+        UsageError: One of `names` is unknown, when the sentence suggests the nearest of ours; or a
+            folder is not there.
     """
+    for folder in include_paths:
+        if not Path(folder).is_dir():
+            raise UsageError(
+                f"--include-path {folder} is no folder: name one that holds task YAMLs."
+            )
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[str(tasks_dir()), *include_paths])

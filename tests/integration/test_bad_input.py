@@ -163,6 +163,8 @@ ARGUMENTS = {
     "no general adapters": (GRID + "gks:avg", UsageError, ["subtract=avg", "subtract=none"],
         manifest(general={})),
     "unknown expert": (GRID + "expert:alpa", UsageError, ["router=alpa", "did you mean 'alpha'"]),
+    "no such include path": (GRID + "arrow --include-path nowhere", UsageError,
+        ["--include-path nowhere is no folder", "task YAMLs"]),
     "unknown setting": (GRID + "gsk:en", UsageError, ["'gsk' is unknown", "did you mean 'gks'"]),
     "unknown rule": (GRID + "gks:en;rule=delat", UsageError, ["rule=delat", "'delta'"]),
     "unknown preset": (GRID + "gks:en;preset=papr", UsageError, ["preset=papr", "'paper'"]),

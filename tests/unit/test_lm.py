@@ -268,6 +268,12 @@ def test_results_record_what_was_run(gks: GksArrowLM, tiny_library: LibraryOf) -
     assert {"torch", "transformers", "lm-eval"} <= set(info["versions"])
 
 
+def test_a_misspelt_argument_is_told_before_the_library_is_looked_for() -> None:
+    with pytest.raises(UsageError) as raised:
+        GksArrowLM(topk=2)  # the default library lies on the hub
+    assert_sentence(raised.value, "topk", "did you mean 'top_k'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
