@@ -19,11 +19,15 @@ def load_pickled(path: Path) -> dict[str, Any]:
             run code.
     """
     import pickle
+    import warnings
 
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # torch remarks on protocols it did not write; what cannot be read is told below.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n", 1)[0].rstrip(".")
         raise LibraryError(
