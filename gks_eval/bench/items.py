@@ -13,15 +13,22 @@ from typing import Any
 from gks_eval.errors import DataError, UsageError
 from gks_eval.paths import tasks_dir
 
-__all__ = ["DATA_ROOT", "DEMO", "MIX", "Items", "build_items", "collections"]
+__all__ = ["DATA_ROOT", "DEMO", "MIX", "Items", "build_items", "build_set", "collections"]
 
 DATA_ROOT = "GKS_DATA_ROOT"
 DEMO = ("gks_demo",)
-MIX = (
-    "gks_hellaswag", "gks_arc_easy", "gks_arc_challenge", "gks_piqa", "gks_boolq",
-    "gks_winogrande", "gks_openbookqa", "gks_xnli_en", "gks_xnli_de", "gks_xnli_fr",
-    "gks_mmlu_de", "gks_mmlu_fr", "gks_bbh",
-)  # fmt: skip
+# The paper's sets, each with equally many items; those of several tasks have a part of each.
+MIX = {
+    "hellaswag": ("gks_hellaswag",),
+    "arc": ("gks_arc_easy", "gks_arc_challenge"),
+    "piqa": ("gks_piqa",),
+    "boolq": ("gks_boolq",),
+    "winogrande": ("gks_winogrande",),
+    "openbookqa": ("gks_openbookqa",),
+    "xnli": ("gks_xnli_en", "gks_xnli_de", "gks_xnli_fr"),
+    "mmlu": ("gks_mmlu_de", "gks_mmlu_fr"),
+    "bbh": ("gks_bbh",),
+}
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,19 @@ def collections(items: int) -> dict[str, dict[str, Items]]:
             raise UsageError(f"{DATA_ROOT}={root} is no folder; name one with org/name/ in it.")
         # datasets prefers a folder org/name under the working directory to the hub.
         with _standing_in(folder):
-            found["mix"] = build_items(MIX, items)
+            found["mix"] = {name: build_set(tasks, items) for name, tasks in MIX.items()}
     return found
+
+
+def build_set(tasks: Sequence[str], items: int) -> Items:
+    """Build `items` items of several tasks, as equally divided as they can be.
+
+    Raises:
+        DataError: A task has fewer.
+    """
+    shares = [items // len(tasks) + (n < items % len(tasks)) for n in range(len(tasks))]
+    parts = [build_items([task], n)[task] for task, n in zip(tasks, shares, strict=True) if n]
+    return Items.joined(parts)
 
 
 def build_items(names: Sequence[str], items: int) -> dict[str, Items]:

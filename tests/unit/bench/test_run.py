@@ -10,7 +10,7 @@ import pytest
 import torch
 from common import assert_sentence
 
-from gks_eval.bench.items import DATA_ROOT, build_items, collections
+from gks_eval.bench.items import DATA_ROOT, build_items, build_set, collections
 from gks_eval.bench.machine import hardware
 from gks_eval.bench.plot import FORMATS, check_plot, draw_growth
 from gks_eval.bench.record import Growth, GrowthPoint
@@ -122,6 +122,17 @@ def test_items_are_lm_evals_own_requests() -> None:
     assert_sentence(caught.value, "--items 10000", "gks_demo_goals_en")
 
 
+@pytest.mark.parametrize(("items", "parts"), [(5, [3, 2]), (1, [1]), (4, [2, 2])])
+def test_a_set_of_several_tasks_has_a_part_of_each(items: int, parts: list[int]) -> None:
+    tasks = ["gks_demo_goals_en", "gks_demo_science_de"]
+    built = build_set(tasks, items)
+    assert len(built.sizes) == items
+    names = [request.task_name for request in built.requests]
+    starts = [sum(built.sizes[:item]) for item in range(items)]
+    of_items = [names[start] for start in starts]
+    assert [of_items.count(task) for task in tasks if task in of_items] == parts
+
+
 def test_the_data_root_is_read_from_where_one_stands(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -135,7 +146,7 @@ def test_the_data_root_is_read_from_where_one_stands(
     before = Path.cwd()
     found = collections(1)
     assert list(found) == ["demo", "mix"]
-    assert len(found["mix"]) == 13
+    assert len(found["mix"]) == 9
     assert all(len(one.sizes) == 1 for one in found["mix"].values())
     assert Path.cwd() == before
     monkeypatch.setenv(DATA_ROOT, str(tmp_path / "nowhere"))
