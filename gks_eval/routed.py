@@ -34,6 +34,7 @@ __all__ = [
     "inner",
     "routed_delta",
     "to_device",
+    "wide_product",
 ]
 
 WIDENED_AT_ONCE = 256
@@ -198,7 +199,7 @@ def inner(x_TK: torch.Tensor, weights: RoutedWeights) -> tuple[torch.Tensor, tor
         assert fused, "a router that reads scores needs weights built with prototypes"
         scores_TE = read_TN[:, :experts]
     else:
-        scores_TE = _wide_product(x_TK, weights.prototypes)
+        scores_TE = wide_product(x_TK, weights.prototypes)
     c_TE = weights.router.coefficients(scores_TE)
     stacked = weights.owner.shape[0]
     experts_TM = z_TM[:, :stacked]
@@ -216,9 +217,10 @@ def inner(x_TK: torch.Tensor, weights: RoutedWeights) -> tuple[torch.Tensor, tor
     return z_TM, c_TE
 
 
-def _wide_product(x_TK: torch.Tensor, prototypes_EK: torch.Tensor) -> torch.Tensor:
-    # Scores in float32 from 16-bit activations. A widened copy of all tokens at once would leave
-    # the cache of a CPU, and be most of the memory that routing takes.
+def wide_product(x_TK: torch.Tensor, prototypes_EK: torch.Tensor) -> torch.Tensor:
+    """Return the scores of 16-bit activations, ``x . p_e`` in float32, (T, E)."""
+    # A widened copy of all tokens at once would leave the cache of a CPU, and be most of the
+    # memory that routing takes.
     if torch.is_grad_enabled() or x_TK.device.type != "cpu" or x_TK.shape[0] <= WIDENED_AT_ONCE:
         return x_TK.float() @ prototypes_EK.T
     scores_TE = x_TK.new_empty((x_TK.shape[0], prototypes_EK.shape[0]), dtype=torch.float32)

@@ -22,7 +22,7 @@ from gks_eval.bench.random_library import random_library
 from gks_eval.bench.record import LayerRow
 from gks_eval.bench.sizes import Sizes
 from gks_eval.bench.timing import Call, interleave, ratio, synchroniser
-from gks_eval.routed import RoutedWeights, build, routed_delta
+from gks_eval.routed import RoutedWeights, build, routed_delta, wide_product
 
 __all__ = ["Contestants", "OneLinear", "contestants", "layer_rows"]
 
@@ -64,7 +64,7 @@ class Contestants:
         }
         prototypes_EK = self.weights.prototypes
         if prototypes_EK is not None:  # 16-bit layers: see `gks_eval.routed.inner`
-            calls["prototypes"] = lambda: x_TK.float() @ prototypes_EK.T
+            calls["prototypes"] = lambda: wide_product(x_TK, prototypes_EK)
         return calls
 
 
