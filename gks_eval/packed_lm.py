@@ -30,7 +30,7 @@ __all__ = ["PackedLM"]
 logger = logging.getLogger(__name__)
 
 CPU_BATCH = 8
-CPU_BATCH_TOKENS = 2048
+PLAIN_BATCH_TOKENS = 2048
 """Beyond these a CPU gains nothing from larger batches."""
 TOKENIZED_AT_ONCE = 2048
 
@@ -220,7 +220,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
         if requests:
             _, context, continuation = requests[pos]
             longest: int = min(len(context) + len(continuation) - 1, self.max_length)
-            return max(1, CPU_BATCH_TOKENS // longest)
+            return max(1, PLAIN_BATCH_TOKENS // longest)
         return CPU_BATCH if self.scoring == "packed" else 1
 
     def _packs(self) -> bool:

@@ -6,9 +6,12 @@ A wheel carries them in ``gks_eval/_data/``; a checkout has them beside the pack
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["adapters_dir", "cache_dir", "tasks_dir"]
+from gks_eval.errors import UsageError
+
+__all__ = ["adapters_dir", "cache_dir", "task_folders", "tasks_dir"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -21,6 +24,18 @@ def _data_dir(name: str) -> Path:
 def tasks_dir() -> Path:
     """Return the folder to hand to lm-eval's ``--include_path``."""
     return _data_dir("tasks")
+
+
+def task_folders(further: Sequence[str], flag: str) -> list[str]:
+    """Return our folder of tasks and then `further` ones, which `flag` named.
+
+    Raises:
+        UsageError: One does not exist; lm-eval itself would go on without its tasks.
+    """
+    for folder in further:
+        if not Path(folder).is_dir():
+            raise UsageError(f"{flag} {folder} is no folder: name one that holds task YAMLs.")
+    return [str(tasks_dir()), *further]
 
 
 def adapters_dir() -> Path:

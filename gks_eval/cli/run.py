@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
 from gks_eval.errors import GksError, UsageError
-from gks_eval.paths import tasks_dir
+from gks_eval.paths import task_folders
 
 __all__ = ["folders_of_config", "harness_argv", "include_paths", "register"]
 
@@ -61,11 +60,7 @@ def include_paths(named: Sequence[str], of_config: Sequence[str] = ()) -> list[s
     Raises:
         UsageError: A folder does not exist; lm-eval itself would go on without its tasks.
     """
-    folders = list(named) or list(of_config)
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise UsageError(f"{_FLAG} {folder} is no folder: name one that holds task YAMLs.")
-    return [str(tasks_dir()), *folders]
+    return task_folders(list(named) or list(of_config), _FLAG)
 
 
 def folders_of_config(file: str | None) -> list[str]:

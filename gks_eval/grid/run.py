@@ -100,7 +100,8 @@ def _run_cells(
     for cell in cells:
         folder = grid.output / cell.slug
         library = libraries.get(cell.others.get("library") or default)
-        if team.agree(is_finished(folder, cell_request(cell, library, base, grid))):
+        request = cell_request(cell, library, base, grid)
+        if team.agree(is_finished(folder, request)):
             on_cell(cell, "kept")
             continue
         on_cell(cell, "running")
@@ -108,7 +109,7 @@ def _run_cells(
             tasks = task_manager(grid.tasks, grid.include_paths)
             lm = _load(cell, default, base, grid)
         _swap(lm, cell, library, grid)
-        evaluate_cell(lm, tasks, cell, cell_request(cell, library, base, grid), grid, team)
+        evaluate_cell(lm, tasks, cell, request, grid, team)
         on_cell(cell, "done")
     team.wait()  # for what the leader writes
     return [grid.output / cell.slug for cell in cells]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import UsageError, did_you_mean
-from gks_eval.paths import tasks_dir
+from gks_eval.paths import task_folders
 
 __all__ = ["task_manager"]
 
@@ -23,14 +22,11 @@ def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any
         UsageError: One of `names` is unknown, when the sentence suggests the nearest of ours; or a
             folder is not there.
     """
-    for folder in include_paths:
-        if not Path(folder).is_dir():
-            raise UsageError(
-                f"--include-path {folder} is no folder: name one that holds task YAMLs."
-            )
+    folders = task_folders(include_paths, "--include-path")
+
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=[str(tasks_dir()), *include_paths])
+    manager = TaskManager(include_path=folders)
     for name in names:
         if not manager.match_tasks([name]):
             raise UsageError(f"--tasks: {name} is unknown; {_near_task(name, manager)}")
