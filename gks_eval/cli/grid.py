@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,15 @@ def _grid(
     limit: Annotated[
         float | None, typer.Option(help="Items a task (a share of them below 1); for testing.")
     ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            "--samples",
+            "-E",
+            help="Which items of a task, as lm_eval takes them: JSON such as "
+            """'{"gks_piqa": [0, 7]}', or a file of it; not with --limit.""",
+        ),
+    ] = None,
     num_fewshot: Annotated[
         int | None,
         typer.Option("--num-fewshot", "--num_fewshot", help="Examples in the prompt."),
@@ -76,6 +86,7 @@ def _grid(
     arguments |= {name: value for name, value in given.items() if value is not None}
     evaluation = {
         "limit": limit,
+        "samples": None if samples is None else _samples(samples, limit),
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
     }
@@ -134,6 +145,29 @@ def _model_arguments(text: str) -> dict[str, Any]:
                 f"--model-args: {name} belongs to a setting; write 'gks:avg;{name}=...'."
             )
     return arguments
+
+
+def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
+    """Read ``--samples``: indices of items by task, as JSON or as the name of a file of it."""
+    if limit is not None:
+        raise UsageError("--samples and --limit exclude each other; give one of them.")
+    shape = (
+        """a JSON object of item numbers by task, such as {"gks_piqa": [0, 7]}, or a file of it"""
+    )
+    try:
+        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise UsageError(f"--samples {text[:60]!r} is not {shape}.") from None
+    if not isinstance(found, dict) or not found:
+        raise UsageError(f"--samples {text[:60]!r} is not {shape}.")
+    for task, indices in found.items():
+        numbers = isinstance(indices, list) and all(type(n) is int and n >= 0 for n in indices)
+        if not numbers or not indices or len(set(indices)) < len(indices):
+            raise UsageError(
+                f"--samples: {task} needs a list of different item numbers, 0 being the first."
+            )
+    # lm-eval takes the items in the set's order and names them in the list's.
+    return {task: sorted(indices) for task, indices in found.items()}
 
 
 def _run(grid: Grid) -> None:

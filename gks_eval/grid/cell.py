@@ -11,11 +11,11 @@ import contextlib
 import json
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gks_eval.errors import ResourceError, ResultsError
+from gks_eval.errors import ResourceError, ResultsError, UsageError
 from gks_eval.files import disk_errors, write_text
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.library import Library
@@ -89,6 +89,7 @@ def evaluate_cell(
 
     Raises:
         ResourceError: The results could not be written.
+        UsageError: The items asked for are not there.
     """
     import lm_eval
     from lm_eval.api.model import CacheHook
@@ -100,14 +101,15 @@ def evaluate_cell(
     # Several processes divide the requests of all anew at each call, which no cache of one's own
     # allows: there a killed grid goes on with the cell that it was in.
     cache = str(aside / "requests") if team.size == 1 else None
-    results = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=list(grid.tasks),
-        task_manager=tasks,
-        use_cache=cache,
-        log_samples=True,
-        **grid.evaluation,
-    )
+    with _item_numbers():
+        results = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=list(grid.tasks),
+            task_manager=tasks,
+            use_cache=cache,
+            log_samples=True,
+            **grid.evaluation,
+        )
     if cache is not None:
         lm.cache_hook.dbdict.close()
         lm.cache_hook = CacheHook(None)
@@ -119,6 +121,8 @@ def evaluate_cell(
     results["config"]["model_args"] = shown
     results["config"]["use_cache"] = None
     samples = results.pop("samples")
+    if unknown := sorted(set(grid.evaluation.get("samples", ())) - set(samples)):
+        raise UsageError(f"--samples names {unknown[0]}, which is no task of this grid.")
     # A name that ends in .json makes the tracker write flat, without a folder for the model.
     written = aside / "written"
     shutil.rmtree(written, ignore_errors=True)
@@ -136,6 +140,17 @@ def evaluate_cell(
     rows = {task: len(found) for task, found in samples.items()}
     _publish(written, grid.output / cell.slug, cell, request, rows)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _item_numbers() -> Iterator[None]:
+    """Turn lm-eval's assertion on item numbers, its only check of them, into a sentence."""
+    try:
+        yield
+    except AssertionError as error:
+        if "--samples" not in str(error):
+            raise
+        raise UsageError(f"--samples: {' '.join(str(error).split())}.") from None
 
 
 def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:

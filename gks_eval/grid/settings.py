@@ -44,7 +44,7 @@ class Grid:
         output: Folder that gets one sub-folder a setting.
         library: Of all settings that name no other.
         model_arguments: For the model class, shared by all settings.
-        evaluation: For `lm_eval.simple_evaluate`: limit, num_fewshot, apply_chat_template, ...
+        evaluation: For `lm_eval.simple_evaluate`: limit, samples, num_fewshot, ...
         include_paths: Folders of task YAMLs beside ours.
     """
 

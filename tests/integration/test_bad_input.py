@@ -56,6 +56,7 @@ from gks_eval.errors import (
 )
 
 # ---------------------------------------------------------------------- the table
+ITEMS = "grid --library library --tasks gks_demo_goals_en --output out --settings base --samples "
 GRID = "grid --library library --tasks gks_demo_goals_en --limit 2 --output out --settings "
 TRAIN = "train recipe.yaml --output made"
 COMPARE = "compare old new"
@@ -188,6 +189,10 @@ ARGUMENTS = {
     "a missing option": ("grid --settings base", UsageError, ["'--tasks'", "gks-eval grid --help"]),
     "an unknown option": (GRID + "base --limti 3", UsageError, ["--limti", "--limit"]),
     "no number": (GRID + "base --limit few", UsageError, ["--limit", "number"]),
+    "items and a limit": (GRID + "base --samples {}", UsageError, ["--samples", "--limit"]),
+    "items that are no JSON": (ITEMS + "goals_en", UsageError, ["--samples 'goals_en'", "JSON"]),
+    "items below the first": (ITEMS + '{"a":[-1]}', UsageError, ["--samples: a", "0 being"]),
+    "an item twice": (ITEMS + '{"a":[3,3]}', UsageError, ["--samples: a", "different"]),
     "output cannot be made": (GRID.replace("out ", "recipe.txt/out ") + "base", ResourceError,
         ["recipe.txt"], text("recipe.txt", "a file")),
 }  # fmt: skip

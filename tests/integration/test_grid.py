@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,40 @@ def test_samples_that_were_cut_short_are_not_published(
     with pytest.raises(ResourceError) as caught:
         run_grid(grid(tiny_library("phi3"), tmp_path, ["base"]))
     assert_sentence(caught.value, "base", "disk full")
+    assert not (tmp_path / "base").exists()
+
+
+def test_single_items_of_a_task(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    library = tiny_library("phi3")
+    (whole,) = run_grid(grid(library, tmp_path / "whole", ["arrow"]))
+    wanted = {TASKS[0]: [1, 4], TASKS[1]: [0, 2, 3]}
+    some = tmp_path / "items.json"
+    some.write_text(json.dumps({task: items[::-1] for task, items in wanted.items()}), "utf-8")
+    command = [*COMMAND, "grid", "--settings", "arrow", "--tasks", ",".join(TASKS)]
+    command += ["--library", str(library), "--output", str(tmp_path / "some")]
+    command += ["--model-args", "dtype=float32", "--samples", str(some)]
+    subprocess.run(command, check=True, capture_output=True)
+    every, found = numbers(whole), numbers(tmp_path / "some" / "arrow")
+    for task, items in wanted.items():
+        assert [(doc, right) for doc, _, right in found[task]] == [
+            (doc, right) for doc, _, right in every[task] if doc in items
+        ]
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        ({"gks_demo_goals_en": [0], "gks_demo_gaols_en": [0]}, "names gks_demo_gaols_en"),
+        ({"gks_demo_goals_en": [0, 4000]}, "--samples should be in the interval"),
+    ],
+)
+def test_items_that_are_not_there(
+    samples: dict[str, list[int]], words: str, tiny_library: LibraryOf, tmp_path: Path
+) -> None:
+    asked = grid(tiny_library("phi3"), tmp_path, ["base"], evaluation={"samples": samples})
+    with pytest.raises(UsageError) as caught:
+        run_grid(replace(asked, tasks=TASKS[:1]))
+    assert_sentence(caught.value, words)
     assert not (tmp_path / "base").exists()
 
 
