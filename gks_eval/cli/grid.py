@@ -77,6 +77,10 @@ def _grid(
         list[str] | None,
         typer.Option("--include-path", "--include_path", help="Further folders of task YAMLs."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all, count items and tokens, compute nothing."),
+    ] = False,
 ) -> None:
     """Evaluate several settings on one load of the base; a killed run goes on where it stopped."""
     from gks_eval.grid import Grid
@@ -90,7 +94,8 @@ def _grid(
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
     }
-    _run(
+    run = _plan if dry_run else _run
+    run(
         Grid(
             settings=[part for part in settings.split(",") if part.strip()],
             tasks=[part.strip() for part in tasks.split(",") if part.strip()],
@@ -168,6 +173,18 @@ def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
             )
     # lm-eval takes the items in the set's order and names them in the list's.
     return {task: sorted(indices) for task, indices in found.items()}
+
+
+def _plan(grid: Grid) -> None:
+    from gks_eval.grid.plan import plan_grid
+    from gks_eval.grid.table import plan_lines, plan_table, print_whole
+    from gks_eval.quiet import quiet_libraries
+
+    quiet_libraries()
+    plan = plan_grid(grid)
+    print_whole(plan_table(plan))
+    for line in plan_lines(plan):
+        typer.echo(line)
 
 
 def _run(grid: Grid) -> None:

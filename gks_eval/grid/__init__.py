@@ -3,6 +3,7 @@
 - `settings`: what a grid is, and the grammar of its settings
 - `run`: the walk over the settings on one loaded base
 - `cell`: one setting, from its evaluation to its folder
+- `plan`: what a grid will compute, counted by `weightless`, a model without weights
 - `tasks`: lm-eval's index with the package's tasks
 - `table`: the accuracies side by side
 """

@@ -11,6 +11,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -101,6 +102,7 @@ def evaluate_cell(
     # Several processes divide the requests of all anew at each call, which no cache of one's own
     # allows: there a killed grid goes on with the cell that it was in.
     cache = str(aside / "requests") if team.size == 1 else None
+    began = time.monotonic()
     with _item_numbers():
         results = lm_eval.simple_evaluate(
             model=lm,
@@ -110,6 +112,10 @@ def evaluate_cell(
             log_samples=True,
             **grid.evaluation,
         )
+    spent = {
+        "seconds": round(time.monotonic() - began, 1),
+        "distinct_tokens": sum(team.gather(lm.counts.distinct_tokens)),
+    }
     if cache is not None:
         lm.cache_hook.dbdict.close()
         lm.cache_hook = CacheHook(None)
@@ -138,7 +144,8 @@ def evaluate_cell(
     for task, rows in samples.items():
         tracker.save_results_samples(task_name=task, samples=rows)
     rows = {task: len(found) for task, found in samples.items()}
-    _publish(written, grid.output / cell.slug, cell, request, rows)
+    record = {"label": cell.label, "request": request, "spent": spent}
+    _publish(written, grid.output / cell.slug, record, rows)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -171,11 +178,10 @@ def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:
 
 
 def _publish(
-    written: Path, folder: Path, cell: Cell, request: Mapping[str, Any], rows: Mapping[str, int]
+    written: Path, folder: Path, record: Mapping[str, Any], rows: Mapping[str, int]
 ) -> None:
     if not _is_complete(written, rows):
         raise ResourceError(f"results for {folder} could not be written; is the disk full?")
-    record = {"label": cell.label, "request": request}
     with disk_errors(folder):
         write_text(written / CELL_FILE, json.dumps(record, indent=2) + "\n")
         written.replace(folder)

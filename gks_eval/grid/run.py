@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gks_eval.base_model import content_stamp
 from gks_eval.embedded import resolve_base_model
@@ -20,7 +20,9 @@ from gks_eval.team import Team
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
 
-__all__ = ["run_grid"]
+__all__ = ["load_model", "prepare", "run_grid"]
+
+Model = TypeVar("Model", bound="GksArrowLM")
 
 
 def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> list[Path]:
@@ -41,12 +43,8 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
     """
     from filelock import FileLock, Timeout
 
-    cells = parse_settings(grid.settings)
     team = Team()
-    if "library" in grid.model_arguments:
-        raise UsageError("--model-args: the library has an option of its own, --library.")
-    base = _base(grid)
-    libraries = _check(cells, base, grid)
+    cells, libraries, base = prepare(grid)
     try:
         with disk_errors(grid.output):
             grid.output.mkdir(parents=True, exist_ok=True)
@@ -59,17 +57,36 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
         ) from None
 
 
+def prepare(grid: Grid) -> tuple[list[Cell], list[Library | None], dict[str, Any]]:
+    """Check all that can be checked before the base is loaded.
+
+    Returns:
+        The settings, the library of each, and what is known of the base.
+
+    Raises:
+        UsageError: A setting cannot be run.
+        GksError: A library cannot be read.
+    """
+    if "library" in grid.model_arguments:
+        raise UsageError("--model-args: the library has an option of its own, --library.")
+    cells = parse_settings(grid.settings)
+    base = _base(grid)
+    return cells, _check(cells, base, grid), base
+
+
 def _silent(_cell: Cell, _state: str) -> None:
     pass
 
 
-def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> dict[str, Library]:
-    """Load every library named and check each setting against its own."""
+def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> list[Library | None]:
+    """Load every library named, check each setting against its own, and return it for each."""
     from gks_eval.lm import DEFAULT_LIBRARY
 
     libraries: dict[str, Library] = {}
+    chosen: list[Library | None] = []
     for cell in cells:
         if not cell.setting.uses_library:
+            chosen.append(None)
             continue
         name = cell.others.get("library") or grid.library or DEFAULT_LIBRARY
         if name not in libraries:
@@ -81,25 +98,24 @@ def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> dict[s
                 f"setting {cell.label!r}: library {name} was made for {made_for}, and the grid "
                 f"runs on {base['name']}; say --pretrained if one base is meant for both."
             )
-    return libraries
+        chosen.append(libraries[name])
+    return chosen
 
 
 def _run_cells(
     cells: Sequence[Cell],
-    libraries: Mapping[str, Library],
+    libraries: Sequence[Library | None],
     base: Mapping[str, Any],
     grid: Grid,
     team: Team,
     on_cell: Callable[[Cell, str], None],
 ) -> list[Path]:
-    from gks_eval.lm import DEFAULT_LIBRARY
+    from gks_eval.lm import DEFAULT_LIBRARY, GksArrowLM
 
     lm: GksArrowLM | None = None
     tasks: Any = None
-    default = grid.library or DEFAULT_LIBRARY
-    for cell in cells:
+    for cell, library in zip(cells, libraries, strict=True):
         folder = grid.output / cell.slug
-        library = libraries.get(cell.others.get("library") or default)
         request = cell_request(cell, library, base, grid)
         if team.agree(is_finished(folder, request)):
             on_cell(cell, "kept")
@@ -107,7 +123,8 @@ def _run_cells(
         on_cell(cell, "running")
         if lm is None:
             tasks = task_manager(grid.tasks, grid.include_paths)
-            lm = _load(cell, default, base, grid)
+            name = cell.others.get("library") or grid.library or DEFAULT_LIBRARY
+            lm = load_model(GksArrowLM, cell.setting.arguments(), name, base, grid)
         _swap(lm, cell, library, grid)
         evaluate_cell(lm, tasks, cell, request, grid, team)
         on_cell(cell, "done")
@@ -115,18 +132,32 @@ def _run_cells(
     return [grid.output / cell.slug for cell in cells]
 
 
-def _load(cell: Cell, library: str, base: Mapping[str, Any], grid: Grid) -> GksArrowLM:
-    from gks_eval.lm import GksArrowLM
+def load_model(
+    kind: type[Model],
+    setting: Mapping[str, Any],
+    library: str | None,
+    base: Mapping[str, Any],
+    grid: Grid,
+) -> Model:
+    """Make the model class with the grid's base, whichever setting happens to run first.
 
-    # The base is the grid's whichever setting happens to run first.
-    arguments = {"pretrained": base["name"], **grid.model_arguments, **cell.setting.arguments()}
+    Args:
+        kind: `GksArrowLM` or a subclass.
+        setting: Arguments of the first setting.
+        library: Its library's name; None where it needs none.
+        base: As `prepare` returns it.
+        grid: What it is for.
+    """
+    arguments: dict[str, Any] = {"pretrained": base["name"], **grid.model_arguments, **setting}
     if base.get("revision"):
         arguments.setdefault("revision", base["revision"])
     if not {"load_in_4bit", "load_in_8bit"} & set(arguments):
         arguments["load_in_8bit" if base.get("quantization") == "int8" else "load_in_4bit"] = (
             base.get("quantization", "none") != "none"
         )
-    return GksArrowLM(library=cell.others.get("library", library), **arguments)
+    if library is not None:
+        arguments["library"] = library
+    return kind(**arguments)
 
 
 def _swap(lm: GksArrowLM, cell: Cell, library: Library | None, grid: Grid) -> None:

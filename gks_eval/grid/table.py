@@ -1,11 +1,11 @@
-"""The table that a finished grid prints: a row a task, a column a setting."""
+"""The tables that a grid prints: what it will compute, and what came of it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,7 +15,10 @@ from rich.table import Table
 from gks_eval.errors import ResultsError
 from gks_eval.grid.cell import CELL_FILE
 
-__all__ = ["accuracy_table", "print_whole"]
+if TYPE_CHECKING:
+    from gks_eval.grid.plan import GridPlan
+
+__all__ = ["accuracy_table", "plan_lines", "plan_table", "print_whole"]
 
 
 def accuracy_table(folders: Sequence[Path]) -> Table:
@@ -52,6 +55,49 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
         scores = [_cell(results.get(task, {})) for _, results, _ in cells]
         table.add_row(escape(task.removeprefix("gks_")), *count, *scores)
     return table
+
+
+def plan_table(plan: GridPlan) -> Table:
+    """Tabulate what every setting of a grid is asked, a row a task."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("task", no_wrap=True)
+    for name in ("items", "requests", "tokens", "distinct"):
+        table.add_column(name, justify="right", no_wrap=True)
+    sizes = list(plan.tasks.items())
+    for task, size in sizes:
+        counts = (size.items, size.requests, size.tokens, size.distinct)
+        table.add_row(escape(task.removeprefix("gks_")), *(f"{count:,}" for count in counts))
+    sums = (
+        sum(getattr(size, name) for _, size in sizes) for name in ("items", "requests", "tokens")
+    )
+    table.add_section()
+    table.add_row("together", *(f"{count:,}" for count in sums), f"{plan.distinct:,}")
+    return table
+
+
+def plan_lines(plan: GridPlan) -> list[str]:
+    """Return what a grid will take, in sentences."""
+    done = len(plan.cells) - plan.left
+    lines = [f"Settings: {plan.left} to run, {done} finished."]
+    if plan.continued:
+        lines.append(f"Texts to continue: {plan.continued:,}, which no count of tokens covers.")
+    lines.append(
+        f"Left to compute: {plan.left} x {plan.distinct:,} distinct tokens, about "
+        f"{plan.tera_operations:,.3g} TFLOP (2 FLOP a weight and token, {plan.weights:,} weights)."
+    )
+    if plan.seconds is not None and plan.rate is not None:
+        lines.append(
+            f"Estimated: {_clock(plan.seconds)}, at the {plan.rate:,.0f} distinct tokens a second "
+            "of the finished settings."
+        )
+    else:
+        lines.append("Estimated time: not before a setting is finished; its pace will be used.")
+    return lines
+
+
+def _clock(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_whole(table: Table) -> None:

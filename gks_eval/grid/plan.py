@@ -1,0 +1,117 @@
+"""What a grid would compute, found out without reading the base's weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gks_eval.grid.cell import CELL_FILE, cell_request, is_finished
+from gks_eval.grid.run import load_model, prepare
+from gks_eval.grid.settings import Cell, Grid
+from gks_eval.grid.tasks import task_manager
+
+__all__ = ["GridPlan", "TaskSize", "plan_grid"]
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """What one task asks of every setting.
+
+    Attributes:
+        items: Documents.
+        requests: Texts to be scored or continued.
+        tokens: Input tokens that lm-eval's own scorer runs for them, without its padding.
+        distinct: Distinct input prefixes, what the packed scorer runs.
+    """
+
+    items: int
+    requests: int
+    tokens: int
+    distinct: int
+
+
+@dataclass(frozen=True)
+class GridPlan:
+    """A grid before it runs.
+
+    Attributes:
+        cells: Each setting, and whether it is finished already.
+        tasks: Sizes by task.
+        distinct: Distinct input prefixes of all tasks together, which share a little.
+        continued: Texts to be continued, whose cost no count of inputs can tell.
+        weights: Weights that a token passes, embeddings and vocabulary head left out.
+        rate: Distinct tokens a second of the settings that are finished; None where none is.
+    """
+
+    cells: Sequence[tuple[Cell, bool]]
+    tasks: Mapping[str, TaskSize]
+    distinct: int
+    continued: int
+    weights: int
+    rate: float | None
+
+    @property
+    def left(self) -> int:
+        """Return the number of settings that are still to be run."""
+        return sum(not done for _, done in self.cells)
+
+    @property
+    def tera_operations(self) -> float:
+        """Return the arithmetic of what is left: 2 operations a weight and token, in 1e12."""
+        return 2e-12 * self.weights * self.distinct * self.left
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the time of what is left, at the rate of the settings that are finished."""
+        return None if self.rate is None else self.left * self.distinct / self.rate
+
+
+def plan_grid(grid: Grid) -> GridPlan:
+    """Check a grid as `run_grid` does, have lm-eval make its requests, and count them.
+
+    Nothing is written, and of the base only the config and the tokenizer are read.
+
+    Raises:
+        GksError: As `run_grid`, as far as that can be known without the weights.
+    """
+    import lm_eval
+
+    from gks_eval.grid.weightless import WeightlessLM
+
+    cells, libraries, base = prepare(grid)
+    states = [
+        (cell, is_finished(grid.output / cell.slug, cell_request(cell, library, base, grid)))
+        for cell, library in zip(cells, libraries, strict=True)
+    ]
+    tasks = task_manager(grid.tasks, grid.include_paths)
+    lm = load_model(WeightlessLM, {"router": "none"}, None, base, grid)
+    results: Any = lm_eval.simple_evaluate(
+        model=lm,
+        tasks=list(grid.tasks),
+        task_manager=tasks,
+        log_samples=False,
+        **{**grid.evaluation, "bootstrap_iters": 0},
+    )
+    asked = Counter(task for task, _, _ in lm.scored) + Counter(lm.continued)
+    items = {task: count["effective"] for task, count in results["n-samples"].items()}
+    return GridPlan(
+        cells=states,
+        tasks={task: TaskSize(items[task], asked[task], *lm.count(task)) for task in items},
+        distinct=lm.count()[1],
+        continued=len(lm.continued),
+        weights=lm.weights(),
+        rate=_rate([cell for cell, done in states if done], grid),
+    )
+
+
+def _rate(finished: Sequence[Cell], grid: Grid) -> float | None:
+    tokens = seconds = 0.0
+    for cell in finished:
+        path = grid.output / cell.slug / CELL_FILE
+        spent = json.loads(path.read_text(encoding="utf-8")).get("spent", {})
+        tokens += spent.get("distinct_tokens", 0)
+        seconds += spent.get("seconds", 0)
+    return tokens / seconds if tokens and seconds else None

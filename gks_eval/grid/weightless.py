@@ -1,0 +1,87 @@
+"""The model class without weights: it counts the tokens of every request and scores nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gks_eval.config.setting import Setting
+from gks_eval.library import Library
+from gks_eval.lm import GksArrowLM
+from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.prefix_tree import count_distinct_tokens, count_harness_tokens, to_sequences
+
+__all__ = ["WeightlessLM"]
+
+
+class WeightlessLM(GksArrowLM):
+    """`GksArrowLM` with its tokenizer and its base's config, but a base on the meta device.
+
+    lm-eval runs it like any model, so what it is asked is what a real run will be asked: prompts,
+    examples and chat templates included. Its answers are worth nothing.
+
+    Attributes:
+        scored: Task, context tokens and continuation tokens of every text to be scored.
+        continued: The task of every text to be continued.
+    """
+
+    def __init__(self, pretrained: str, **arguments: Any) -> None:
+        self.scored: list[tuple[str, list[int], list[int]]] = []
+        self.continued: list[str] = []
+        super().__init__(pretrained, **arguments)
+
+    def call_team(self) -> None:
+        """Work alone: one process counts for all."""
+
+    def apply(self, setting: Setting, library: Library | None = None) -> None:
+        """Do nothing: settings differ in what they compute, not in what they are asked."""
+
+    def _create_model(self, *_pretrained: str, **how: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        code = bool(how.get("trust_remote_code"))
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                self.config, trust_remote_code=code
+            )
+        model.to = lambda *_args, **_options: model  # HFLM moves it where there is a GPU
+        self._model = model
+
+    def loglikelihood(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
+        """Count the tokens of texts to be scored."""
+        pairs = self.token_pairs(requests)
+        self.scored += [(r.task_name, *pair) for r, pair in zip(requests, pairs, strict=True)]
+        return [TokenLogLikelihood(0.0, False, len(scored)) for _, scored in pairs]
+
+    def loglikelihood_rolling(self, requests: list[Any], *_: Any, **__: Any) -> list[float]:
+        """Count the tokens of texts to be scored whole, as if they were one window."""
+        start = self.prefix_token_id
+        for request in requests:
+            tokens = self.tok_encode(request.args[0])
+            windows = [
+                tokens[n : n + self.max_length] for n in range(0, len(tokens), self.max_length)
+            ]
+            self.scored += [(request.task_name, [start], window) for window in windows]
+        return [0.0] * len(requests)
+
+    def generate_until(self, requests: list[Any], *_: Any, **__: Any) -> list[str]:
+        """Count texts to be continued."""
+        self.continued += [request.task_name for request in requests]
+        return [""] * len(requests)
+
+    def count(self, task: str | None = None) -> tuple[int, int]:
+        """Return the input tokens of one task, or of all together.
+
+        Returns:
+            Those that lm-eval's own scorer runs, padding left out, and the distinct prefixes.
+        """
+        pairs = [(before, after) for name, before, after in self.scored if task in (None, name)]
+        sequences = to_sequences(pairs, self.max_length)
+        return count_harness_tokens(sequences), count_distinct_tokens(sequences)
+
+    def weights(self) -> int:
+        """Return how many weights a token passes: all but the embeddings and the head."""
+        ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        left_out = {id(p) for module in ends if module is not None for p in module.parameters()}
+        return sum(p.numel() for p in self.model.parameters() if id(p) not in left_out)
