@@ -25,19 +25,14 @@ def prototype(pair: LoraPair) -> torch.Tensor:
     """Return the top right singular vector of the pair's update, (K,), float32.
 
     ``dW = B A`` with ``B = Q_B R_B`` and ``A^T = Q_A R_A`` is ``Q_B (R_B R_A^T) Q_A^T``, so an SVD
-    of the R x R core suffices; it runs in float64. The sign is arbitrary and set so that the entry
-    of largest magnitude is positive. An update of zero has the prototype zero.
+    of the core, at most R x R, suffices; it runs in float64. The sign is arbitrary and set so that
+    the entry of largest magnitude is positive. An update of zero has the prototype zero.
     """
     A, B = pair.A.double(), pair.B.double()
-    if min(A.shape[1], B.shape[0]) < pair.rank:
-        # A stacked pair may out-rank a very narrow layer; there the update itself is tiny.
-        _, singular, right = torch.linalg.svd(B @ A)
-        vector = right[0]
-    else:
-        basis_A, core_A = torch.linalg.qr(A.T)
-        core_B = torch.linalg.qr(B, mode="r").R
-        _, singular, right = torch.linalg.svd(core_B @ core_A.T)
-        vector = basis_A @ right[0]
+    basis_A, core_A = torch.linalg.qr(A.T)
+    core_B = torch.linalg.qr(B, mode="r").R
+    _, singular, right = torch.linalg.svd(core_B @ core_A.T)
+    vector = basis_A @ right[0]
     # Summed over the rank: rows of very different size are common in stacked pairs.
     if singular[0] <= _ZERO_UPDATE * (A.norm(dim=1) @ B.norm(dim=0)):
         return torch.zeros_like(vector, dtype=torch.float32)

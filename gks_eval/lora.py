@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isclose
 
 import torch
 
@@ -96,7 +97,7 @@ def same_factors(pairs: Sequence[LoraPair], why: str) -> None:
                 "rule=delta with combine=outputs (preset=exact) allows different ranks."
             )
         # Scalings are quotients of small numbers; 1e-6 tells 2.0 from 2.0 written otherwise.
-        if abs(pair.scaling - first.scaling) > 1e-6 * abs(first.scaling):
+        if not isclose(pair.scaling, first.scaling, rel_tol=1e-6):
             raise CompatibilityError(
                 f"{why} needs one scaling, not {first.scaling:g} and {pair.scaling:g}; "
                 "rule=delta with combine=outputs (preset=exact) allows different scalings."

@@ -100,7 +100,7 @@ def _without_rounding(A: torch.Tensor, B: torch.Tensor, task: LoraPair) -> LoraP
     """
     noise = _ROUNDING * torch.finfo(A.dtype).eps
     dead_A = A.norm(dim=1, keepdim=True) <= noise * task.A.norm(dim=1, keepdim=True)
-    dead_B = B.norm(dim=0, keepdim=True) <= noise * task.B.norm(dim=0, keepdim=True)
+    dead_B = B.norm(dim=0) <= noise * task.B.norm(dim=0)
     return LoraPair(A.masked_fill(dead_A, 0.0), B.masked_fill(dead_B, 0.0), task.scaling)
 
 
@@ -113,4 +113,4 @@ def _range(matrix: torch.Tensor) -> torch.Tensor:
     left: torch.Tensor
     left, singular, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
     noise = _ROUNDING * torch.finfo(matrix.dtype).eps
-    return left[:, singular > noise * singular.max().clamp_min(torch.finfo(matrix.dtype).tiny)]
+    return left[:, singular > noise * singular.max()]

@@ -82,8 +82,25 @@ def test_a_zero_residual_has_the_prototype_zero(rule: str, count: int, width_in:
 
 def test_an_untrained_adapter_has_the_prototype_zero() -> None:
     pair = random_pair(seed=6)
-    assert not prototype(LoraPair(pair.A, torch.zeros_like(pair.B), 1.0)).any()
-    assert not prototype(LoraPair(torch.zeros_like(pair.A), pair.B, 1.0)).any()
+    for untrained in (
+        LoraPair(pair.A, torch.zeros_like(pair.B), 1.0),
+        LoraPair(torch.zeros_like(pair.A), pair.B, 1.0),
+    ):
+        assert torch.equal(prototype(untrained), torch.zeros(16))
+
+
+def test_an_update_of_one_direction_has_that_as_its_prototype() -> None:
+    # dW = b (c A): its only right singular vector is c A, whatever the rank of the factors.
+    pair = random_pair(seed=9, dtype=torch.float64)
+    for c in (torch.tensor([[0.5, -2.0, 1.0, 3.0]]).double(), torch.eye(4)[:1].double()):
+        direction = (c @ pair.A)[0]
+        direction = direction / direction.norm()
+        direction = direction * direction[direction.abs().argmax()].sign()
+        for update in (
+            LoraPair(pair.A, pair.B[:, :1] @ c, 1.0),
+            LoraPair(c @ pair.A, pair.B[:, :1], 1.0),
+        ):
+            torch.testing.assert_close(prototype(update), direction.float())
 
 
 def test_a_small_but_real_residual_has_a_prototype() -> None:

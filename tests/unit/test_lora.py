@@ -86,12 +86,24 @@ def test_unequal_factors_are_named_with_the_mend(other: dict, what: str) -> None
         same_factors(pairs, "my rule")
     if "width_in" not in other:
         assert "rule=delta with combine=outputs (preset=exact)" in str(caught.value)
-    with pytest.raises(CompatibilityError):
+    with pytest.raises(
+        CompatibilityError, match=r"^averaging the factors of general adapters needs"
+    ):
         average_factors(pairs)
 
 
 def test_scalings_written_differently_are_equal() -> None:
     same_factors([random_pair(seed=1, scaling=0.1 + 0.2), random_pair(seed=2, scaling=0.3)], "why")
+
+
+@pytest.mark.parametrize("scaling", [0.01, 4.0, 300.0, -2.0])
+def test_scalings_are_one_to_within_a_millionth(scaling: float) -> None:
+    first, near, far = (
+        random_pair(seed=1, scaling=scaling * factor) for factor in (1.0, 1 + 0.9e-6, 1 + 1.1e-6)
+    )
+    same_factors([first, near], "why")
+    with pytest.raises(CompatibilityError, match="one scaling"):
+        same_factors([first, far], "why")
 
 
 CONFIGS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import dense, random_pair
+from common import dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.lora import LoraPair
@@ -95,6 +95,39 @@ def test_orthogonal_keeps_weak_directions_of_the_general_adapter() -> None:
     A[3] *= 1e-4
     residual = subtract(task, [LoraPair(A, general.B, 4.0)], "orthogonal")
     assert (residual.A @ general.A.T).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+def test_orthogonal_does_not_depend_on_the_size_of_the_general_factors(size: float) -> None:
+    task, (general,) = pairs(1)[0], pairs(1, 20)
+    scaled = LoraPair(general.A * size, general.B / size, general.scaling)
+    expected = subtract(task, [general], "orthogonal")
+    found = subtract(task, [scaled], "orthogonal")
+    torch.testing.assert_close(found.A, expected.A, **TIGHT)
+    torch.testing.assert_close(found.B, expected.B, **TIGHT)
+
+
+def test_what_agrees_is_zero_and_the_rest_is_kept_however_weak() -> None:
+    # Rows of A and columns of B of very different size. The first of A and the second of B are
+    # the general adapters' own, and the mean of three equal float32 numbers is not always exact.
+    task = random_pair(seed=1, width_in=64, width_out=96)
+    sizes = torch.tensor([1e4, 1.0, 1e-4, 1e4])
+    task = LoraPair(task.A * sizes[:, None], task.B * sizes.roll(1), task.scaling)
+    general = []
+    for seed in (2, 3, 4):
+        other = random_pair(seed=seed, width_in=64, width_out=96)
+        A, B = other.A * sizes[:, None], other.B * sizes.roll(1)
+        A[0], B[:, 1] = task.A[0], task.B[:, 1]
+        general.append(LoraPair(A, B, task.scaling))
+    expected_A = task.A.double() - sum(g.A.double() for g in general) / 3
+    expected_B = task.B.double() - sum(g.B.double() for g in general) / 3
+    residual = subtract(task, general, "factors")
+    assert not residual.A[0].any()
+    assert not residual.B[:, 1].any()
+    for n in (1, 2, 3):
+        assert relative_error(residual.A[n], expected_A[n]) < 1e-5
+    for n in (0, 2, 3):
+        assert relative_error(residual.B[:, n], expected_B[:, n]) < 1e-5
 
 
 @pytest.mark.parametrize("rule", RULES)
