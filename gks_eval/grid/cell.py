@@ -102,6 +102,10 @@ def evaluate_cell(
     # Several processes divide the requests of all anew at each call, which no cache of one's own
     # allows: there a killed grid goes on with the cell that it was in.
     cache = str(aside / "requests") if team.size == 1 else None
+    written = aside / "written"
+    # A name that ends in .json makes the tracker write flat, without a folder for the model. It
+    # takes the time from here on.
+    tracker = EvaluationTracker(output_path=str(written / "results.json"))
     began = time.monotonic()
     with _item_numbers():
         results = lm_eval.simple_evaluate(
@@ -129,10 +133,7 @@ def evaluate_cell(
     samples = results.pop("samples")
     if unknown := sorted(set(grid.evaluation.get("samples", ())) - set(samples)):
         raise UsageError(f"--samples names {unknown[0]}, which is no task of this grid.")
-    # A name that ends in .json makes the tracker write flat, without a folder for the model.
-    written = aside / "written"
     shutil.rmtree(written, ignore_errors=True)
-    tracker = EvaluationTracker(output_path=str(written / "results.json"))
     tracker.general_config_tracker.log_experiment_args(
         model_source="gks_arrow",
         model_args=shown,

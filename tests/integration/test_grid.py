@@ -65,6 +65,9 @@ def test_each_setting_gets_lm_evals_own_files(tiny_library: LibraryOf, tmp_path:
     assert scored[0] != scored[1] != scored[2]
     last = results(folders[2])
     assert last["config"]["model"] == "gks_arrow"
+    # Of the evaluation, not of the writing alone.
+    spent = json.loads((folders[2] / CELL_FILE).read_text("utf-8"))["spent"]["seconds"]
+    assert 0 < spent < float(last["total_evaluation_time_seconds"]) + 0.1
     assert last["config"]["gks_eval"]["setting"]["top_k"] == 2
     assert "subtract=en+de" in last["config"]["model_args"]
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
