@@ -34,6 +34,10 @@ def _routes(
     limit: Annotated[int, typer.Option(min=1, help="Items a task.")] = 50,
     pretrained: Annotated[str | None, typer.Option(help="Base; default: the library's.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the base's weights.")] = "auto",
+    include_path: Annotated[
+        list[str] | None,
+        typer.Option("--include-path", "--include_path", help="Further folders of task YAMLs."),
+    ] = None,
 ) -> None:
     """Share of tokens, mean coefficient and entropy, by layer and expert."""
     if (task is None) == (text is None):
@@ -50,7 +54,7 @@ def _routes(
         raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
     quiet_libraries()
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
-    items = {} if task is None else _items(names, limit)
+    items = {} if task is None else _items(names, limit, include_path or [])
     lm = GksArrowLM(pretrained, library=library, dtype=dtype, **parsed.arguments())
     if content is not None:
         _show_text(lm, content)
@@ -129,14 +133,14 @@ def _show_tasks(
     Console().print(table)
 
 
-def _items(names: list[str], limit: int) -> dict[str, list[list[Any]]]:
+def _items(names: list[str], limit: int, include_paths: list[str]) -> dict[str, list[list[Any]]]:
     """Return the requests of every task, grouped by item."""
     if not names:
         raise UsageError("--task names nothing; give tasks or groups, separated by commas.")
     from gks_eval.grid import task_manager
 
     items: dict[str, list[list[Any]]] = {}
-    for name, task in task_manager(names).load(names)["tasks"].items():
+    for name, task in task_manager(names, include_paths).load(names)["tasks"].items():
         task.set_config(key="num_fewshot", value=0)
         task.build_all_requests(limit=limit, rank=0, world_size=1)
         scored = [one for one in task.instances if one.request_type == "loglikelihood"]

@@ -208,6 +208,9 @@ TASKS = {
     "faulty items": ("lint gks_piqa", DataError, ["faulty items: 1", "1 of 1 tasks"], faulty_piqa),
     "run with a folder that is none": ("run --tasks x --include_path nowhere", UsageError,
         ["--include_path nowhere is no folder"]),
+    "routes with a folder that is none": (
+        "routes --library library --task x --include-path nowhere", UsageError,
+        ["--include-path nowhere is no folder"]),
     "items that are not there": (
         'run --model dummy --tasks gks_demo_goals_en --samples {"gks_demo_goals_en":[999]}',
         UsageError, ["lm-eval stopped: ", "--samples", "LMEVAL_LOG_LEVEL=DEBUG"]),
