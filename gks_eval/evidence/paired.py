@@ -31,12 +31,12 @@ class Changes:
     @property
     def n(self) -> int:
         """Return the number of pairs."""
-        return int(self.values.size)
+        return self.values.size
 
     @property
     def mean(self) -> float:
-        """Return the mean difference."""
-        return float(self.values.mean()) if self.values.size else 0.0
+        """Return the mean difference of one pair or more."""
+        return float(self.values.mean())
 
     @property
     def gains(self) -> int:
@@ -58,10 +58,10 @@ class Changes:
 
 
 def paired_changes(first: Scores, second: Scores) -> Changes | None:
-    """Pair two runs' items; None where one of them has none."""
+    """Pair two runs' items, scored by one metric; None where one of them has none."""
     if first.items is None or second.items is None:
         return None
     pairing = pair_items(first.items, second.items)
-    names = first.metric.name, second.metric.name
-    values = [b.values[names[1]] - a.values[names[0]] for a, b in pairing.pairs]
+    metric = first.metric.name
+    values = [b.values[metric] - a.values[metric] for a, b in pairing.pairs]
     return Changes(np.array(values, dtype=np.float64), first.binary and second.binary, pairing)

@@ -81,7 +81,7 @@ def differences(first: TaskResult, second: TaskResult, pairing: Pairing | None) 
         found.append(f"other prompts in {pairing.other_prompt} of {len(pairing.pairs)} pairs")
     if pairing.other_target:
         found.append(f"other gold answers in {pairing.other_target} of {len(pairing.pairs)} pairs")
-    if not pairing.pairs and first.n and second.n:
+    if not pairing.pairs:
         found.append("no item in common")
     return found
 

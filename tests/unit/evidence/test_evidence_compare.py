@@ -62,6 +62,17 @@ def test_holm_runs_over_the_tasks_and_leaves_groups_out(planted):
     assert _row(comparison, "g").differences[0].p_holm is None
 
 
+def test_holm_counts_only_what_was_tested(factory, tmp_path):
+    # One item without a sample has no standard error: nothing to test.
+    for name, scores in (("x", [0.1, 0.4, 0.6, 0.2]), ("y", [0.2, 0.3, 0.9, 0.4])):
+        factory.write_run(tmp_path / name, {"a": scores, "b": scores[:1]}, metric="f1")
+        next((tmp_path / name).glob("samples_b_*")).unlink()
+    comparison = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")]))
+    tested, untested = (_row(comparison, name).differences[0] for name in ("a", "b"))
+    assert (untested.method, untested.p, untested.p_holm) == ("none", None, None)
+    assert tested.p_holm == tested.p is not None
+
+
 def test_group_averages_weigh_as_lm_eval_says(planted):
     comparison = compare(planted)
     plain, weighted = _row(comparison, "g"), _row(comparison, "w")
@@ -111,9 +122,10 @@ def test_continuous_scores_are_bootstrapped(factory, tmp_path):
     assert row.scores["x"].method == "bootstrap"
 
 
-def test_without_samples_the_comparison_is_unpaired_and_says_so(factory, tmp_path):
-    factory.write_run(tmp_path / "x", {"a": [1.0] * 60 + [0.0] * 40}, samples=False)
-    factory.write_run(tmp_path / "y", {"a": [1.0] * 75 + [0.0] * 25})
+@pytest.mark.parametrize("logged", [(False, True), (True, False), (False, False)])
+def test_without_samples_the_comparison_is_unpaired_and_says_so(factory, tmp_path, logged):
+    factory.write_run(tmp_path / "x", {"a": [1.0] * 60 + [0.0] * 40}, samples=logged[0])
+    factory.write_run(tmp_path / "y", {"a": [1.0] * 75 + [0.0] * 25}, samples=logged[1])
     row = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")])).rows[0]
     d = row.differences[0]
     assert d.method == "unpaired"
@@ -152,12 +164,22 @@ def test_other_versions_and_shots_are_refused_unless_forced(factory, tmp_path, c
     factory.write_run(tmp_path / "x", {"a": [1.0, 0.0] * 10})
     factory.write_run(tmp_path / "y", {"a": [1.0, 0.0] * 10}, **change)
     runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
-    with pytest.raises(ResultsError, match=said) as caught:
+    with pytest.raises(ResultsError, match=f"comparable: a in y and x: {said}; run") as caught:
         compare(runs)
     assert "--force" in str(caught.value)
     forced = compare(runs, Settings(force=True))
     assert any(said in note for note in forced.notes)
     assert forced.forced
+
+
+@pytest.mark.parametrize(("count", "more"), [(4, ""), (5, "; and 1 more"), (7, "; and 3 more")])
+def test_the_first_four_faults_are_told_and_the_rest_counted(factory, tmp_path, count, more):
+    tasks = {f"t{n}": [1.0, 0.0] for n in range(count)}
+    for name, version in (("x", 1.0), ("y", 2.0)):
+        factory.write_run(tmp_path / name, tasks, version=version)
+    told = "; ".join(f"t{n} in y and x: version 1.0 against 2.0" for n in range(4))
+    with pytest.raises(ResultsError, match=f"comparable: {told}{more}; run them alike"):
+        compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")]))
 
 
 def test_other_prompts_are_refused_unless_forced(factory, tmp_path):
@@ -220,8 +242,33 @@ def test_what_cannot_be_compared_is_refused(factory, tmp_path):
         compare(runs[:1])
     with pytest.raises(ResultsError, match=r"'acx'; did you mean 'acc'"):
         compare(runs, Settings(metric="acx"))
-    with pytest.raises(ResultsError, match="task or group 'c'"):
-        compare(runs, Settings(tasks=("c",)))
+
+
+def test_an_unknown_task_or_group_is_named_with_the_nearest(planted, factory, tmp_path):
+    groups = {"averages": (("arithmetic",), True)}
+    factory.write_run(tmp_path / "x", {"arithmetic": [1.0, 0.0]}, groups=groups)
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "old")])
+    for asked, near in (("arithmetics", "arithmetic"), ("average", "averages")):
+        with pytest.raises(ResultsError, match=f"group '{asked}'; did you mean '{near}'"):
+            compare(runs, Settings(tasks=("a", asked, "zzz")))
+
+
+def test_a_run_alone_has_scores_and_no_differences(planted):
+    comparison = compare(planted[:1], alone=True)
+    assert comparison.baseline == "old"
+    assert [row.name for row in comparison.rows] == ["a", "b", "g", "w"]
+    assert _row(comparison, "a").scores["old"].value == 120 / 200
+    assert not any(row.differences for row in comparison.rows)
+    assert comparison.notes == []
+
+
+def test_the_first_run_says_which_tasks_a_group_has(factory, tmp_path):
+    scores = {"a": [1.0, 0.0] * 10, "b": [1.0, 0.0] * 10}
+    factory.write_run(tmp_path / "x", scores, groups={"g": (("a",), True)})
+    factory.write_run(tmp_path / "y", scores, groups={"g": (("a", "b"), True)})
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    assert [row.name for row in compare(runs, Settings(tasks=("g",))).rows] == ["a", "g"]
+    assert [row.name for row in compare(runs[::-1], Settings(tasks=("g",))).rows] == ["a", "b", "g"]
 
 
 def test_a_group_named_brings_its_tasks(planted):
@@ -269,7 +316,8 @@ def test_real_runs_agree_with_what_lm_eval_recorded(golden):
 def test_the_json_reads_back(planted):
     comparison = compare(planted)
     text = comparison.to_json()
-    assert json.loads(text)["schema"] == "gks_eval.compare/1"
+    assert text.startswith('{\n "schema": "gks_eval.compare/1",\n "baseline": "old",\n')
+    assert text.endswith("}\n")
     assert Comparison.model_validate_json(text) == comparison
 
 

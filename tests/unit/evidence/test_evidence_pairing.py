@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from gks_eval.evidence.paired import Changes
 from gks_eval.evidence.pairing import differences, pair_items
 from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.samples import Item, read_samples
@@ -69,13 +71,26 @@ def test_a_limited_run_is_found(golden):
         ({"shots": 5}, "0 shots against 5"),
         ({"original": 11}, "a split of 10 items against 11"),
         ({"n": 9}, "limited to 10 items against 9"),
-        ({"prompt_stamp": "x/"}, "chat template"),
-        ({"config": {"doc_to_text": "other"}}, "another doc_to_text"),
+        ({"prompt_stamp": "x/"}, "another chat template or system instruction"),
     ],
 )
 def test_each_difference_is_said(golden, change, said):
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
-    assert any(said in line for line in differences(task, replace(task, **change), None))
+    assert differences(task, replace(task, **change), None) == [said]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("doc_to_text", "doc_to_choice", "doc_to_target", "description"),
+        *("target_delimiter", "fewshot_delimiter"),
+        *("dataset_name", "validation_split", "test_split"),
+    ],
+)
+def test_without_samples_what_makes_a_prompt_is_compared(golden, key):
+    task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
+    other = replace(task, config={**task.config, key: "other"})
+    assert differences(task, other, None) == [f"another {key}"]
 
 
 def test_functions_dumped_with_an_address_are_not_compared(golden):
@@ -85,14 +100,27 @@ def test_functions_dumped_with_an_address_are_not_compared(golden):
     assert differences(first, second, None) == []
 
 
-def test_other_prompts_and_answers_are_counted():
+def test_other_prompts_and_answers_are_counted(golden):
     first = _items(["a", "b"])
     second = [replace(first[0], prompt_hash="x"), replace(first[1], target_hash="x")]
     pairing = pair_items(first, second)
     assert (pairing.other_prompt, pairing.other_target) == (1, 1)
+    task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
+    assert differences(task, task, pairing) == [
+        "other prompts in 1 of 2 pairs",
+        "other gold answers in 1 of 2 pairs",
+    ]
+
+
+def test_changes_by_hand():
+    items = _items(["a", "b", "c", "d"])
+    changes = Changes(np.array([0.25, 0.0, -0.5, -0.125]), False, pair_items(items, items))
+    assert (changes.n, changes.gains, changes.losses) == (4, 1, 2)
+    assert changes.mean == -0.09375
+    assert changes.changed() == [(items[0], True), (items[2], False), (items[3], False)]
 
 
 def test_runs_without_a_common_item_are_found(golden):
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
     pairing = pair_items(_items(["a"]), _items(["b"]))
-    assert "no item in common" in differences(task, task, pairing)
+    assert differences(task, task, pairing) == ["no item in common"]
