@@ -261,7 +261,7 @@ def next_batch(rows: Seq[PlannedRow], limits: Limits, trunk: int = 0) -> int:
     """Return how many of the leading `rows` go into one forward: at least one.
 
     Args:
-        rows: As in a group, longest first.
+        rows: As in a group: trees, then chains, the longest first of each.
         limits: The sizes to keep to.
         trunk: Tokens of the trunk that they continue.
     """
@@ -275,7 +275,6 @@ def next_batch(rows: Seq[PlannedRow], limits: Limits, trunk: int = 0) -> int:
         if count > 1 and (
             count * longest > limits.batch_tokens
             or cells > limits.mask_cells
-            or (maskless and not row.chain)
             # Padding a much shorter row costs more than a forward of its own.
             or (4 * row.tokens < 3 * longest and 2 * (count - 1) * longest > limits.batch_tokens)
         ):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gks_eval.errors import DataError
 from gks_eval.prefix_tree import (
     Limits,
+    PlannedRow,
     Sequence,
     build_row,
     count_distinct_tokens,
@@ -174,6 +175,60 @@ def test_small_items_fill_rows():
     tokens = sum(row.tokens for row in group.rows)
     assert tokens == count_distinct_tokens(sequences)
     assert tokens / (len(group.rows) * max(row.tokens for row in group.rows)) > 0.9
+
+
+def rows_of(*tokens: int, chain: bool = False) -> list[PlannedRow]:
+    return [PlannedRow((n,), length, chain) for n, length in enumerate(tokens)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_tokens", "mask_cells", "trunk", "expected"),
+    [
+        # Padding counts: three rows as long as the first.
+        (rows_of(10, 9, 8), 30, 999, 0, 3),
+        (rows_of(10, 9, 8), 29, 999, 0, 2),
+        (rows_of(10, 9, 8), 19, 999, 0, 1),
+        (rows_of(10, 9, 8), 3, 1, 0, 1),
+        # So does the longest where it is not the first: chains come after trees.
+        (rows_of(8) + rows_of(10, chain=True), 20, 999, 0, 2),
+        (rows_of(8) + rows_of(10, chain=True), 19, 999, 0, 1),
+        # Masks: each row as wide as the longest and the trunk.
+        (rows_of(10, 9, 8), 99, 300, 0, 3),
+        (rows_of(10, 9, 8), 99, 299, 0, 2),
+        (rows_of(10, 9, 8), 99, 450, 5, 3),
+        (rows_of(10, 9, 8), 99, 449, 5, 2),
+        # Chains from the root have none; on a trunk they have.
+        (rows_of(10, 9, 8, chain=True), 99, 1, 0, 3),
+        (rows_of(10, 9, 8, chain=True), 99, 449, 5, 2),
+        (rows_of(10) + rows_of(9, 8, chain=True), 99, 299, 0, 2),
+        # A row under 3/4 of the longest waits if the others fill more than half a batch.
+        (rows_of(100, 100, 100, 75), 400, 1 << 20, 0, 4),
+        (rows_of(100, 100, 100, 74), 400, 1 << 20, 0, 3),
+        (rows_of(100, 100, 74), 400, 1 << 20, 0, 3),
+        (rows_of(100, 100, 74), 399, 1 << 20, 0, 2),
+    ],
+)
+def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
+    assert next_batch(rows, Limits(256, batch_tokens, mask_cells), trunk) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_tokens", "mask_cells", "trunk", "expected"),
+    [
+        # The rows' own tokens count, and each tree's own square.
+        (rows_of(10, 6, 4), 20, 999, 0, 3),
+        (rows_of(10, 6, 4), 19, 999, 0, 2),
+        (rows_of(10, 6, 4), 3, 1, 0, 1),
+        (rows_of(10, 6, 4), 99, 100 + 36 + 16, 0, 3),
+        (rows_of(10, 6, 4), 99, 100 + 36 + 15, 0, 2),
+        (rows_of(10) + rows_of(6, 4, chain=True), 99, 100, 0, 3),
+        # Under a trunk rows are padded all the same.
+        (rows_of(10, 9, 8), 29, 999, 1, 2),
+    ],
+)
+def test_how_many_rows_abreast_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
+    sizes = Limits(256, batch_tokens, mask_cells, padded=False)
+    assert next_batch(rows, sizes, trunk) == expected
 
 
 def test_a_row_is_halved_until_one_sequence_is_left():
