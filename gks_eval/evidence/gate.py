@@ -85,7 +85,7 @@ def _stream(name: str) -> np.random.Generator:
 
 def _task(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
     key = choose_metric(name, both, limits.metric)
-    scores, changes, problem = _pair(name, key, both)
+    scores, changes, problem = _pair(name, key or limits.metric, both)
     facts: dict[str, object] = {"metric": key or "", "problem": problem, **_values(scores)}
     if changes is None or problem:
         return Check.model_validate({"kind": "task", "name": name, "limits": limits, **facts})

@@ -146,10 +146,10 @@ def _outcome(check: Check, p_adjusted: float | None) -> Outcome:
     if floor is not None and check.candidate is not None and _below(check, floor):
         reasons.append(f"{check.candidate:.4g} misses the floor of {floor:.4g}")
     if p_adjusted is not None and p_adjusted <= alpha:
-        tolerance = f" beyond the tolerated {check.limits.max_drop:.4g}"
+        tolerated = check.limits.max_drop
+        beyond = f" beyond the tolerated {tolerated:.4g}" if tolerated else ""
         reasons.append(
-            f"worse by {-(check.change or 0.0):.4g}{tolerance if check.limits.max_drop else ''} "
-            f"(p = {p_adjusted:.2g}, n = {check.n})"
+            f"worse by {-(check.change or 0.0):.4g}{beyond} (p = {p_adjusted:.2g}, n = {check.n})"
         )
     if reasons:
         return Outcome(check=check, status="regression", p_adjusted=p_adjusted, reasons=reasons)
