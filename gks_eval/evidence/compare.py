@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gks_eval.errors import ResultsError, did_you_mean
+from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.comparison import Comparison, Difference, Row, RunInfo
 from gks_eval.evidence.group_rows import group_row
 from gks_eval.evidence.runs import Run
@@ -26,8 +26,9 @@ def compare(
         alone: Take runs that have nothing to be compared with as well, for their scores.
 
     Raises:
-        ResultsError: Fewer than two runs, nothing in common, a name that no run has, a broken
-            file, or runs of other versions, prompts, shots or limits without ``settings.force``.
+        ResultsError: Fewer than two runs, nothing in common, a broken file, or runs of other
+            versions, prompts, shots or limits without ``settings.force``.
+        UsageError: A task, group or metric that no run has.
     """
     settings = settings or Settings()
     if len(runs) < 2 and not alone:
@@ -83,7 +84,7 @@ def _selected(runs: Sequence[Run], wanted: Sequence[str]) -> tuple[list[str], li
         return tasks, list(groups)
     if unknown := [name for name in wanted if name not in tasks and name not in groups]:
         hint = did_you_mean(unknown[0], [*tasks, *groups])
-        raise ResultsError(f"no run has the task or group {unknown[0]!r}; {hint}.")
+        raise UsageError(f"--tasks: no run has the task or group {unknown[0]!r}; {hint}.")
     keep = set(wanted).union(*(groups[name].leaves for name in wanted if name in groups))
     return [name for name in tasks if name in keep], [name for name in groups if name in keep]
 
@@ -132,11 +133,11 @@ def _absent(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _unknown_metric(asked: str, runs: Sequence[Run]) -> ResultsError:
+def _unknown_metric(asked: str, runs: Sequence[Run]) -> UsageError:
     known = {
         metric.name
         for run in runs
         for task in run.tasks.values()
         for metric in task.metrics.values()
     }
-    return ResultsError(f"no task has the metric {asked!r}; {did_you_mean(asked, known)}.")
+    return UsageError(f"--metric: no task has {asked!r}; {did_you_mean(asked, known)}.")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gks_eval.errors import ResultsError, did_you_mean
+from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.records import GroupResult, ResultsFile, TaskResult
 from gks_eval.evidence.results import read_results, timestamp_of
 
@@ -94,23 +94,30 @@ def baseline_first(runs: Sequence[Run], label: str | None) -> list[Run]:
     """Return the runs with the one called `label` first; as they are without a label.
 
     Raises:
-        ResultsError: No run is called so.
+        UsageError: No run is called so.
     """
     if label is None:
         return list(runs)
     chosen = [run for run in runs if run.label == label]
     if not chosen:
         hint = did_you_mean(label, [run.label for run in runs])
-        raise ResultsError(f"no run is called {label!r}; {hint}.")
+        raise UsageError(f"--baseline: no run is called {label!r}; {hint}.")
     return [*chosen, *(run for run in runs if run.label != label)]
 
 
 def _split_label(source: str) -> tuple[str | None, str]:
     label, equals, rest = source.partition("=")
     # A path may hold "=" itself: what exists as written is a path.
-    if equals and label and rest and "/" not in label and not Path(source).exists():
+    if equals and label and rest and "/" not in label and not _is_there(source):
         return label, rest
     return None, source
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long, not to be looked into, or with a null byte
+        return False
 
 
 def _runs_at(text: str) -> list[Run]:
@@ -118,11 +125,15 @@ def _runs_at(text: str) -> list[Run]:
         # Path("") is the working folder: an unset variable of a script must not choose runs.
         raise ResultsError("an empty path names no results; is a variable of the script unset?")
     path = Path(text)
-    if path.is_file():
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise ResultsError(f"{text:.200} cannot be read: {error.strerror}; check it.") from None
+    if is_file:
         if path.suffix != ".json":
             raise ResultsError(f"{path} is no results file; give the results_*.json beside it.")
         return [_merge([read_results(path)], path.parent, path.parent.name or str(path))]
-    if path.is_dir():
+    if is_folder:
         return _runs_in(path)
     is_glob = bool(_MAGIC.search(text))
     # Path.glob refuses absolute patterns.

@@ -59,7 +59,7 @@ def lint_tasks(names: Sequence[str], include_path: str | None = None) -> list[Ta
     for name in names:
         if name not in manager.all_tasks:
             raise UsageError(
-                f"{name!r} is no task of this pack; {did_you_mean(name, manager.all_tasks)}"
+                f"{name!r} is no task of this pack; {did_you_mean(name, manager.all_tasks)}."
             )
     loaded: dict[str, Any] = {}
     with _without_warnings():

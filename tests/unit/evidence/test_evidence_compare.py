@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gks_eval.errors import ResultsError
+from gks_eval.errors import ResultsError, UsageError
 from gks_eval.evidence.compare import Settings, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.runs import baseline_first, find_runs
@@ -239,7 +239,7 @@ def test_what_cannot_be_compared_is_refused(factory, tmp_path):
         compare(runs)
     with pytest.raises(ResultsError, match="two runs"):
         compare(runs[:1])
-    with pytest.raises(ResultsError, match=r"'acx'; did you mean 'acc'"):
+    with pytest.raises(UsageError, match=r"'acx'; did you mean 'acc'"):
         compare(runs, Settings(metric="acx"))
 
 
@@ -248,7 +248,7 @@ def test_an_unknown_task_or_group_is_named_with_the_nearest(planted, factory, tm
     factory.write_run(tmp_path / "x", {"arithmetic": [1.0, 0.0]}, groups=groups)
     runs = find_runs([str(tmp_path / "x"), str(tmp_path / "old")])
     for asked, near in (("arithmetics", "arithmetic"), ("average", "averages")):
-        with pytest.raises(ResultsError, match=f"group '{asked}'; did you mean '{near}'"):
+        with pytest.raises(UsageError, match=f"group '{asked}'; did you mean '{near}'"):
             compare(runs, Settings(tasks=("a", asked, "zzz")))
 
 
@@ -288,7 +288,7 @@ def test_the_same_files_give_the_same_numbers_in_any_company(planted, factory, t
 
 def test_the_baseline_can_be_chosen(planted):
     assert [run.label for run in baseline_first(planted, "new")] == ["new", "old"]
-    with pytest.raises(ResultsError, match="did you mean 'new'"):
+    with pytest.raises(UsageError, match="did you mean 'new'"):
         baseline_first(planted, "nev")
 
 
