@@ -60,6 +60,17 @@ def test_sequences_are_truncated_as_the_harness_does_it(requests, max_length):
     assert found == sorted(found, key=lambda one: (one.tokens, one.scored))
 
 
+def test_a_continuation_may_fill_the_model():
+    (found,) = to_sequences([([1, 2, 3], [4] * 8)], 8)
+    assert (found.tokens, found.first_scored) == ((3, *[4] * 8), 0)
+
+
+def test_one_text_scored_twice_comes_shortest_score_first():
+    requests = [([1], [2, 3]), ([1, 2], [3])]
+    for order in (requests, requests[::-1]):
+        assert [one.scored for one in to_sequences(order, 8)] == [1, 2]
+
+
 @FRESH
 @given(pairs)
 @example([([0], [0]), ([0], [0, 0]), ([0], [1])])  # one input twice, another in between
@@ -76,6 +87,7 @@ def test_a_row_is_the_tree_of_its_prefixes(requests, trunk):
     prefix = [7] * trunk
     sequences = to_sequences([(prefix + c, t) for c, t in requests], 100)
     row = build_row(sequences, trunk)
+    assert trunk or build_row(sequences) == row
     prefixes = {p for p in input_prefixes(sequences) if len(p) > trunk}
     assert len(row.tokens) == len(row.depths) == len(row.ends) == len(prefixes)
     # Read each node's path back from the mask that the ends stand for.
@@ -247,8 +259,8 @@ def test_nothing_gives_no_plan():
 @pytest.mark.parametrize(
     ("request_", "parts"),
     [
-        (([], [1]), ("request 1", "context", "prefix token")),
-        (([1], []), ("request 1", "continuation")),
+        (([], [1]), ("request 1: its context has no tokens", "prefix token")),
+        (([1], []), ("request 1: its continuation has no tokens",)),
         (([1], [2] * 9), ("request 1", "9 tokens", "max_length=8")),
     ],
 )
