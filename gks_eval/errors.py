@@ -18,6 +18,7 @@ Messages are one sentence that names the file or argument and says the mend.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = [
@@ -31,13 +32,28 @@ __all__ = [
     "ResultsError",
     "UsageError",
     "did_you_mean",
+    "one_line",
 ]
+
+_BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+def one_line(text: str) -> str:
+    """Return a text for a terminal: line breaks as spaces, other control characters escaped.
+
+    Names and texts of a stranger's file may stand in a message.
+    """
+    joined = _BREAK.sub(" ", text.strip())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
 
 
 class GksError(Exception):
-    """Base of all errors that gks_eval raises on purpose."""
+    """Base of all errors that gks_eval raises on purpose; the message is one printable line."""
 
     exit_code: int = 1
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(one_line(sentence))
 
 
 class UsageError(GksError):

@@ -193,6 +193,7 @@ def _local(text: str) -> Path | None:
     """Return `text` as a path, or None where no file system could hold it."""
     try:
         path = Path(text).expanduser()
+        path.is_dir()  # what stands before a `..` counts here, and is gone once resolved
         path.resolve().is_dir()
     except (OSError, RuntimeError, ValueError):
         # A name that is too long, an unknown user after ~, a null byte.
@@ -216,9 +217,8 @@ def _find(reference: str) -> tuple[Path, bool]:
         return manifest, False
     if local.is_file():
         return local, False
-    bundled = adapters_dir() / reference / MANIFEST
-    if bundled.is_file():
-        return bundled, False
+    if reference in bundled_libraries():
+        return adapters_dir() / reference / MANIFEST, False
     if HubSource.looks_like(reference):
         return fetch_library(HubSource.parse(reference), MANIFEST), True
     raise LibraryError(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from gks_eval import __version__
-from gks_eval.errors import GksError, ResourceError, UsageError
+from gks_eval.errors import GksError, ResourceError, UsageError, one_line
 
 __all__ = ["build_app", "main"]
 
@@ -94,8 +94,5 @@ def main() -> None:
 
 
 def _end(sentence: str, status: int) -> NoReturn:
-    # Names and texts of a file may stand in it, line breaks and control characters among them.
-    words = " ".join(sentence.split())
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
-    print(f"gks-eval: error: {shown}", file=sys.stderr)
+    print(f"gks-eval: error: {one_line(sentence)}", file=sys.stderr)
     raise SystemExit(status) from None

@@ -42,7 +42,7 @@ def test_exit_codes_are_distinct_and_leave_0_and_the_shells_alone() -> None:
 
 
 def test_everything_is_exported_once() -> None:
-    assert sorted({*classes(), "did_you_mean"}) == sorted(errors.__all__)
+    assert sorted({*classes(), "did_you_mean", "one_line"}) == sorted(errors.__all__)
 
 
 def test_a_compatibility_error_is_caught_as_a_library_error() -> None:
@@ -62,3 +62,8 @@ def test_a_compatibility_error_is_caught_as_a_library_error() -> None:
 )
 def test_near_names(name: str, known, expected: str) -> None:
     assert did_you_mean(name, known) == expected
+
+
+def test_a_message_is_one_printable_line_and_keeps_its_words() -> None:
+    error = GksError("a  b\n  c\r\x85d \x1b[31m \ud800 \u202e ü\n")
+    assert str(error) == r"a  b c d \x1b[31m \ud800 \u202e ü"
