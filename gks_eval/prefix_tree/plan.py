@@ -101,20 +101,16 @@ class _Runs:
             return self.shared[other]
         return shared_inputs(self.sequences[one], self.sequences[other])
 
-    def is_chain(self, start: int, stop: int) -> bool:
-        return all(
-            self.shared[i] == min(self.sequences[i - 1].length, self.sequences[i].length)
-            for i in range(start + 1, stop)
-        )
-
     def row(self, start: int, stop: int, trunk: int) -> PlannedRow:
-        return PlannedRow(
-            tuple(range(start, stop)), self.tokens(start, stop, trunk), self.is_chain(start, stop)
-        )
+        tokens = self.tokens(start, stop, trunk)
+        # One path holds nothing but its longest sequence. Neighbours that continue each other are
+        # not enough: a short one can stand between two that part after it.
+        longest = max(one.length for one in self.sequences[start:stop])
+        return PlannedRow(tuple(range(start, stop)), tokens, chain=tokens == longest - trunk)
 
     def trunk(self, start: int, stop: int) -> int:
-        # What is scored must lie in a row, where hidden states are kept.
-        common = min(self.shared[start + 1 : stop], default=self.sequences[start].length)
+        # Of two sequences or more. What is scored must lie in a row, where hidden states are kept.
+        common = min(self.shared[start + 1 : stop])
         return min(common, *(s.first_scored for s in self.sequences[start:stop]))
 
     def cut_below(self, start: int, stop: int, shared: int) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 from common import assert_sentence
 from hypothesis import example, given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from gks_eval.errors import DataError
 from gks_eval.prefix_tree import (
+    Group,
     Limits,
     PlannedRow,
     Sequence,
@@ -71,6 +74,25 @@ def test_one_text_scored_twice_comes_shortest_score_first():
         assert [one.scored for one in to_sequences(order, 8)] == [1, 2]
 
 
+def check_plan(sequences: list[Sequence], groups: list[Group]) -> None:
+    """Every sequence lies in one row, every row is what it says, below its trunk."""
+    members = [m for group in groups for row in group.rows for m in row.members]
+    assert sorted(members) == list(range(len(sequences)))
+    for group in groups:
+        assert group.rows
+        start = len(group.trunk)
+        order = [(row.chain, -row.tokens) for row in group.rows]
+        assert order == sorted(order)
+        for row in group.rows:
+            chosen = [sequences[m] for m in row.members]
+            assert list(row.members) == sorted(row.members)
+            assert all(one.tokens[:start] == group.trunk for one in chosen)
+            assert all(one.first_scored >= start for one in chosen)
+            built = build_row(chosen, start)
+            assert len(built.tokens) == row.tokens
+            assert built.is_chain or not row.chain
+
+
 @FRESH
 @given(pairs)
 @example([([0], [0]), ([0], [0, 0]), ([0], [1])])  # one input twice, another in between
@@ -108,20 +130,8 @@ def test_a_row_is_the_tree_of_its_prefixes(requests, trunk):
 def test_a_plan_answers_everything_once(requests, sizes, trunks):
     sequences = to_sequences(with_long_prefixes(requests), 100)
     groups = plan(sequences, sizes, trunks=trunks)
-    members = [m for group in groups for row in group.rows for m in row.members]
-    assert sorted(members) == list(range(len(sequences)))
     assert trunks or not any(group.trunk for group in groups)
-    for group in groups:
-        assert group.rows
-        start = len(group.trunk)
-        for row in group.rows:
-            chosen = [sequences[m] for m in row.members]
-            assert list(row.members) == sorted(row.members)
-            assert all(one.tokens[:start] == group.trunk for one in chosen)
-            assert all(one.first_scored >= start for one in chosen)
-            built = build_row(chosen, start)
-            assert len(built.tokens) == row.tokens
-            assert built.is_chain or not row.chain
+    check_plan(sequences, groups)
 
 
 @FRESH
@@ -178,6 +188,98 @@ def test_a_long_text_alone_is_a_chain_at_the_root():
     (group,) = plan(sequences, Limits(256, 1024, 1000))
     assert not group.trunk
     assert [(row.tokens, row.chain) for row in group.rows] == [(2000, True)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "chain"),
+    [
+        ([range(20), range(40), range(70)], 70, True),
+        ([range(20), range(20), range(40)], 40, True),
+        ([range(20)], 20, True),
+        ([range(20), [*range(19), 99]], 21, False),
+        ([range(40), range(20), [*range(39), 99]], 41, False),
+        ([range(70), [*range(20), 99], range(30)], 71, False),
+        ([range(30), range(70), [*range(20), 99], [*range(20), 99, 5]], 72, False),
+    ],
+)
+def test_a_chain_is_one_path(texts, tokens, chain):
+    sequences = to_sequences([([*text], [200]) for text in texts], 4096)
+    ((row,),) = (group.rows for group in plan(sequences, Limits(64, 1024, 1 << 20)))
+    assert (row.tokens, row.chain) == (tokens, chain)
+
+
+def test_a_short_text_between_two_that_part_does_not_join_them():
+    # In order: context 5 6, context 7, context 8 9. Each of the two pairs is one path.
+    context = list(range(30))
+    requests = [(context, [5, 6, 1]), (context, [7]), (context, [8, 9, 1])]
+    sequences = to_sequences(requests, 64)
+    ((row,),) = (group.rows for group in plan(sequences, Limits(64, 1024, 1 << 20)))
+    assert (row.tokens, row.chain) == (34, False)
+    # So a context beyond a row is computed apart, not as one wide row with a mask.
+    (group,) = plan(sequences, Limits(8, 1024, 1 << 20))
+    assert (len(group.trunk), [row.tokens for row in group.rows]) == (29, [5])
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "whole_tokens", "whole", "worth_sharing"),
+    [(256, 0, 512, 16), (256, 100, 100, 16), (100, 0, 200, 6), (16, 0, 32, 4), (95, 1, 1, 5)],
+)
+def test_what_the_limits_imply(row_tokens, whole_tokens, whole, worth_sharing):
+    sizes = Limits(row_tokens, 1024, 1 << 20, whole_tokens=whole_tokens)
+    assert (sizes.whole, sizes.worth_sharing) == (whole, worth_sharing)
+
+
+def likely_work(seed: int) -> list[Sequence]:
+    """Items with choices, plain and after two few-shot prefixes, that share first tokens often."""
+    draw = random.Random(seed)
+
+    def text(least: int, most: int) -> list[int]:
+        return [draw.randrange(3) for _ in range(draw.randint(least, most))]
+
+    requests = []
+    for shots in ([], text(20, 60), text(100, 200)):
+        for _ in range(draw.randint(1, 30)):
+            context = shots + text(1, 40)
+            requests += [(context, text(1, 12)) for _ in range(draw.randint(1, 8))]
+    return to_sequences(requests, 1000)
+
+
+def computed(groups: list[Group]) -> int:
+    return sum(len(group.trunk) + sum(row.tokens for row in group.rows) for group in groups)
+
+
+def padded(groups: list[Group], sizes: Limits) -> int:
+    """Tokens of all forwards, padding included."""
+    total = 0
+    for group in groups:
+        total += len(group.trunk)
+        rows = group.rows
+        while rows:
+            count = next_batch(rows, sizes, len(group.trunk))
+            total += count * max(row.tokens for row in rows[:count])
+            rows = rows[count:]
+    return total
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    ("sizes", "most"),
+    [
+        (Limits(64, 256, 1 << 20), 1.1),
+        (Limits(16, 200, 1 << 20, padded=False, whole_tokens=128), 1.1),
+        # Masks so small that rows are a few dozen tokens.
+        (Limits(32, 128, 3000), 1.6),
+    ],
+)
+def test_likely_work_repeats_few_tokens(sizes, most, seed):
+    sequences = likely_work(seed)
+    distinct = count_distinct_tokens(sequences)
+    groups = plan(sequences, sizes)
+    check_plan(sequences, groups)
+    assert computed(groups) <= most * distinct
+    assert computed(groups) < computed(plan(sequences, sizes, trunks=False))
+    if sizes.padded:
+        assert padded(groups, sizes) <= (most + 0.12) * distinct
 
 
 def test_small_items_fill_rows():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -60,6 +62,54 @@ def test_items_are_not_parted_where_another_cut_is_as_good():
     assert (
         sum(count_distinct_tokens(part) for part in parts) <= count_distinct_tokens(sequences) + 60
     )
+
+
+def common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Number of tokens that two inputs begin with alike."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(map(len, (one, other))),
+    )
+
+
+def slow_shares(sequences: list[Any], count: int) -> list[range]:
+    """Every cut by trying all places: near the even one, where the least is shared, the nearest."""
+    inputs = [one.tokens[:-1] for one in sequences]
+    prefixes: set[tuple[int, ...]] = set()
+    before = [0]  # what the sequences before each position cost
+    for text in inputs:
+        prefixes |= {text[:end] for end in range(1, len(text) + 1)}
+        before.append(len(prefixes))
+    bounds = [0]
+    for number in range(1, count):
+        share = before[-1] / count
+        even, slack = share * number, 0.02 * share
+        first = next(i for i in range(1, len(before)) if before[i] >= even)
+        near = [
+            (common(inputs[i - 1], inputs[i]), abs(before[i] - even), i)
+            for i in range(1, len(inputs))
+            if i == first or even - slack <= before[i] <= even + slack
+        ]
+        bounds.append(max(bounds[-1], min(near)[2] if near else len(inputs)))
+    return [range(*pair) for pair in pairwise([*bounds, len(inputs)])]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_cuts_are_those_of_a_search_of_all_places(seed):
+    draw = random.Random(seed)
+    most = draw.choice((1, 3, 40))
+
+    def text(length: int) -> list[int]:
+        return [draw.randrange(3) for _ in range(length)]
+
+    requests = [
+        (context, text(draw.randint(1, 9)))
+        for context in (text(draw.randint(1, 30)) for _ in range(draw.choice((1, 4, 30, 120))))
+        for _ in range(draw.randint(1, most))
+    ]
+    sequences = to_sequences(requests, 64)
+    for count in (1, 2, 3, 5, 8):
+        assert shares(sequences, count) == slow_shares(sequences, count)
 
 
 class Threads:
