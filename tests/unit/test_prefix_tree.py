@@ -210,14 +210,14 @@ def test_a_chain_is_one_path(texts, tokens, chain):
 
 def test_a_short_text_between_two_that_part_does_not_join_them():
     # In order: context 5 6, context 7, context 8 9. Each of the two pairs is one path.
-    context = list(range(30))
+    context = list(range(300))
     requests = [(context, [5, 6, 1]), (context, [7]), (context, [8, 9, 1])]
-    sequences = to_sequences(requests, 64)
-    ((row,),) = (group.rows for group in plan(sequences, Limits(64, 1024, 1 << 20)))
-    assert (row.tokens, row.chain) == (34, False)
+    sequences = to_sequences(requests, 1024)
+    ((row,),) = (group.rows for group in plan(sequences, Limits(256, 1024, 1 << 20)))
+    assert (row.tokens, row.chain) == (304, False)
     # So a context beyond a row is computed apart, not as one wide row with a mask.
-    (group,) = plan(sequences, Limits(8, 1024, 1 << 20))
-    assert (len(group.trunk), [row.tokens for row in group.rows]) == (29, [5])
+    (group,) = plan(sequences, Limits(64, 1024, 1 << 20))
+    assert (len(group.trunk), [row.tokens for row in group.rows]) == (299, [5])
 
 
 @pytest.mark.parametrize(
