@@ -1,0 +1,113 @@
+"""Plans worked out by hand: where runs are cut, when a trunk pays, how rows are filled."""
+
+from __future__ import annotations
+
+import pytest
+
+from gks_eval.prefix_tree import Group, Limits, plan, to_sequences
+
+LARGE = 1 << 20
+
+
+def choices(context: int, count: int, length: int) -> list[tuple]:
+    """One item: choices that share nothing, `length` tokens each, `length - 1` of them computed."""
+    return [([0] * context, [1000 + n] * length) for n in range(count)]
+
+
+def texts(*sizes: int) -> list[tuple]:
+    """Texts of so many input tokens that share nothing."""
+    return [([n] * size, [9]) for n, size in enumerate(sizes)]
+
+
+def planned(requests: list[tuple], sizes: Limits, *, trunks: bool = True) -> list[Group]:
+    return plan(to_sequences(requests, 4096), sizes, trunks=trunks)
+
+
+def shape(groups: list[Group]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Return the trunk's length and (tokens, sequences) of each row, for each group."""
+    return [
+        (len(group.trunk), [(row.tokens, len(row.members)) for row in group.rows])
+        for group in groups
+    ]
+
+
+def test_up_to_twice_a_row_stays_together():
+    sizes = Limits(32, 1024, LARGE)
+    assert shape(planned(choices(10, 9, 7), sizes)) == [(0, [(10 + 9 * 6, 9)])]
+    # One choice more: ten times 6 tokens after a trunk of all but the last context token.
+    assert shape(planned(choices(10, 10, 7), sizes)) == [(9, [(1 + 5 * 6, 5), (1 + 5 * 6, 5)])]
+    apart = planned(choices(10, 10, 7), sizes, trunks=False)
+    assert shape(apart) == [(0, [(64, 9), (16, 1)])]
+    own = Limits(32, 1024, LARGE, whole_tokens=70)
+    assert shape(planned(choices(10, 10, 7), own)) == [(0, [(70, 10)])]
+
+
+def test_rows_without_a_trunk_repeat_a_third_at_most():
+    # 40 tokens are common: rows of up to 120, 41 + 19 * 4 = 117.
+    sizes = Limits(16, 1024, LARGE)
+    apart = planned(choices(41, 30, 5), sizes, trunks=False)
+    assert shape(apart) == [(0, [(117, 19), (85, 11)])]
+
+
+@pytest.mark.parametrize(
+    ("mask_cells", "rows"),
+    [(101**2, [(101, 15), (101, 15)]), (101**2 - 1, [(97, 14), (97, 14), (49, 2)])],
+)
+def test_a_row_s_mask_keeps_to_the_limit(mask_cells, rows):
+    apart = planned(choices(41, 30, 5), Limits(16, 1024, mask_cells), trunks=False)
+    assert shape(apart) == [(0, rows)]
+
+
+def test_a_trunk_must_save_twice_what_is_worth_sharing():
+    # Two rows of at most 512. A trunk of 24 saves 24 and, of attention, 24 * 595 / 2048: under 32.
+    sizes = Limits(256, 1024, LARGE)
+    kept = planned(choices(25, 30, 20), sizes)
+    assert shape(kept) == [(0, [(25 + 25 * 19, 25), (25 + 5 * 19, 5)])]
+    # One of 25 saves 25 + 25 * 596 / 2048 = 32.3.
+    assert [len(group.trunk) for group in planned(choices(26, 30, 20), sizes)] == [25]
+
+
+@pytest.mark.parametrize(("mask_cells", "own"), [(50 * 150, False), (50 * 150 - 1, True)])
+def test_a_long_text_leaves_a_trunk_where_its_mask_is_too_large(mask_cells, own):
+    # 20 items after 100 common tokens, and one text of 50 more: 50 rows of 150 mask cells.
+    shots = list(range(100, 200))
+    requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
+    groups = planned([*requests, (shots + [500] * 40, [9] * 11)], Limits(16, 1024, mask_cells))
+    items = [(16, 4)] * 10
+    if own:
+        assert shape(groups) == [(0, [(150, 1)]), (100, items)]
+    else:
+        assert shape(groups) == [(100, [*items, (50, 1)])]
+
+
+def test_large_pieces_go_where_they_leave_the_least_room():
+    groups = planned(texts(60, 50, 40, 30, 20), Limits(100, 1024, LARGE))
+    assert [row.members for row in groups[0].rows] == [(0, 2), (1, 3, 4)]
+    assert shape(groups) == [(0, [(100, 2), (100, 3)])]
+
+
+def test_rows_are_of_equal_length_rather_than_the_last_one_short():
+    # 240 tokens in three rows of 80, not 100, 100 and 40.
+    groups = planned(texts(*[20] * 12), Limits(100, 1024, LARGE))
+    assert shape(groups) == [(0, [(80, 4)] * 3)]
+
+
+def test_small_pieces_share_their_first_tokens_with_their_neighbours():
+    requests = [([7] * 3 + [n] * 17, [9]) for n in range(10)]
+    groups = planned(requests, Limits(100, 1024, LARGE))
+    assert [row.members for row in groups[0].rows] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
+    assert shape(groups) == [(0, [(3 + 5 * 17, 5)] * 2)]
+
+
+def test_a_row_of_distant_pieces_counts_only_what_they_share():
+    # Pieces 0 and 2 share one token; piece 1, which goes elsewhere, shares three with 2.
+    requests = [
+        ([1, 2, *[3] * 38], [9]),
+        ([1, 3, 3, *[4] * 87], [9]),
+        ([1, 3, 3, *[5] * 43], [9]),
+    ]
+    groups = planned(requests, Limits(100, 1024, LARGE))
+    assert [(row.members, row.tokens) for row in groups[0].rows] == [
+        ((0, 2), 40 + 46 - 1),
+        ((1,), 90),
+    ]
