@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format test-install dist clean
+.PHONY: help setup demo test check lint format test-install test-hostile dist clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -37,6 +37,9 @@ format: setup  ## set the style right
 
 test-install: setup  ## install into fresh environments and use them (some minutes)
 	$(BIN)/python -m pytest -m install tests/install
+
+test-hostile: setup  ## kill, starve and confuse the commands (about half an hour)
+	$(BIN)/python -m pytest -m hostile tests/hostile -s
 
 dist: setup  ## a wheel and a source archive in dist/
 	rm -rf dist

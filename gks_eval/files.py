@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import Any
 from gks_eval.errors import ResourceError
 
 __all__ = [
+    "check_writable",
     "disk_errors",
     "exclusive",
     "read_json",
@@ -71,9 +74,27 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Make sure that `folder` can be written, or made, before hours of work go there.
+
+    Nothing is left behind.
+
+    Raises:
+        ResourceError: It cannot.
+    """
+    with disk_errors(folder):
+        place = folder.absolute()
+        while not (place.exists() or place.is_symlink()):
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+
+
 @contextlib.contextmanager
 def replaced_file(target: Path) -> Iterator[Path]:
     """Give a path to write to; at the end that file takes the place of `target`.
+
+    What writers of the same file left when they were killed is removed.
 
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
@@ -81,14 +102,36 @@ def replaced_file(target: Path) -> Iterator[Path]:
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        os.close(handle)
         aside = Path(name)
         try:
+            _hold(handle)
+            _clear_torn(target, aside)
             yield aside
             aside.chmod(_public_mode())  # mkstemp's files are for their owner alone
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _hold(handle: int) -> None:
+    # Some network file systems keep no locks: there nothing is ever taken for torn.
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _clear_torn(target: Path, own: Path) -> None:
+    """Remove the files that were to become `target` and whose writers are dead.
+
+    A living writer holds a lock on its file, which the operating system frees with its process.
+    """
+    torn = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}")
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        if left == own or not torn.fullmatch(left.name):
+            continue
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def _public_mode() -> int:

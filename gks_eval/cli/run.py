@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 import typer
 
-from gks_eval.errors import GksError, UsageError
+from gks_eval.errors import GksError, ResourceError, UsageError
+from gks_eval.files import check_writable
 from gks_eval.paths import task_folders
 
-__all__ = ["folders_of_config", "harness_argv", "include_paths", "register"]
+__all__ = [
+    "check_output",
+    "config_of",
+    "folders_of_config",
+    "harness_argv",
+    "include_paths",
+    "register",
+    "token_to_environment",
+]
 
 _COMMANDS = frozenset({"run", "ls", "validate"})
 _FLAG = "--include_path"
+_HUB_MODELS: Final = ("gks_arrow", "hf", "hf-auto", "huggingface")
 
 
 def harness_argv(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -63,14 +76,56 @@ def include_paths(named: Sequence[str], of_config: Sequence[str] = ()) -> list[s
     return task_folders(list(named) or list(of_config), _FLAG)
 
 
-def folders_of_config(file: str | None) -> list[str]:
-    """Return the folders that the file of lm-eval's ``--config`` names as ``include_path``."""
+def config_of(file: str | None) -> dict[str, Any]:
+    """Return the content of the file of lm-eval's ``--config``; empty without one."""
     if not file:
-        return []
+        return {}
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    named = EvaluatorConfig.load_yaml_config(file).get("include_path") or []
+    return dict(EvaluatorConfig.load_yaml_config(file))
+
+
+def folders_of_config(config: Mapping[str, Any]) -> list[str]:
+    """Return the folders that lm-eval's configuration file names as ``include_path``."""
+    named = config.get("include_path") or []
     return [named] if isinstance(named, str) else [str(folder) for folder in named]
+
+
+def check_output(path: str) -> None:
+    """Make sure that results can be written to ``--output_path`` before anything is loaded.
+
+    Args:
+        path: A folder, or a name that ends in ``.json``, as lm-eval has it.
+
+    Raises:
+        ResourceError: They cannot; lm-eval itself would only log that, after the evaluation.
+    """
+    place = Path(path)
+    check_writable(place.parent if place.suffix == ".json" else place)
+
+
+def token_to_environment(model: str, arguments: dict[str, Any]) -> None:
+    """Take a hub token out of the model's arguments, which lm-eval logs and writes into results.
+
+    It goes where the hub's client looks for one, the environment.
+
+    Args:
+        model: lm-eval's name of the model; those of other kinds may mean something else by it.
+        arguments: Changed in place.
+    """
+    if model in _HUB_MODELS and isinstance(arguments.get("token"), str):
+        os.environ["HF_TOKEN"] = arguments.pop("token")
+
+
+class _UnwrittenResults(logging.Handler):
+    """Notes what lm-eval could not write: it logs that and ends with 0 all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lost = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lost = self.lost or record.getMessage().startswith("Could not save")
 
 
 def _run_harness(arguments: Sequence[str]) -> None:
@@ -85,11 +140,28 @@ def _run_harness(arguments: Sequence[str]) -> None:
     sys.argv = ["gks-eval", *argv]  # lm-eval's parser reads it from there, and from nowhere else
     harness = HarnessCLI()
     parsed = harness.parse_args()
+    config = config_of(getattr(parsed, "config", None))
     if getattr(parsed, "include_path", None):  # written shorter, `--include`, as argparse allows
         folders.append(parsed.include_path)
-    parsed.include_path = include_paths(folders, folders_of_config(getattr(parsed, "config", None)))
+    parsed.include_path = include_paths(folders, folders_of_config(config))
+    output = getattr(parsed, "output_path", None) or config.get("output_path")
+    if output:
+        check_output(str(output))
+    if isinstance(given := getattr(parsed, "model_args", None), dict):
+        token_to_environment(str(getattr(parsed, "model", "")), given)
     _bridge.register()  # works where no .pth is read too: `pip install --target`, GKS_EVAL_BRIDGE=0
-    harness.execute(parsed)
+    unwritten = _UnwrittenResults()
+    tracker = logging.getLogger("lm_eval.loggers.evaluation_tracker")
+    tracker.addHandler(unwritten)
+    try:
+        harness.execute(parsed)
+    finally:
+        tracker.removeHandler(unwritten)
+    if unwritten.lost:
+        raise ResourceError(
+            f"--output_path {output}: lm-eval could not save all of the results (is the disk "
+            "full?); LMEVAL_LOG_LEVEL=DEBUG shows why."
+        )
 
 
 def _run(context: typer.Context) -> None:

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from gks_eval.cli.run import folders_of_config, harness_argv, include_paths
-from gks_eval.errors import UsageError
+from gks_eval.cli.run import (
+    check_output,
+    config_of,
+    folders_of_config,
+    harness_argv,
+    include_paths,
+    token_to_environment,
+)
+from gks_eval.errors import ResourceError, UsageError
 from gks_eval.paths import tasks_dir
 
 
@@ -94,7 +101,7 @@ def test_the_folders_of_lm_evals_configuration_file(tmp_path: Path, value: str |
     file = tmp_path / "config.yml"
     file.write_text("model: hf\n" if value is None else f"include_path: {value}\n")
     expected = {"x": ["x"], "[x]": ["x"], "[x, y]": ["x", "y"]}.get(value or "", [])
-    assert folders_of_config(str(file)) == expected
+    assert folders_of_config(config_of(str(file))) == expected
 
 
 def test_lm_evals_own_error_is_one_sentence_and_knows_our_model(toy_task: Path) -> None:
@@ -106,3 +113,45 @@ def test_lm_evals_own_error_is_one_sentence_and_knows_our_model(toy_task: Path) 
     last = done.stderr.splitlines()[-1]
     assert last.startswith("gks-eval: error: lm-eval stopped:")
     assert "gks_arrow" in last  # though the start-up bridge is off
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "file/results.json"])
+def test_an_output_that_cannot_be_written_is_told_at_once(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="cannot be written"):
+        check_output(str(tmp_path / output))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("output", ["new/folder", "new/results.json", "results.json", "."])
+def test_an_output_that_can_be_written_is_left_alone(tmp_path: Path, output: str) -> None:
+    check_output(str(tmp_path / output))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_comes_before_the_model(toy_task: Path) -> None:
+    arguments = ("--tasks", "toy", "--include_path", str(toy_task), "--output_path")
+    early = gks_eval_run(toy_task, "--model", "no-such-model", *arguments, "rows.jsonl/x")
+    assert early.returncode == ResourceError.exit_code
+    assert early.stderr.splitlines()[-1].startswith("gks-eval: error: rows.jsonl/x cannot be")
+    assert "no-such-model" not in early.stderr
+
+
+def test_results_that_lm_eval_could_not_save_are_an_error(toy_task: Path) -> None:
+    (toy_task / "out").mkdir()
+    (toy_task / "out/x").touch()  # where lm-eval wants a folder
+    arguments = ("--tasks", "toy", "--include_path", str(toy_task), "--output_path", "out")
+    late = gks_eval_run(toy_task, "--model", "dummy", "--model_args", "pretrained=x", *arguments)
+    assert "|toy" in late.stdout
+    assert late.returncode == ResourceError.exit_code
+    assert "could not save all of the results" in late.stderr.splitlines()[-1]
+
+
+def test_a_token_goes_into_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "old")
+    arguments = {"pretrained": "x", "token": "hf_new"}
+    token_to_environment("local-completions", arguments)
+    assert arguments["token"] == "hf_new"
+    token_to_environment("gks_arrow", arguments)
+    assert arguments == {"pretrained": "x"}
+    assert os.environ["HF_TOKEN"] == "hf_new"

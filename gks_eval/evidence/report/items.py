@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from gks_eval.evidence.comparison import Comparison, Row
 from gks_eval.evidence.excerpts import prompt_of
+from gks_eval.evidence.records import is_finite
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import ItemKey, iter_rows
 
@@ -25,7 +27,7 @@ class _Item:
     gold: int
     target: str
     values: list[float | None]
-    scores: list[list[float]]
+    scores: list[list[float | None]]
     texts: list[str]
 
     def changed(self) -> bool:
@@ -91,8 +93,7 @@ def _task_items(index: int, row: Row, runs: Sequence[Run], max_text: int) -> lis
             if key not in items:
                 items[key] = _new(index, sample, len(runs), max_text)
             item = items[key]
-            value = sample.get(metric)
-            item.values[position] = float(value) if isinstance(value, (bool, int, float)) else None
+            item.values[position] = _number(sample.get(metric))
             item.scores[position] = _log_likelihoods(sample)
             if not item.scores[position]:
                 item.texts[position] = _cut(_generated(sample), max_text)
@@ -139,17 +140,26 @@ def _gold(target: str, choices: Sequence[str]) -> int:
     return stripped.index(target.strip()) if target.strip() in stripped else -1
 
 
-def _log_likelihoods(sample: Mapping[str, Any]) -> list[float]:
+def _log_likelihoods(sample: Mapping[str, Any]) -> list[float | None]:
+    """Return a number a choice, None for one that is not finite; empty where there are none."""
     responses = sample.get("filtered_resps")
     found = []
     for response in responses if isinstance(responses, list) else []:
         if not isinstance(response, list) or not response:
             return []
         try:
-            found.append(round(float(response[0]), 3))
+            number = float(response[0])
         except (TypeError, ValueError):
             return []
+        except OverflowError:
+            number = math.inf
+        found.append(round(number, 3) if math.isfinite(number) else None)
     return found
+
+
+def _number(value: object) -> float | None:
+    # JSON as browsers read it knows no NaN and no infinity.
+    return float(value) if isinstance(value, (bool, int, float)) and is_finite(value) else None
 
 
 def _generated(sample: Mapping[str, Any]) -> str:

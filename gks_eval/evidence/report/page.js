@@ -97,8 +97,10 @@
         const row = body.insertRow();
         row.append(make("td", "choice", choice + (index === item[GOLD] ? "  ✓ gold" : "")));
         item[SCORES].forEach((scores) => {
-          const top = scores.length && scores[index] === Math.max(...scores);
-          const text = scores[index] === undefined ? "–" : scores[index].toFixed(3);
+          const known = scores.filter((one) => one !== null);
+          const top = known.length && scores[index] === Math.max(...known);
+          const text = scores[index] === undefined || scores[index] === null
+            ? "–" : scores[index].toFixed(3);
           row.append(make("td", top ? "best" : "", text));
         });
       });

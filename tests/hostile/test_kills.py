@@ -1,0 +1,206 @@
+"""kill -9 at random moments of `train`, `grid` and `report`, and the same command again.
+
+Twenty trials a command. The first kill of trial i falls into the i-th twentieth of the time that
+an undisturbed run takes, up to two more anywhere; then the command is left alone. What it ends
+with must equal the undisturbed run's, what was finished before a kill must not be made again, and
+nothing half-written may ever stand under its final name.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from evidence_factory import sample, write_run
+from safetensors import safe_open
+from warm import Server
+
+pytestmark = pytest.mark.hostile
+
+TRIALS = 20
+MOST_KILLS = 3
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT[\d.-]+\d")
+Command = Callable[[Path], list[str | Path]]
+
+
+# ------------------------------------------------------------------------- what is looked at
+
+
+def final_files(folder: Path) -> list[Path]:
+    """All files but those that are hidden, or in a hidden folder: these may be half-written."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def assert_whole(path: Path) -> None:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            assert [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
+        return
+    raw = path.read_bytes()
+    assert raw, path
+    if path.suffix == ".json":
+        json.loads(raw)
+    elif path.suffix == ".jsonl":
+        assert raw.endswith(b"\n")
+        assert all(json.loads(line) for line in raw.splitlines())
+    elif path.suffix == ".yaml":
+        assert isinstance(yaml.safe_load(raw), dict)
+    elif path.suffix == ".html":
+        assert raw.rstrip().endswith(b"</html>")
+    else:
+        assert (path.suffix, raw[-8:-4]) == (".png", b"IEND"), path
+
+
+def names(folder: Path) -> list[str]:
+    """Everything in a folder, hidden or not, the moments in names of files left out."""
+    return sorted(STAMP.sub("STAMP", str(path.relative_to(folder))) for path in folder.rglob("*"))
+
+
+def finished(folder: Path) -> dict[Path, int]:
+    """Finished adapters and cells, by the record that each writes last, with its time."""
+    records = [path for path in final_files(folder) if path.name in ("training.json", "cell.json")]
+    return {path: path.stat().st_mtime_ns for path in records}
+
+
+# ------------------------------------------------------------------------- the trials
+
+
+def trials(
+    warm: Server,
+    folder: Path,
+    command: Command,
+    prepare: Callable[[Path], None],
+    equal: Callable[[Path, Path], None],
+) -> dict[str, int]:
+    """Run all trials of one command and return how many kills there were, and when."""
+    whole = folder / "whole"
+    prepare(whole)
+    began = time.monotonic()
+    assert warm.run(command(whole)) == 0, warm.log.read_text()
+    duration = time.monotonic() - began
+    rng = random.Random(7)
+    tally = {"kills": 0, "kills with something finished": 0, "kept": 0}
+    for trial in range(TRIALS):
+        output = folder / f"trial-{trial}"
+        prepare(output)
+        kept: dict[Path, int] = {}
+        moment = duration * (trial + rng.random()) / TRIALS
+        for kills in range(MOST_KILLS + 1):
+            pid = warm.start(command(output))
+            status = warm.status(moment if kills < MOST_KILLS else None)
+            if status is not None:
+                assert status == 0, warm.log.read_text()
+                break
+            warm.kill(pid)
+            tally["kills"] += 1
+            for path in final_files(output):
+                assert_whole(path)
+            now = finished(output)
+            tally["kills with something finished"] += bool(now)
+            assert kept.items() <= now.items(), "finished work was made again"
+            kept = now
+            moment = duration * rng.random()
+        assert kept.items() <= finished(output).items(), "finished work was made again"
+        tally["kept"] += len(kept)
+        for path in final_files(output):
+            assert_whole(path)
+        assert names(output) == names(whole), "something was left behind"
+        equal(output, whole)
+    assert tally["kills"] >= TRIALS // 2
+    print(f"{TRIALS} trials of {duration:.1f} s: {tally}")
+    return tally
+
+
+def test_train(warm: Server, recipe: Path, tmp_path: Path) -> None:
+    def equal(output: Path, whole: Path) -> None:
+        for path in final_files(whole):
+            other = output / path.relative_to(whole)
+            if path.name == "training.json":  # what differs tells how long and how large
+                found, expected = (json.loads(p.read_text("utf-8")) for p in (other, path))
+                for key in ("seconds", "tokens_per_second", "peak_memory_mb"):
+                    found.pop(key)
+                    expected.pop(key)
+                assert found == expected
+            else:
+                assert other.read_bytes() == path.read_bytes(), path.name
+
+    tally = trials(
+        warm,
+        tmp_path,
+        lambda output: ["train", recipe, "--output", output],
+        lambda output: output.mkdir(),
+        equal,
+    )
+    assert tally["kept"]
+
+
+def test_grid(warm: Server, library: Path, tmp_path: Path) -> None:
+    def content(folder: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in final_files(folder):
+            name = STAMP.sub("STAMP", str(path.relative_to(folder)))
+            text = path.read_text("utf-8")
+            if path.suffix == ".jsonl":
+                found[name] = [json.loads(line) for line in text.splitlines()]
+            elif path.name == "cell.json":
+                found[name] = json.loads(text)
+            else:
+                whole = json.loads(text)
+                found[name] = {key: whole[key] for key in ("results", "n-samples", "configs")}
+        return found
+
+    settings = "base,arrow,gks:avg,uniform"
+    tally = trials(
+        warm,
+        tmp_path,
+        lambda output: [
+            "grid", "--library", library, "--settings", settings, "--limit", "12", "--tasks",
+            "gks_demo_goals_en,gks_demo_science_de", "--batch-size", "1", "--output", output,
+        ],
+        lambda output: output.mkdir(),
+        lambda output, whole: _same(content(output), content(whole)),
+    )  # fmt: skip
+    assert tally["kept"]
+
+
+def _same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name] == expected[name], name
+
+
+def test_report(warm: Server, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    for label, chance in (("base", 0.5), ("arrow", 0.6), ("gks-avg", 0.7)):
+        rows = [sample(n, float(rng.random() < chance), prompt="word " * 60) for n in range(1500)]
+        write_run(tmp_path / "runs" / label, {"gks_paper_piqa": rows, "gks_paper_boolq": rows})
+    old = "<!doctype html><title>an older page</title></html>\n"
+
+    def prepare(output: Path) -> None:
+        output.mkdir()
+        (output / "page.html").write_text(old, "utf-8")
+
+    def equal(output: Path, whole: Path) -> None:
+        page = (output / "page.html").read_bytes()
+        assert page == (whole / "page.html").read_bytes()
+        assert len(page) > 100_000
+
+    trials(
+        warm,
+        tmp_path,
+        lambda output: ["report", tmp_path / "runs", "--output", output / "page.html"],
+        prepare,
+        equal,
+    )
