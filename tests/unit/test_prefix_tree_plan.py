@@ -47,6 +47,9 @@ def test_rows_without_a_trunk_repeat_a_third_at_most():
     sizes = Limits(16, 1024, LARGE)
     apart = planned(choices(41, 30, 5), sizes, trunks=False)
     assert shape(apart) == [(0, [(117, 19), (85, 11)])]
+    # What is longer than that alone has a row of its own.
+    apart = planned(choices(41, 3, 100), sizes, trunks=False)
+    assert shape(apart) == [(0, [(41 + 99, 1)] * 3)]
 
 
 @pytest.mark.parametrize(

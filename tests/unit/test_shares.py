@@ -112,6 +112,22 @@ def test_cuts_are_those_of_a_search_of_all_places(seed):
         assert shares(sequences, count) == slow_shares(sequences, count)
 
 
+@pytest.mark.parametrize(
+    ("texts", "cut"),
+    [
+        # 100 tokens in two shares: 49 to 51 is near enough, and the cut that parts least is taken.
+        ([[0] * 49, [1] * 6, [1, 1] + [2] * 45], 1),
+        ([[0] * 48, [1] * 7, [1, 1] + [2] * 45], 2),
+        ([[0] * 50, [0] * 3 + [7], [1] * 49], 2),
+        ([[0] * 50, [0] * 3 + [7] * 2, [1] * 48], 1),
+    ],
+)
+def test_a_cut_moves_by_a_fiftieth_of_a_share_at_most(texts, cut):
+    sequences = to_sequences([(text, [9]) for text in texts], 64)
+    assert cost(sequences) == 100
+    assert shares(sequences, 2) == [range(cut), range(cut, 3)]
+
+
 class Threads:
     """A team of threads, in place of processes."""
 
