@@ -173,7 +173,13 @@ class TrainingView(Watcher):
                 )
             self.console.print(table)
         if outcome.manifest is not None:
-            self.console.print(f"{outcome.manifest}: the library is whole", highlight=False)
+            self.console.print(
+                f"{outcome.manifest}: the library is whole; evaluate it with "
+                f"--model_args library={folder}, look at it with gks-eval library show {folder}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         elif outcome.missing:
             self.console.print(
                 f"{folder}: not yet a library, still missing {', '.join(outcome.missing)}",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gks_eval.cli import _complete
 from gks_eval.errors import UsageError
 
 __all__ = ["register"]
@@ -33,7 +34,11 @@ def _bench(
     ] = 6,
     items: Annotated[int, typer.Option(min=1, help="Items of each evaluated set.")] = 6,
     library: Annotated[
-        str | None, typer.Option(help="Of the whole-model rows; default: smollm2-demo.")
+        str | None,
+        typer.Option(
+            help="Of the whole-model rows; default: smollm2-demo.",
+            autocompletion=_complete.libraries,
+        ),
     ] = None,
     layers: Annotated[
         int | None,

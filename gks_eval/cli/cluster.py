@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gks_eval.cli import _complete
+
 __all__ = ["register"]
 
 
@@ -16,7 +18,12 @@ def register(app: typer.Typer) -> None:
 
 
 def cluster(
-    library: Annotated[str, typer.Argument(help="A library with one expert a task.")],
+    library: Annotated[
+        str,
+        typer.Argument(
+            help="A library with one expert a task.", autocompletion=_complete.libraries
+        ),
+    ],
     output: Annotated[Path, typer.Argument(help="Cluster file to write (.yaml).")],
     k: Annotated[int, typer.Option(help="Number of clusters.")] = 10,
     embedding: Annotated[
@@ -27,19 +34,22 @@ def cluster(
     ] = 0,
 ) -> None:
     """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
+    from gks_eval.cli._bar import working
     from gks_eval.errors import UsageError
-    from gks_eval.library import load_library
-    from gks_eval.training.cluster_file import write_cluster_file
-    from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
 
     if output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{output}: give the cluster file a name that ends in .yaml.")
-    loaded = load_library(library)
-    adapters = {name: adapter.pairs for name, adapter in loaded.experts.items()}
-    names, points_EN = embed(adapters, embedding, seed=seed)
-    found = cluster_adapters(names, points_EN, k=k, seed=seed)
-    write_cluster_file(output, found, embedding=embedding, seed=seed, library=loaded.name)
-    draw_clusters(names, points_EN, found, output.with_suffix(".png"))
+    with working("reading and grouping adapters"):
+        from gks_eval.library import load_library
+        from gks_eval.training.cluster_file import write_cluster_file
+        from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
+
+        loaded = load_library(library)
+        adapters = {name: adapter.pairs for name, adapter in loaded.experts.items()}
+        names, points_EN = embed(adapters, embedding, seed=seed)
+        found = cluster_adapters(names, points_EN, k=k, seed=seed)
+        write_cluster_file(output, found, embedding=embedding, seed=seed, library=loaded.name)
+        draw_clusters(names, points_EN, found, output.with_suffix(".png"))
     for name, tasks in found.clusters.items():
         typer.echo(f"{name}: {len(tasks)}: {', '.join(tasks)}")
     typer.echo(f"{output}: silhouette {found.silhouette:.3f}, picture beside it")

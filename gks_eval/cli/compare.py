@@ -38,7 +38,8 @@ def compare(
         str | None, typer.Option(help="Metric, or metric,filter; else each task's usual one.")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Only these tasks and groups, separated by commas.")
+        str | None,
+        typer.Option("--tasks", "-t", help="Comma-separated names of tasks or groups; else all."),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Label of the baseline, if not the first run.")

@@ -27,9 +27,12 @@ def mttl(
     ] = None,
 ) -> None:
     """Convert an expert library of Ostapenko et al.; pickles are read without running them."""
-    from gks_eval.training.convert import convert_mttl
+    from gks_eval.cli._bar import working
 
-    done = convert_mttl(source, output, base_model=base_model, numbered=numbered)
+    with working("converting"):
+        from gks_eval.training.convert import convert_mttl
+
+        done = convert_mttl(source, output, base_model=base_model, numbered=numbered)
     typer.echo(f"{output}: {len(done.experts)} experts: {', '.join(done.experts)}")
     if done.manifest is None:
         typer.echo(f"{output / 'library.yaml'}: was there already and is left as it is")
@@ -39,6 +42,10 @@ def bin_(
     folder: Annotated[Path, typer.Argument(help="A PEFT folder with adapter_model.bin.")],
 ) -> None:
     """Convert a pickled PEFT adapter to safetensors, beside it."""
-    from gks_eval.training.convert import convert_bin
+    from gks_eval.cli._bar import working
 
-    typer.echo(f"{convert_bin(folder)}: written; adapter_model.bin can be removed")
+    with working("converting"):
+        from gks_eval.training.convert import convert_bin
+
+        written = convert_bin(folder)
+    typer.echo(f"{written}: written; adapter_model.bin can be removed")

@@ -33,10 +33,12 @@ def gate(
 
     The Markdown summary is also added to the file that GITHUB_STEP_SUMMARY names.
     """
+    from gks_eval.cli._bar import working
     from gks_eval.errors import GksError
 
     try:
-        verdict = _verdict(baseline, candidate, policy)
+        with working("judging"):
+            verdict = _verdict(baseline, candidate, policy)
         _write(verdict, junit, markdown, json)
     except GksError as error:
         # 1 means "regression" here and nothing else.

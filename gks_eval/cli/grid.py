@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gks_eval.cli import _complete
 from gks_eval.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,27 +33,42 @@ def _grid(
         str,
         typer.Option(
             help="Comma-separated: base, arrow, gks:en+de, gks:avg, uniform, expert:NAME; "
-            "arguments of the model after ';', as in 'gks:avg;rule=delta;top_k=5'."
+            "arguments of the model after ';', as in 'gks:avg;rule=delta;top_k=5'.",
+            autocompletion=_complete.settings,
         ),
     ],
-    tasks: Annotated[str, typer.Option(help="Comma-separated names of tasks or groups.")],
-    output: Annotated[Path, typer.Option(help="Folder that gets one sub-folder a setting.")],
-    library: Annotated[str | None, typer.Option(help="Bundled name, folder or hub id.")] = None,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            "-t",
+            help="Comma-separated names of tasks or groups.",
+            autocompletion=_complete.tasks,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder that gets one sub-folder a setting.")
+    ],
+    library: Annotated[
+        str | None,
+        typer.Option(help="Bundled name, folder or hub id.", autocompletion=_complete.libraries),
+    ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Base model; default: the library's.")
     ] = None,
     model_args: Annotated[
         str,
         typer.Option(
-            "--model-args", "--model_args", help="Further arguments, as lm_eval takes them."
+            "--model-args", "--model_args", "-a", help="Further arguments, as lm_eval takes them."
         ),
     ] = "",
     batch_size: Annotated[
-        str, typer.Option("--batch-size", "--batch_size", help="A number, or auto.")
+        str, typer.Option("--batch-size", "--batch_size", "-b", help="A number, or auto.")
     ] = "8",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps.")] = None,
     limit: Annotated[
-        float | None, typer.Option(help="Items a task (a share of them below 1); for testing.")
+        float | None,
+        typer.Option("--limit", "-L", help="Items a task (a share of them below 1); for testing."),
     ] = None,
     samples: Annotated[
         str | None,
@@ -63,7 +81,7 @@ def _grid(
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option("--num-fewshot", "--num_fewshot", help="Examples in the prompt."),
+        typer.Option("--num-fewshot", "--num_fewshot", "-f", help="Examples in the prompt."),
     ] = None,
     apply_chat_template: Annotated[
         bool,
@@ -109,9 +127,12 @@ def _grid(
 
 
 def _demo(
-    output: Annotated[Path, typer.Option(help="Where results go.")] = Path("demo-results"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where results go.")] = Path(
+        "demo-results"
+    ),
     limit: Annotated[
-        int, typer.Option(min=1, help="Items a task, of 110; all six tasks are run.")
+        int,
+        typer.Option("--limit", "-L", min=1, help="Items a task, of 110; all six tasks are run."),
     ] = 60,
 ) -> None:
     """Run base, Arrow and GenKnowSub on the bundled demo: a real 135M model, six small tasks."""
@@ -190,27 +211,37 @@ def _plan(grid: Grid) -> None:
 def _run(grid: Grid) -> None:
     from rich.console import Console
 
+    from gks_eval.cli._bar import working
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    total = len(grid.settings)
+    seen = 0
+    waiting = ExitStack()
+    waiting.enter_context(working("reading libraries and tasks"))
+
     from gks_eval.grid import Cell, run_grid
     from gks_eval.grid.table import accuracy_table, print_whole
     from gks_eval.quiet import quiet_libraries
     from gks_eval.team import Team
 
     quiet_libraries()
-    console = Console(stderr=True)
-    started = time.monotonic()
-    total = len(grid.settings)
-    seen = 0
 
     def report(cell: Cell, state: str) -> None:
         nonlocal seen
+        waiting.close()
         if state != "done":
             seen += 1
             console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)
 
     team = Team()
-    folders = run_grid(grid, report if team.leads else None)
+    with waiting:
+        folders = run_grid(grid, report if team.leads else None)
     if not team.leads:
         return
     print_whole(accuracy_table(folders))
     spent = time.monotonic() - started
-    console.print(f"Results in {grid.output} ({spent:.0f} s).", markup=False, highlight=False)
+    told = f"Results in {grid.output} ({spent:.0f} s)."
+    if total > 1:
+        told += f" What is signal: gks-eval compare {shlex.quote(str(grid.output))}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gks_eval.cli import _complete
+
 __all__ = ["register"]
 
 
@@ -30,23 +32,29 @@ def _list() -> None:
 
 
 def _show(
-    library: Annotated[str, typer.Argument(help="Bundled name, folder or hub id.")],
+    library: Annotated[
+        str,
+        typer.Argument(help="Bundled name, folder or hub id.", autocompletion=_complete.libraries),
+    ],
     subtract: Annotated[str, typer.Option(help="Languages, as en+de, or avg.")] = "avg",
     output: Annotated[
-        Path | None, typer.Option(help="File for all numbers, as JSON (geometry.json).")
+        Path | None,
+        typer.Option("--output", "-o", help="File for all numbers, as JSON (geometry.json)."),
     ] = None,
 ) -> None:
-    """Norms and angles of a library's updates, before and after subtraction by each rule."""
+    """Show norms and angles of a library's updates, before and after subtraction by each rule."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from gks_eval.cli._bar import progress_bar
-    from gks_eval.files import write_text
-    from gks_eval.geometry import library_geometry, summary
-    from gks_eval.library import load_library
+    from gks_eval.cli._bar import progress_bar, working
 
-    loaded = load_library(library)
+    with working("reading the library"):
+        from gks_eval.files import write_text
+        from gks_eval.geometry import library_geometry, summary
+        from gks_eval.library import load_library
+
+        loaded = load_library(library)
     languages = None if subtract == "avg" else [part.strip() for part in subtract.split("+")]
     with progress_bar("layers", len(loaded.modules)) as advance:
         geometry = library_geometry(loaded, languages, advance)

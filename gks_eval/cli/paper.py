@@ -53,6 +53,7 @@ def paper(
     ] = None,
 ) -> None:
     """Show the paper's Tables 1 to 4 beside your own runs."""
+    from gks_eval.cli._bar import working
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
@@ -70,7 +71,8 @@ def paper(
         typer.echo(make_plan(plan, published.named(plan), family.value), nl=False)
         return
     names = list(table or published.tables)
-    cells = side_by_side(published, names, find_runs(results or []), family.value)
+    with working("reading results"):
+        cells = side_by_side(published, names, find_runs(results or []), family.value)
     if results and not table:
         with_ours = {cell.table for cell in cells if cell.ours is not None}
         if not with_ours:

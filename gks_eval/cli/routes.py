@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gks_eval.cli import _complete
 from gks_eval.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -24,37 +25,61 @@ def register(app: typer.Typer) -> None:
 
 
 def _routes(
-    library: Annotated[str, typer.Option(help="Bundled name, folder or hub id.")],
-    task: Annotated[str | None, typer.Option(help="Comma-separated tasks or groups.")] = None,
-    text: Annotated[Path | None, typer.Option(help="A UTF-8 file to be routed by token.")] = None,
-    setting: Annotated[str, typer.Option(help="In the grid's grammar.")] = "gks:avg",
-    output: Annotated[
-        Path | None, typer.Option(help="File for all numbers, as JSON (routes.json).")
+    library: Annotated[
+        str,
+        typer.Option(help="Bundled name, folder or hub id.", autocompletion=_complete.libraries),
+    ],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            "--task",
+            "-t",
+            help="Comma-separated names of tasks or groups.",
+            autocompletion=_complete.tasks,
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Items a task.")] = 50,
-    pretrained: Annotated[str | None, typer.Option(help="Base; default: the library's.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 file to be routed by token.")] = None,
+    setting: Annotated[
+        str,
+        typer.Option(
+            help="A setting as the grid has them, such as arrow.",
+            autocompletion=_complete.settings,
+        ),
+    ] = "gks:avg",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File for all numbers, as JSON (routes.json)."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="Items a task.")] = 50,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Base model; default: the library's.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the base's weights.")] = "auto",
     include_path: Annotated[
         list[str] | None,
         typer.Option("--include-path", "--include_path", help="Further folders of task YAMLs."),
     ] = None,
 ) -> None:
-    """Share of tokens, mean coefficient and entropy, by layer and expert."""
+    """Show each expert's share of tokens, mean coefficient and entropy, layer by layer."""
     if (task is None) == (text is None):
-        raise UsageError("give either --task or --text.")
+        raise UsageError("give either --tasks or --text.")
     content = None if text is None else _read(text)
+    from gks_eval.cli._bar import working
     from gks_eval.config.setting import Setting
-    from gks_eval.lm import GksArrowLM
-    from gks_eval.quiet import quiet_libraries
 
     parsed, others = Setting.parse(setting)
     if others:
         raise UsageError(f"--setting {setting}: {next(iter(others))} is not of the setting's own.")
     if not parsed.uses_library:
         raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
-    quiet_libraries()
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
-    items = {} if task is None else _items(names, limit, include_path or [])
+    with working("reading the tasks"):
+        from gks_eval.lm import GksArrowLM
+        from gks_eval.quiet import quiet_libraries
+
+        quiet_libraries()
+        items = {} if task is None else _items(names, limit, include_path or [])
     lm = GksArrowLM(pretrained, library=library, dtype=dtype, **parsed.arguments())
     if content is not None:
         _show_text(lm, content)
@@ -136,7 +161,7 @@ def _show_tasks(
 def _items(names: list[str], limit: int, include_paths: list[str]) -> dict[str, list[list[Any]]]:
     """Return the requests of every task, grouped by item."""
     if not names:
-        raise UsageError("--task names nothing; give tasks or groups, separated by commas.")
+        raise UsageError("--tasks names nothing; give tasks or groups, separated by commas.")
     from gks_eval.grid import task_manager
 
     items: dict[str, list[list[Any]]] = {}
@@ -147,5 +172,5 @@ def _items(names: list[str], limit: int, include_paths: list[str]) -> dict[str, 
         if scored:
             items[name] = [list(group) for _, group in groupby(scored, lambda one: one.doc_id)]
     if not items:
-        raise UsageError(f"--task {','.join(names)}: none of these is scored by log-likelihood.")
+        raise UsageError(f"--tasks {','.join(names)}: none of these is scored by log-likelihood.")
     return items

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from gks_eval.cli import _complete
+
 __all__ = ["register"]
 
 
@@ -25,7 +27,11 @@ def tasks() -> None:
 def lint(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TASK]...", help="Tasks or groups [default: gks_all gks_demo]"),
+        typer.Argument(
+            metavar="TASK",
+            help="Tasks or groups of the package; all unless given.",
+            autocompletion=_complete.task,
+        ),
     ] = None,
 ) -> None:
     """Report items with a gold answer outside the choices, an empty or a duplicated option.
@@ -36,10 +42,13 @@ def lint(
     from rich.console import Console
     from rich.table import Column, Table
 
-    from gks_eval.tasklib.faults import FaultKind
-    from gks_eval.tasklib.lint import DEFAULT_TASKS, lint_tasks, raise_for_faults
+    from gks_eval.cli._bar import working
 
-    lints = lint_tasks(names or list(DEFAULT_TASKS))
+    with working("reading items"):
+        from gks_eval.tasklib.faults import FaultKind
+        from gks_eval.tasklib.lint import DEFAULT_TASKS, lint_tasks, raise_for_faults
+
+        lints = lint_tasks(names or list(DEFAULT_TASKS))
     headings = ("items", *(kind.value.split()[0] for kind in FaultKind))
     columns = (Column(heading, justify="right") for heading in headings)
     table = Table(Column("task", overflow="fold"), *columns, box=box.SIMPLE)

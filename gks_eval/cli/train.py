@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gks_eval.cli import _complete
+
 __all__ = ["register"]
 
 
@@ -17,13 +19,20 @@ def register(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe.yaml, or the name of a bundled library that has one.")
+        str,
+        typer.Argument(
+            help="A recipe.yaml, its folder, or the name of a bundled library that has one.",
+            autocompletion=_complete.recipes,
+        ),
     ],
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the library; the recipe's own unless given.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder of the library; the recipe's own unless given."
+        ),
     ] = None,
     only: Annotated[
-        str, typer.Option(help="Adapters to train, separated by commas: en,cluster_3.")
+        str, typer.Option(help="Comma-separated names of adapters to train: en,cluster_3.")
     ] = "",
     dry_run: Annotated[
         bool,
@@ -36,26 +45,30 @@ def train(
     gpus: Annotated[float, typer.Option(help="GPUs that an adapter's task asks Ray for.")] = 0.0,
     loss_table: Annotated[
         bool,
-        typer.Option("--loss-table", help="At the end measure all on each one's held-out rows."),
+        typer.Option("--loss-table", help="Measure every adapter on every other's held-out rows."),
     ] = False,
 ) -> None:
     """Train the adapters of a recipe; the same command again goes on where it stopped."""
-    from gks_eval.cli._training_view import TrainingView, show_estimate
+    from gks_eval.cli._bar import working
     from gks_eval.errors import UsageError
-    from gks_eval.training.estimate import estimate
-    from gks_eval.training.plan import make_plan
-    from gks_eval.training.run import train_library
 
     recipe_file = find_recipe(recipe)
     if output is None and not dry_run and not Path(recipe).exists():
         raise UsageError(f"{recipe} is bundled: say where the library goes, with --output.")
-    plan = make_plan(recipe_file)
     folder = output or recipe_file.resolve().parent
     names = [name.strip() for name in only.split(",") if name.strip()]
     if only and not names:
         raise UsageError("--only names no adapter; leave it out to train all of them.")
-    if dry_run:
-        show_estimate(estimate(plan, names, folder))
+    with working("reading the recipe and its data"):
+        from gks_eval.cli._training_view import TrainingView, show_estimate
+        from gks_eval.training.estimate import estimate
+        from gks_eval.training.plan import make_plan
+        from gks_eval.training.run import train_library
+
+        plan = make_plan(recipe_file)
+        expected = estimate(plan, names, folder) if dry_run else None
+    if expected is not None:
+        show_estimate(expected)
         return
     with TrainingView() as view:
         if ray is None:
