@@ -157,11 +157,10 @@ def plan(sequences: Seq[Sequence], limits: Limits, *, trunks: bool = True) -> li
                 clusters.append(cluster)
                 continue
             if cluster.chain:
-                # Plain causal attention from the root needs no mask, which here is a large one.
-                fits = cluster.tokens * (cluster.tokens + trunk) <= limits.mask_cells
-                (clusters if trunk and fits else at_root).append(
-                    cluster if trunk and fits else runs.row(a, b, 0)
-                )
+                if trunk and cluster.tokens * (cluster.tokens + trunk) <= limits.mask_cells:
+                    clusters.append(cluster)
+                else:  # from the root, plain causal attention needs no mask
+                    at_root.append(runs.row(a, b, 0))
                 continue
             common = runs.trunk(a, b)
             size = _piece(common - trunk, limits)
@@ -175,15 +174,16 @@ def plan(sequences: Seq[Sequence], limits: Limits, *, trunks: bool = True) -> li
             at_root += rows
         elif rows:  # not all under it may have gone to the root or to longer trunks
             groups.append(Group(sequences[start].tokens[:trunk], rows))
-    groups = [Group((), at_root), *reversed(groups)] if at_root else groups[::-1]
+    if at_root:
+        groups.insert(0, Group((), at_root))
     for group in groups:
-        group.rows.sort(key=lambda row: (row.chain, -row.tokens, row.members))
+        group.rows.sort(key=lambda row: (row.chain, -row.tokens))
     return groups
 
 
 def _piece(common: int, limits: Limits) -> int:
     # Tokens a row where every row repeats `common` of them: at most a third is repetition.
-    return min(max(limits.whole, 3 * common), max(1, isqrt(limits.mask_cells)))
+    return min(max(limits.whole, 3 * common), isqrt(limits.mask_cells))
 
 
 def _pays(new: int, old: int, tokens: int, size: int, limits: Limits) -> bool:
@@ -205,20 +205,20 @@ def _fill(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int) 
     large = [cluster for cluster in clusters if 4 * cluster.tokens > row_tokens]
     rows: list[list[PlannedRow]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, row), ascending
-    for cluster in sorted(large, key=lambda cluster: (-cluster.tokens, cluster.members)):
+    for cluster in sorted(large, key=lambda cluster: -cluster.tokens):
         place = bisect_left(rooms, (cluster.tokens, -1))
         left, row = rooms.pop(place) if place < len(rooms) else (row_tokens, len(rows))
         if row == len(rows):
             rows.append([])
         rows[row].append(cluster)
         insort(rooms, (left - cluster.tokens, row))
-    left, row = 0, -1
+    left = row = 0
     before: int | None = None
     for cluster in clusters:
         if 4 * cluster.tokens > row_tokens:
             continue
-        shared = 0 if before is None else max(0, runs.common(before, cluster.members[0]) - trunk)
-        if row < 0 or left < cluster.tokens - shared:
+        shared = 0 if before is None else runs.common(before, cluster.members[0]) - trunk
+        if left < cluster.tokens - shared:
             shared = 0
             left, row = rooms.pop() if rooms else (row_tokens, len(rows))
             if left < cluster.tokens:  # the most room there was
@@ -236,7 +236,7 @@ def _evened(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int
     fitting = [cluster for cluster in clusters if cluster.tokens <= row_tokens]
     total = sum(cluster.tokens for cluster in fitting)
     for one, other in pairwise(fitting):
-        total -= max(0, runs.common(one.members[-1], other.members[0]) - trunk)
+        total -= runs.common(one.members[-1], other.members[0]) - trunk
     rows = ceil(total / row_tokens)
     if rows < 2:
         return row_tokens

@@ -78,6 +78,7 @@ def check_plan(sequences: list[Sequence], groups: list[Group]) -> None:
     """Every sequence lies in one row, every row is what it says, below its trunk."""
     members = [m for group in groups for row in group.rows for m in row.members]
     assert sorted(members) == list(range(len(sequences)))
+    assert all(group.trunk for group in groups[1:])
     for group in groups:
         assert group.rows
         start = len(group.trunk)
@@ -323,7 +324,9 @@ def rows_of(*tokens: int, chain: bool = False) -> list[PlannedRow]:
     ],
 )
 def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
-    assert next_batch(rows, Limits(256, batch_tokens, mask_cells), trunk) == expected
+    sizes = Limits(256, batch_tokens, mask_cells)
+    assert next_batch(rows, sizes, trunk) == expected
+    assert trunk or next_batch(rows, sizes) == expected
 
 
 @pytest.mark.parametrize(
@@ -336,6 +339,7 @@ def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, tr
         (rows_of(10, 6, 4), 99, 100 + 36 + 16, 0, 3),
         (rows_of(10, 6, 4), 99, 100 + 36 + 15, 0, 2),
         (rows_of(10) + rows_of(6, 4, chain=True), 99, 100, 0, 3),
+        (rows_of(10) + rows_of(6, 4, chain=True), 99, 99, 0, 1),
         # Under a trunk rows are padded all the same.
         (rows_of(10, 9, 8), 29, 999, 1, 2),
     ],
@@ -343,6 +347,7 @@ def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, tr
 def test_how_many_rows_abreast_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
     sizes = Limits(256, batch_tokens, mask_cells, padded=False)
     assert next_batch(rows, sizes, trunk) == expected
+    assert trunk or next_batch(rows, sizes) == expected
 
 
 def test_a_row_is_halved_until_one_sequence_is_left():
@@ -351,6 +356,9 @@ def test_a_row_is_halved_until_one_sequence_is_left():
     one, two = halves(row)
     assert one.members + two.members == row.members
     assert halves(one) == [one]
+    for chain in (True, False):
+        parts = halves(PlannedRow((3, 5, 6, 8), 9, chain))
+        assert parts == [PlannedRow((3, 5), 9, chain), PlannedRow((6, 8), 9, chain)]
 
 
 def test_nothing_gives_no_plan():

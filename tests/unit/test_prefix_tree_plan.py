@@ -42,6 +42,12 @@ def test_up_to_twice_a_row_stays_together():
     assert shape(planned(choices(10, 10, 7), own)) == [(0, [(70, 10)])]
 
 
+def test_twice_a_row_stays_together_even_where_a_trunk_would_pay():
+    sizes = Limits(256, 1024, LARGE)
+    assert shape(planned(choices(401, 3, 38), sizes)) == [(0, [(401 + 3 * 37, 3)])]
+    assert shape(planned(choices(402, 3, 38), sizes)) == [(401, [(1 + 3 * 37, 3)])]
+
+
 def test_rows_without_a_trunk_repeat_a_third_at_most():
     # 40 tokens are common: rows of up to 120, 41 + 19 * 4 = 117.
     sizes = Limits(16, 1024, LARGE)
@@ -70,6 +76,29 @@ def test_a_trunk_must_save_twice_what_is_worth_sharing():
     assert [len(group.trunk) for group in planned(choices(26, 30, 20), sizes)] == [25]
 
 
+def test_a_trunk_below_a_trunk_must_also_pay_for_that_one_again():
+    # After 100 common tokens, an item with 40 more of its own. A second trunk would save
+    # 40 + 40 * 161 / 2048, and cost the first one's 100: rows of up to three times 40 instead.
+    shots = list(range(100, 200))
+    requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
+    requests += [(shots + [500] * 41, [1000 + n] * 5) for n in range(30)]
+    groups = planned(requests, Limits(16, 1024, LARGE))
+    assert shape(groups) == [(100, [(117, 19), (85, 11), *[(16, 4)] * 10])]
+
+
+def test_what_is_scored_is_never_in_a_trunk():
+    # The choices share 14 tokens, but are scored from the fourth on: 3 are not worth a trunk.
+    requests = [([0] * 4, [1] * 10 + [100 + n] * 10) for n in range(20)]
+    groups = planned(requests, Limits(16, 1024, LARGE))
+    assert shape(groups) == [(0, [(14 + 2 * 9, 2)] * 10)]
+
+
+def test_a_long_text_at_the_root_is_alone():
+    # It needs no mask by itself, and would in a row with others.
+    groups = planned(texts(20, 5), Limits(95, 1024, LARGE, whole_tokens=10))
+    assert [(row.tokens, row.chain) for row in groups[0].rows] == [(20, True), (5, True)]
+
+
 @pytest.mark.parametrize(("mask_cells", "own"), [(50 * 150, False), (50 * 150 - 1, True)])
 def test_a_long_text_leaves_a_trunk_where_its_mask_is_too_large(mask_cells, own):
     # 20 items after 100 common tokens, and one text of 50 more: 50 rows of 150 mask cells.
@@ -84,22 +113,48 @@ def test_a_long_text_leaves_a_trunk_where_its_mask_is_too_large(mask_cells, own)
 
 
 def test_large_pieces_go_where_they_leave_the_least_room():
-    groups = planned(texts(60, 50, 40, 30, 20), Limits(100, 1024, LARGE))
-    assert [row.members for row in groups[0].rows] == [(0, 2), (1, 3, 4)]
-    assert shape(groups) == [(0, [(100, 2), (100, 3)])]
+    # 60 and 40, then 50, 30 and 20.
+    groups = planned(texts(30, 60, 20, 50, 40), Limits(100, 1024, LARGE))
+    assert sorted(row.members for row in groups[0].rows) == [(0, 2, 3), (1, 4)]
+    assert [row.tokens for row in groups[0].rows] == [100, 100]
 
 
-def test_rows_are_of_equal_length_rather_than_the_last_one_short():
-    # 240 tokens in three rows of 80, not 100, 100 and 40.
-    groups = planned(texts(*[20] * 12), Limits(100, 1024, LARGE))
-    assert shape(groups) == [(0, [(80, 4)] * 3)]
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [
+        # 240 tokens in three rows of 80, not 100, 100 and 40; 120 in two of 60, not 100 and 20.
+        ([20] * 12, [(80, 4)] * 3),
+        ([20] * 6, [(60, 3)] * 2),
+        # A piece beyond a row is no measure for the others.
+        ([*[20] * 12, 150], [(80, 4)] * 3 + [(150, 1)]),
+        # An exact fit is one.
+        ([25] * 8, [(100, 4)] * 2),
+        # No room in the rows of large pieces: a new row.
+        ([90, 90, 20, 20], [(40, 2), (90, 1), (90, 1)]),
+    ],
+)
+def test_rows_are_of_equal_length_rather_than_the_last_one_short(sizes, rows):
+    assert shape(planned(texts(*sizes), Limits(100, 1024, LARGE))) == [(0, rows)]
 
 
-def test_small_pieces_share_their_first_tokens_with_their_neighbours():
+def test_rows_below_a_trunk_are_of_equal_length_too():
+    shots = list(range(100, 200))
+    requests = [(shots + context, text) for context, text in texts(*[20] * 12)]
+    assert shape(planned(requests, Limits(100, 1024, LARGE))) == [(100, [(80, 4)] * 3)]
+
+
+@pytest.mark.parametrize(
+    ("row_tokens", "members", "rows"),
+    [
+        (88, [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)], [3 + 5 * 17] * 2),
+        (87, [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)], [3 + 4 * 17, 3 + 4 * 17, 3 + 2 * 17]),
+    ],
+)
+def test_small_pieces_share_their_first_tokens_with_their_neighbours(row_tokens, members, rows):
     requests = [([7] * 3 + [n] * 17, [9]) for n in range(10)]
-    groups = planned(requests, Limits(100, 1024, LARGE))
-    assert [row.members for row in groups[0].rows] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
-    assert shape(groups) == [(0, [(3 + 5 * 17, 5)] * 2)]
+    (group,) = planned(requests, Limits(row_tokens, 1024, LARGE))
+    assert [row.members for row in group.rows] == members
+    assert [row.tokens for row in group.rows] == rows
 
 
 def test_a_row_of_distant_pieces_counts_only_what_they_share():
