@@ -143,7 +143,7 @@ def _outcome(check: Check, p_adjusted: float | None) -> Outcome:
     reasons = []
     alpha = check.limits.alpha or 0.05
     floor = check.limits.floor
-    if floor is not None and check.candidate is not None and _below(check, floor):
+    if floor is not None and check.candidate is not None and _misses(check, check.candidate, floor):
         reasons.append(f"{check.candidate:.4g} misses the floor of {floor:.4g}")
     if p_adjusted is not None and p_adjusted <= alpha:
         tolerated = check.limits.max_drop
@@ -158,6 +158,5 @@ def _outcome(check: Check, p_adjusted: float | None) -> Outcome:
     return Outcome(check=check, status="pass", p_adjusted=p_adjusted, reasons=[])
 
 
-def _below(check: Check, floor: float) -> bool:
-    value = check.candidate or 0.0
+def _misses(check: Check, value: float, floor: float) -> bool:
     return value > floor if check.higher_is_better is False else value < floor

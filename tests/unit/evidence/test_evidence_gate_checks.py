@@ -80,7 +80,7 @@ def test_where_lower_is_better_everything_is_turned_but_the_values(runs, factory
 def test_a_continuous_task_by_hand(runs, tolerance):
     rng = np.random.default_rng(2)
     old = rng.normal(0.5, 0.2, 300)
-    change = rng.normal(-0.03, 0.1, 300)
+    change = rng.normal(-0.01, 0.1, 300)
     made = runs({"a": list(old)}, {"a": list(old + change)}, metric="f1")
     (check,) = measure(*made, GatePolicy(max_drop=tolerance))
     assert (check.metric, check.binary, check.n) == ("f1,none", False, 300)

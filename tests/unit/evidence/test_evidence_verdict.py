@@ -213,7 +213,14 @@ def test_what_is_no_policy_is_refused(text, said):
         parse_typed(text, GatePolicy, "gate.yaml")
 
 
-@pytest.mark.parametrize("text", ["tasks: {a: }", "groups: {a: }"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tasks: {a: }",
+        "groups: {a: }",
+        "tasks: {a: {max_drop: , alpha: , min_pairs: , floor: , metric: }}",
+    ],
+)
 def test_a_name_without_limits_has_the_defaults(text):
     policy = parse_typed(text, GatePolicy, "gate.yaml")
     assert {**policy.tasks, **policy.groups} == {"a": Limits()}
