@@ -1,0 +1,200 @@
+"""The tables and pictures of docs/study.md, from what docs/study/run.sh wrote.
+
+python docs/study/page.py FOLDER    writes FOLDER/tables.md and FOLDER/*.png
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+Row = dict[str, Any]
+NAMES = {"gks_paper_english": "English", "study_german": "German", "study_french": "French"}
+NAMES |= {"gks_paper_german": "German", "gks_paper_french": "French", "study": "all"}
+
+
+def holm(ps: list[float]) -> list[float]:
+    """Return p-values after Holm's correction, in the order given."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(ps, method="holm")[1]] if ps else []
+
+
+def groups(comparison: Row) -> list[Row]:
+    """Return a comparison's rows of means, in their own order."""
+    return [row for row in comparison["rows"] if row["kind"] == "group"]
+
+
+def interval(score: Row) -> str:
+    """Return a percentage with its interval."""
+    return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+def means(comparison: Row) -> list[str]:
+    """Tabulate every setting's means with 95% intervals."""
+    rows = groups(comparison)
+    heads = [f"{NAMES.get(r['name'], r['name'])}, n = {_size(r)}" for r in rows]
+    lines = ["| setting | " + " | ".join(heads) + " |", "|---" * (len(rows) + 1) + "|"]
+    for run in comparison["runs"]:
+        cells = [interval(row["scores"][run["label"]]) for row in rows]
+        lines.append(f"| {run['label']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def changes(comparison: Row) -> list[str]:
+    """Tabulate every setting's change of each mean, p-values after Holm over the settings."""
+    rows = groups(comparison)
+    found = {row["name"]: {d["candidate"]: d for d in row["differences"]} for row in rows}
+    adjusted = {
+        name: dict(zip(by, holm([d["p"] for d in by.values()]), strict=True))
+        for name, by in found.items()
+    }
+    heads = [NAMES.get(name, name) for name in found]
+    lines = ["| setting | " + " | ".join(heads) + " | items changed |"]
+    lines.append("|---" * (len(rows) + 2) + "|")
+    for run in comparison["runs"]:
+        label = run["label"]
+        if label == comparison["baseline"]:
+            continue
+        cells = []
+        for name, by in found.items():
+            d = by[label]
+            span = f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
+            cells.append(f"{span} p {d['p']:.2g}, Holm {adjusted[name][label]:.2g}")
+        tasks = [row for row in comparison["rows"] if row["kind"] == "task"]
+        changed = [d for row in tasks for d in row["differences"] if d["candidate"] == label]
+        up, down = (sum(d[way] for d in changed) for way in ("gains", "losses"))
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | +{up} -{down} |")
+    return lines
+
+
+def cells_that_differ(comparison: Row) -> list[str]:
+    """List single tasks whose change is significant after Holm over the tasks of one setting."""
+    tasks = [row for row in comparison["rows"] if row["kind"] == "task"]
+    tests = [(row["name"], d) for row in tasks for d in row["differences"]]
+    raw = sum(d["p"] is not None and d["p"] < 0.05 for _, d in tests)
+    lines = [f"{len(tests)} tests against {comparison['baseline']}: {raw} with p < 0.05 alone; "]
+    kept = [(name, d) for name, d in tests if d["p_holm"] is not None and d["p_holm"] < 0.05]
+    lines[0] += f"after Holm over a setting's tasks {len(kept)}."
+    lines += [
+        f"- {d['candidate']} on {name}: {100 * d['difference']:+.1f} "
+        f"(+{d['gains']} -{d['losses']} of {d['n']}), Holm {d['p_holm']:.2g}"
+        for name, d in kept
+    ]
+    return lines
+
+
+def library(geometry: Row) -> list[str]:
+    """Tabulate norms and cosines of a library, before and after subtraction."""
+    norms = {"none": geometry["norm"], **geometry["residual_norm"]}
+    lines = [
+        f"Library {geometry['library']}: {len(geometry['experts'])} experts, "
+        f"{len(geometry['layers'])} layers; |cosine| of experts with general adapters at most "
+        f"{np.abs(geometry['cosine_general']).max():.4f}.",
+        "",
+        "| rule | mean norm | mean cosine of experts | mean abs. cosine of prototypes |",
+        "|---|---|---|---|",
+    ]
+    for rule, by in norms.items():
+        norm = np.mean([np.mean(layers) for layers in by.values()])
+        pair = _off_diagonal(geometry["cosine_experts"][rule])
+        prototype = _off_diagonal(geometry["prototype_similarity"][rule])
+        lines.append(f"| {rule} | {norm:.3f} | {pair:+.4f} | {prototype:.4f} |")
+    return lines
+
+
+def routing(routes: list[Row]) -> list[str]:
+    """Tabulate how evenly each setting uses the experts."""
+    lines = ["| setting | entropy, nats | of the most even | most used | least used |"]
+    lines.append("|---|---|---|---|---|")
+    for one in routes:
+        entropy = np.mean([np.mean(task["entropy"]) for task in one["tasks"].values()])
+        use = np.mean([np.mean(t["mean_coefficient"], axis=0) for t in one["tasks"].values()], 0)
+        order = np.argsort(use)
+        most, least = (f"{one['experts'][n]} {100 * use[n]:.1f}%" for n in (order[-1], order[0]))
+        even = entropy / np.log(one["top_k"])
+        lines.append(f"| {one['setting']} | {entropy:.3f} | {100 * even:.0f}% | {most} | {least} |")
+    return lines
+
+
+def draw_changes(comparison: Row, picture: Path) -> None:
+    """Draw every setting's change of each mean with its 95% interval."""
+    rows = groups(comparison)
+    labels = [r["label"] for r in comparison["runs"] if r["label"] != comparison["baseline"]]
+    figure, all_axes = pyplot.subplots(
+        1, len(rows), figsize=(3.0 * len(rows) + 2.4, 0.27 * len(labels) + 1.2), sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axes, row in zip(np.atleast_1d(all_axes), rows, strict=True):
+        by = {d["candidate"]: d for d in row["differences"]}
+        for y, label in enumerate(labels):
+            d = by[label]
+            axes.plot([100 * d["low"], 100 * d["high"]], [y, y], color="tab:blue", linewidth=1.5)
+            axes.plot([100 * d["difference"]], [y], "o", color="tab:blue", markersize=4)
+        axes.axvline(0, color="grey", linewidth=1)
+        axes.set_title(f"{NAMES.get(row['name'], row['name'])}, n = {_size(row)}", fontsize=9)
+        axes.set_xlabel(f"points against {comparison['baseline']}", fontsize=8)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.invert_yaxis() if axes is np.atleast_1d(all_axes)[0] else None
+        axes.grid(axis="x", alpha=0.3)
+    figure.savefig(picture, dpi=110)
+
+
+def draw_routing(routes: list[Row], picture: Path) -> None:
+    """Draw each expert's mean coefficient on each task, one panel a setting."""
+    figure, panels = pyplot.subplots(
+        1, len(routes), figsize=(4.2 * len(routes) + 1, 4.6), sharey=True, layout="constrained"
+    )
+    tables = [
+        np.array([np.mean(task["mean_coefficient"], axis=0) for task in one["tasks"].values()])
+        for one in routes
+    ]
+    top = max(table.max() for table in tables)
+    for axes, one, table in zip(np.atleast_1d(panels), routes, tables, strict=True):
+        image = axes.imshow(100 * table, vmin=0, vmax=100 * top, cmap="viridis", aspect="auto")
+        axes.set_xticks(range(len(one["experts"])), one["experts"], rotation=90, fontsize=7)
+        names = [task.removeprefix("gks_paper_") for task in one["tasks"]]
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set_title(one["setting"], fontsize=9)
+    figure.colorbar(image, ax=panels, label="mean coefficient, %")
+    figure.savefig(picture, dpi=110)
+
+
+def _size(row: Row) -> int:
+    return int(max(score["n"] for score in row["scores"].values()))
+
+
+def _off_diagonal(table: list[list[float]]) -> float:
+    values = np.array(table)
+    return float(values[~np.eye(len(values), dtype=bool)].mean())
+
+
+def main(folder: Path) -> None:
+    """Write tables and pictures beside the numbers."""
+    comparisons = {
+        name: json.loads((folder / f"compare-{name}.json").read_text(encoding="utf-8"))
+        for name in ("arrow", "base")
+    }
+    routes = [json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("routes-*.json"))]
+    parts = [means(comparisons["arrow"])]
+    for comparison in comparisons.values():
+        parts += [changes(comparison), cells_that_differ(comparison)]
+    for path in sorted(folder.glob("geometry-*.json")):
+        parts.append(library(json.loads(path.read_text("utf-8"))))
+    parts.append(routing(routes))
+    text = "\n\n".join("\n".join(part) for part in parts) + "\n"
+    (folder / "tables.md").write_text(text, encoding="utf-8")
+    draw_changes(comparisons["arrow"], folder / "changes.png")
+    draw_routing(routes, folder / "routing.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The study of docs/study.md: every way to subtract, combine and route, on one library.
+#
+#   docs/study/run.sh phi3-mini phi3-study --dry-run    # what it takes
+#   docs/study/run.sh phi3-mini phi3-study              # a real Phi-3, on a GPU
+#
+# LIBRARY OUTPUT, then options of `gks-eval grid`; a run that was stopped goes on where it stopped.
+# In the environment: TASKS; DTYPE, of the base; SHARED, a second library, whose adapters all began
+# at one start.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+library=$1 output=$2
+shift 2
+
+tasks=${TASKS:-gks_paper_english,gks_paper_german,gks_paper_french}
+all=$(python -c 'import sys; from gks_eval.library import load_library
+print(len(load_library(sys.argv[1]).experts))' "$library")
+exact="gks:avg;preset=exact"
+settings="base,arrow,gks:avg,$exact,uniform,arrow;combine=outputs"
+settings+=",gks:en,gks:de,gks:fr"
+settings+=",gks:en;preset=exact,gks:de;preset=exact,gks:fr;preset=exact"
+settings+=",gks:avg;rule=orthogonal,gks:avg;preset=peft,gks:avg;rule=delta"
+for k in 1 5 "$all"; do settings+=",arrow;top_k=$k,$exact;top_k=$k"; done
+if [ -n "${SHARED:-}" ]; then
+  settings+=",arrow;library=$SHARED,gks:avg;library=$SHARED"
+fi
+
+gks-eval grid --library "$library" --settings "$settings" --tasks "$tasks" \
+  --include-path "$here/tasks" --model-args "dtype=${DTYPE:-auto}" --batch-size auto \
+  --output "$output/results" "$@"
+case " $* " in *" --dry-run "*) exit ;; esac
+
+for baseline in arrow base; do
+  gks-eval compare --baseline "$baseline" --format json --output "$output/compare-$baseline.json" \
+    "$output/results"
+done
+for setting in arrow gks:avg "$exact"; do
+  gks-eval routes --library "$library" --setting "$setting" --task "$tasks" --limit 20 \
+    --include-path "$here/tasks" --dtype "${DTYPE:-auto}" \
+    --output "$output/routes-${setting//[:;=]/-}.json"
+done
+for one in "$library" ${SHARED:+"$SHARED"}; do
+  gks-eval library show "$one" --output "$output/geometry-$(basename "$one").json"
+done
+python "$here/page.py" "$output"
