@@ -74,7 +74,7 @@ def drop_p(changes: Floats, binary: bool, tolerance: float, rng: np.random.Gener
         gains, losses = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))
         if tolerance == 0.0:
             return mcnemar_exact(gains, losses, "less")
-        return worse_by_more_p(gains, losses, int(changes.size), tolerance)
+        return worse_by_more_p(gains, losses, changes.size, tolerance)
     estimate, drawn = group_means([changes], [1.0], rng, DRAWS)
     return bootstrap_p(estimate, drawn, margin=tolerance)
 

@@ -15,6 +15,7 @@ from scipy import stats
 from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.evidence.gate import gate, measure
 from gks_eval.evidence.runs import Run, one_run
+from gks_eval.evidence.stats.paired_score import worse_by_more_p
 from gks_eval.evidence.verdict import Check
 
 # Standard normal quantiles of 95%, 99% and 80%.
@@ -65,6 +66,13 @@ def test_a_task_by_hand(runs, factory, alpha, z):
     assert math.sqrt(1000) * d == pytest.approx(
         z * math.sqrt(0.15) + Z_80 * math.sqrt(0.15 - d * d), abs=1e-5
     )
+
+
+def test_a_tolerated_drop_is_tested_by_its_score(runs, factory):
+    old, new = factory.planted(1000, 50, 100, 500)
+    (check,) = measure(*runs({"a": old}, {"a": new}), GatePolicy(max_drop=0.04))
+    assert check.p == pytest.approx(worse_by_more_p(50, 100, 1000, 0.04), rel=1e-9)
+    assert 0.1 < check.p < 0.3
 
 
 def test_where_lower_is_better_everything_is_turned_but_the_values(runs, factory):
@@ -174,7 +182,9 @@ def test_what_both_lack_is_said_of_the_baseline(runs):
     policy = GatePolicy(
         only_listed=True, required=["x"], groups={"y": Limits(), "g": Limits(metric="f1")}
     )
-    problems = {check.name: check.problem for check in measure(*made, policy)}
+    checks = measure(*made, policy)
+    assert only(checks, "x").metric == ""
+    problems = {check.name: check.problem for check in checks}
     assert problems == {
         "x": "missing in the baseline",
         "y": "missing in the baseline",
