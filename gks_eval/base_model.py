@@ -6,17 +6,21 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Final, Literal
+
+from safetensors import SafetensorError
 
 from gks_eval.config.library import LibraryConfig
 from gks_eval.config.setting import NotGiven, digest
 from gks_eval.embedded import resolve_base_model
-from gks_eval.errors import GksError, HubError, UsageError, did_you_mean
+from gks_eval.errors import GksError, HubError, LibraryError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 __all__ = [
+    "UNLOADABLE",
     "BaseModel",
     "Quantization",
     "check_near",
@@ -28,6 +32,13 @@ __all__ = [
 ]
 
 Quantization = Literal["none", "nf4", "int8"]
+
+# What transformers and lm-eval raise on a base or arguments that are no good. RuntimeError: shapes
+# that do not fit the config; a pickle with more than tensors in it is refused by torch.
+UNLOADABLE: Final = (
+    OSError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError,
+    SafetensorError, UnpicklingError,
+)  # fmt: skip
 
 # What transformers' from_pretrained takes beside the attributes of the model's config.
 FROM_PRETRAINED: Final = frozenset(
@@ -216,5 +227,15 @@ def unloadable(error: Exception, base: BaseModel | None) -> GksError:
         return HubError(
             f"base model {name} is no local folder and could not be fetched from the hub "
             f"({reason}); check the name, go online once, or name a folder with pretrained=..."
+        )
+    if isinstance(error, UnpicklingError):
+        return LibraryError(
+            f"base model {name} holds pickled weights with more than tensors in them, which can "
+            "run code when read; use one with safetensors."
+        )
+    if isinstance(error, SafetensorError):
+        return LibraryError(
+            f"base model {name} has weights that cannot be read ({reason}); copy or download it "
+            "anew."
         )
     return UsageError(f"base model {name} could not be loaded with these arguments: {reason}.")

@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from gks_eval.base_model import (
+    UNLOADABLE,
     BaseModel,
     check_near,
     check_unknown,
@@ -161,7 +162,7 @@ class GksArrowLM(PackedLM):
             self.call_team()
         try:
             super().__init__(pretrained, **hf_arguments)
-        except (OSError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        except UNLOADABLE as error:
             raise unloadable(error, self.base) from error
         if self.backend != "causal":
             raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")

@@ -27,9 +27,11 @@ MAX_BYTES = 1 << 28
 MAX_ITEMS = 1 << 40
 # lm-eval stamps its files with datetime.isoformat(), ":" replaced by "-".
 _STAMP = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
-# `token=hf_...` and the like must not reach a table or page.
-_SECRET = re.compile(r"(?i)(^|_)(token|password|secret|api_key|auth)($|_)")
-_SECRET_TEXT = re.compile(r"(?i)\b((?:\w+_)?(?:token|password|secret|api_key|auth)\s*=\s*)[^,\s]+")
+# `token=hf_...`, `https://name:password@host` and the like must not reach a table or page.
+_WORDS = "token|password|passwd|secret|api[_-]?key|access[_-]?key|auth|authorization|credentials?"
+_SECRET = re.compile(rf"(?i)(^|[_-])({_WORDS})($|[_-])")
+_SECRET_TEXT = re.compile(rf"(?i)\b((?:\w+_)?(?:{_WORDS})(?:_\w+)?\s*=\s*)[^,\s]+")
+_LOGIN = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@,\"']+@")
 _NO_METRIC = frozenset({"alias", "name", "sample_len", "sample_count"})
 
 
@@ -231,13 +233,21 @@ def _samples_path(path: Path, task: str) -> Path | None:
 
 def _shown(model_args: object) -> str:
     """Return the model's arguments as one text, without what may be a secret."""
-    if isinstance(model_args, str):
-        return _SECRET_TEXT.sub(r"\1***", model_args)
-    if isinstance(model_args, dict):
-        model_args = {
-            key: "***" if _SECRET.search(str(key)) else value for key, value in model_args.items()
+    kept = _without_secrets(model_args)
+    return kept if isinstance(kept, str) else json.dumps(kept, sort_keys=True, ensure_ascii=False)
+
+
+def _without_secrets(value: object) -> object:
+    if isinstance(value, str):
+        return _LOGIN.sub(r"\1***@", _SECRET_TEXT.sub(r"\1***", value))
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            key: "***" if _SECRET.search(str(key)) else _without_secrets(item)
+            for key, item in value.items()
         }
-    return json.dumps(model_args, sort_keys=True, ensure_ascii=False)
+    return value
 
 
 def _iso(date: float | None) -> str:
@@ -260,4 +270,4 @@ def _info(raw: _Raw) -> dict[str, str]:
         "device": raw.config.get("device"),
         "limit": raw.config.get("limit"),
     }
-    return {name: str(fact) for name, fact in facts.items() if fact not in (None, "")}
+    return {n: str(_without_secrets(fact)) for n, fact in facts.items() if fact not in (None, "")}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gks_eval.errors import DataError
 from gks_eval.files import exclusive
 from gks_eval.team import Team
-from gks_eval.training.adapter_writer import is_finished
+from gks_eval.training.adapter_writer import CURVE, is_finished
 from gks_eval.training.base import load_tokenizer
 from gks_eval.training.curves import draw_curves
 from gks_eval.training.library_writer import check_output, is_foreign, write_manifest
@@ -106,9 +106,10 @@ def finish_library(plan: Plan, output: Path, trained: tuple[str, ...]) -> Outcom
         ResourceError: The disk is full, or the folder cannot be written.
     """
     missing = tuple(job.key for job in missing_adapters(plan, output))
-    if trained:
-        done = [job.key for job in plan.jobs if job.key not in missing]
-        draw_curves(output, done, output / CURVES)
+    done = [job.key for job in plan.jobs if job.key not in missing]
+    # Also where this run trained nothing: one before it may have been killed on the way here.
+    if drawn := [key for key in done if (output / key / CURVE).is_file()]:
+        draw_curves(output, drawn, output / CURVES)
     has_experts = any(job.kind == "experts" for job in plan.jobs)
     if missing or not has_experts or is_foreign(output):
         return Outcome(trained, missing, None)
