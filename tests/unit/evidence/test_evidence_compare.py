@@ -122,6 +122,17 @@ def test_continuous_scores_are_bootstrapped(factory, tmp_path):
     assert row.scores["x"].method == "bootstrap"
 
 
+def test_one_run_of_fractions_makes_the_comparison_one_of_fractions(factory, tmp_path):
+    whole, parts = [1.0, 0.0, 1.0, 0.0] * 5, [0.5, 0.0, 1.0, 0.25] * 5
+    factory.write_run(tmp_path / "x", {"a": whole}, metric="f1")
+    factory.write_run(tmp_path / "y", {"a": parts}, metric="f1")
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    for pair in (runs, runs[::-1]):
+        comparison = compare(pair)
+        assert comparison.rows[0].differences[0].method == "bootstrap"
+        assert comparison.flips == []
+
+
 @pytest.mark.parametrize("logged", [(False, True), (True, False), (False, False)])
 def test_without_samples_the_comparison_is_unpaired_and_says_so(factory, tmp_path, logged):
     factory.write_run(tmp_path / "x", {"a": [1.0] * 60 + [0.0] * 40}, samples=logged[0])

@@ -98,6 +98,9 @@ def test_functions_dumped_with_an_address_are_not_compared(golden):
     first = replace(task, config={"doc_to_text": "<function f at 0x1>"})
     second = replace(task, config={"doc_to_text": "<function f at 0x2>"})
     assert differences(first, second, None) == []
+    text = replace(task, config={"doc_to_text": "{{question}}"})
+    for pair in ((first, text), (text, first)):
+        assert differences(*pair, None) == ["another doc_to_text"]
 
 
 def test_other_prompts_and_answers_are_counted(golden):
