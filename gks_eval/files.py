@@ -101,10 +101,8 @@ def replaced_file(target: Path) -> Iterator[Path]:
     """
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        aside = Path(name)
+        handle, aside = _held_file(target)
         try:
-            _hold(handle)
             _clear_torn(target, aside)
             yield aside
             aside.chmod(_public_mode())  # mkstemp's files are for their owner alone
@@ -114,10 +112,17 @@ def replaced_file(target: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _hold(handle: int) -> None:
-    # Some network file systems keep no locks: there nothing is ever taken for torn.
-    with contextlib.suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _held_file(target: Path) -> tuple[int, Path]:
+    """Make a file beside `target` that shows by a lock that its writer lives."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        # Some network file systems keep no locks: there nothing is ever taken for torn.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Before the lock, another writer may have taken the file for a dead one's.
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)
 
 
 def _clear_torn(target: Path, own: Path) -> None:
