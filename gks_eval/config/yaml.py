@@ -146,7 +146,10 @@ class _Builder:
                 for position, item in enumerate(node.value)
             ]
         try:
-            return self._loader.construct_object(node)
+            value = self._loader.construct_object(node)
+            if isinstance(value, str):
+                value.encode()  # YAML can spell half a character, which nothing can write again
+            return value
         except (ValueError, OverflowError, LookupError, AttributeError):
             # Dates such as 2026-99-99, over-long numbers, `!!bool x`: PyYAML's constructors trip.
             raise ConfigError(
