@@ -85,11 +85,14 @@ def trials(
     equal: Callable[[Path, Path], None],
 ) -> dict[str, int]:
     """Run all trials of one command and return how many kills there were, and when."""
-    whole = folder / "whole"
-    prepare(whole)
-    began = time.monotonic()
-    assert warm.run(command(whole)) == 0, warm.log.read_text()
-    duration = time.monotonic() - began
+    whole, durations = folder / "whole", []
+    for undisturbed in (folder / "another", whole):
+        prepare(undisturbed)
+        began = time.monotonic()
+        assert warm.run(command(undisturbed)) == 0, warm.log.read_text()
+        durations.append(time.monotonic() - began)
+    equal(folder / "another", whole)
+    duration = min(durations)  # on a busy machine one of them may take much longer
     rng = random.Random(7)
     tally = {"kills": 0, "kills with something finished": 0, "kept": 0}
     for trial in range(TRIALS):
