@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingView", "clock", "show_estimate"]
 
+# Below this an adapter is next to its start: the warm-up gives the first step a rate of 0.
+FEW_STEPS = 5
+
+
+def few_steps(names: Sequence[str]) -> str:
+    """Say that adapters are trained in next to no steps, and the mend."""
+    return (
+        f"{', '.join(names)}: fewer than {FEW_STEPS} optimiser steps teach next to nothing; lower "
+        "the schedule's accumulation, or give more rows or epochs"
+    )
+
 
 def clock(seconds: float) -> str:
     """Write a duration as 1:05 or 2:00:05."""
@@ -50,6 +61,8 @@ def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
             f" activations {activations})",
             highlight=False,
         )
+    if few := [job.key for job in estimate.jobs if job.steps is not None and job.steps < FEW_STEPS]:
+        console.print(few_steps(few), highlight=False, markup=False, soft_wrap=True)
     for remark in estimate.remarks:
         console.print(remark, highlight=False, soft_wrap=True)
     for sentence in estimate.missing:
@@ -133,13 +146,17 @@ class TrainingView(Watcher):
         self._records[job.key] = record
         held = record.get("held_out")
         told = f", held-out loss {held['base']:.3f} -> {held['adapter']:.3f}" if held else ""
+        count = record["steps"]
         self.console.print(
-            f"{job.key}: {record['steps']} steps, {clock(self._took[-1])},"
+            f"{job.key}: {count} {'step' if count == 1 else 'steps'}, {clock(self._took[-1])},"
             f" {record['tokens_per_second']:.0f} tokens/s, {record['peak_memory_mb']} MB,"
             f" loss {record['loss_first']:.3f} -> {record['loss_last']:.3f}{told}",
             highlight=False,
             soft_wrap=True,
         )
+
+        if count < FEW_STEPS:
+            self.console.print(few_steps([job.key]), highlight=False, markup=False, soft_wrap=True)
 
     def skipped(self, job: Job, why: str) -> None:
         """Say why the adapter is not trained."""

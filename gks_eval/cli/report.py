@@ -62,4 +62,6 @@ def report(
     with working("reading samples"):
         page = build_page(found, folders, options)
     write_text(output, page)
-    typer.echo(f"{output}: {len(found)} runs, {len(page.encode()) / 1e6:.1f} MB")
+    size = len(page.encode())
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    typer.echo(f"{output}: {len(found)} {'run' if len(found) == 1 else 'runs'}, {shown}")

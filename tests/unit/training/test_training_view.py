@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from gks_eval.cli._training_view import TrainingView
+from gks_eval.cli._training_view import TrainingView, show_estimate
+from gks_eval.training.estimate import estimate
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import Outcome
 from gks_eval.training.watch import Step
@@ -55,8 +56,20 @@ def test_elsewhere_there_is_a_line_an_adapter_and_what_was_cut(
     assert "7 (row 3, 8, 21, 22, 40, ...)" in text
     assert "lib: not yet a library, still missing general/en" in text
     assert "tokens/s  " not in text
+    assert "experts/copy: fewer than 5 optimiser steps" not in text
+    assert "experts/upper: fewer than 5 optimiser steps teach next to nothing" in text
 
 
 def test_a_shared_loftq_start_is_remarked(recipe_file: Callable[..., Path]) -> None:
     recipe = recipe_file(adapter={"init": "loftq"}, load={"quantization": "nf4"})
     assert "subtracting one from the other takes that away" in shown(recipe, terminal=False)
+
+
+def test_a_dry_run_says_where_few_steps_teach_nothing(recipe_file: Callable[..., Path]) -> None:
+    found = estimate(make_plan(recipe_file(schedule={"accumulation": 12})))
+    assert {job.key: job.steps for job in found.jobs}["experts/copy"] == 2
+    console = Console(file=io.StringIO(), width=150)
+    show_estimate(found, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "experts/copy" in text.partition("fewer than 5 optimiser steps")[0].splitlines()[-1]
+    assert "lower the schedule's accumulation" in text
