@@ -139,6 +139,8 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
         paired.append(changes)
     if not paired:
         return unjudged(f"no task of it has {key}")
+    if len({part[0].metric.higher_is_better for part in parts}) > 1:
+        return unjudged(f"its tasks do not agree whether a higher {key} is better")
     sign = _sign(parts[0])
     weights = group_weights([changes.n for changes in paired], is_weighted(name, key, both))
     values = [sign * changes.values for changes in paired]

@@ -278,6 +278,37 @@ def test_without_one_direction_nothing_is_judged(factory, tmp_path, directions):
         assert check.p is None
 
 
+def test_tasks_of_opposite_directions_have_no_average_to_judge(runs, tmp_path):
+    runs(SCORES, SCORES, groups=GROUP)
+    for name in ("old", "new"):
+        edit(tmp_path / name, lambda data: data["higher_is_better"]["b"].update(acc=False))
+    checks = measure(*read(tmp_path), GatePolicy())
+    assert [check.problem for check in checks[:2]] == ["", ""]
+    assert checks[2].problem == "its tasks do not agree whether a higher acc,none is better"
+
+
+def test_a_task_without_any_metric(runs, tmp_path):
+    runs(SCORES, SCORES)
+    edit(tmp_path / "old", lambda data: data["results"]["a"].pop("acc,none"))
+    check = only(measure(*read(tmp_path), GatePolicy()), "a")
+    assert check.problem == "no metric at all in the baseline"
+
+
+def test_of_two_broken_files_the_baseline_s_is_named(runs, tmp_path):
+    runs(SCORES, SCORES)
+    for name in ("old", "new"):
+        path = next((tmp_path / name).glob("samples_a_*"))
+        path.write_text(path.read_text()[:-100])
+    check = only(measure(*read(tmp_path), GatePolicy()), "a")
+    assert check.problem.startswith(str(tmp_path / "old"))
+
+
+def test_one_run_of_fractions_makes_a_check_of_fractions(runs):
+    whole, parts = [1.0, 0.0, 1.0, 0.0] * 5, [0.5, 0.0, 1.0, 0.25] * 5
+    (check,) = measure(*runs({"a": whole}, {"a": parts}, metric="f1"), GatePolicy())
+    assert (check.binary, check.problem) == (False, "")
+
+
 def test_a_broken_file_is_named_where_it_is(runs, tmp_path):
     runs(SCORES, SCORES, groups=GROUP)
     path = next((tmp_path / "new").glob("samples_b_*"))
