@@ -84,6 +84,11 @@ def test_a_trunk_below_a_trunk_must_also_pay_for_that_one_again():
     requests += [(shots + [500] * 41, [1000 + n] * 5) for n in range(30)]
     groups = planned(requests, Limits(16, 1024, LARGE))
     assert shape(groups) == [(100, [(117, 19), (85, 11), *[(16, 4)] * 10])]
+    # So too in longer rows: 40 + 40 * 573 / 2048 is less than 100.
+    requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
+    requests += [(shots + [500] * 41, [1000 + n] * 20) for n in range(28)]
+    groups = planned(requests, Limits(256, 1024, LARGE))
+    assert [len(group.trunk) for group in groups] == [100]
 
 
 def test_what_is_scored_is_never_in_a_trunk():
