@@ -14,7 +14,7 @@ from scipy import stats
 
 from gks_eval.errors import ResultsError, UsageError
 from gks_eval.evidence.compare import Settings, compare
-from gks_eval.evidence.comparison import Comparison
+from gks_eval.evidence.comparison import Comparison, Difference
 from gks_eval.evidence.runs import baseline_first, find_runs
 from gks_eval.evidence.stats.wilson import wilson_interval
 
@@ -321,6 +321,18 @@ def test_real_runs_agree_with_what_lm_eval_recorded(golden):
             for name, entry in recorded.items():
                 row = _row(comparison, name)
                 assert row.scores[run.label].value == pytest.approx(entry[row.metric])
+
+
+def test_a_difference_of_which_nothing_is_known_claims_nothing():
+    known = {"candidate": "x", "difference": 0.0, "n": 5, "method": "none"}
+    unknown = dict.fromkeys(("low", "high", "p"), None)
+    assert Difference.model_validate(known | unknown).model_dump(exclude=set(known)) == {
+        **unknown,
+        **dict.fromkeys(("p_holm", "gains", "losses", "detectable"), None),
+        "unpaired_baseline": 0,
+        "unpaired_candidate": 0,
+        "note": "",
+    }
 
 
 def test_the_json_reads_back(planted):

@@ -118,6 +118,18 @@ def test_what_no_test_saw_keeps_out_of_the_correction():
     }
 
 
+def test_a_check_of_which_nothing_is_known_claims_nothing():
+    known = {"kind": "group", "name": "g", "limits": limits()}
+    assert Check.model_validate(known).model_dump(exclude=set(known)) == {
+        "metric": "",
+        **dict.fromkeys(("baseline", "candidate", "higher_is_better", "change"), None),
+        "binary": False,
+        "n": 0,
+        **dict.fromkeys(("gains", "losses", "p", "detectable"), None),
+        "problem": "",
+    }
+
+
 def test_a_verdict_keeps_names_and_notes():
     (check,) = [Check(kind="task", name="a", limits=limits(), p=0.5, n=100)]
     verdict = judge([check], POLICY, "old", "new", ["seen"])
