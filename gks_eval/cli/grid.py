@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gks_eval.cli import _complete
+from gks_eval.cli._lm_eval import lm_eval_told
 from gks_eval.errors import UsageError
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def _run(grid: Grid) -> None:
             console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)
 
     team = Team()
-    with waiting:
+    with waiting, lm_eval_told():
         folders = run_grid(grid, report if team.leads else None)
     if not team.leads:
         return

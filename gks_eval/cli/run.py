@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import typer
 
-from gks_eval.errors import GksError, ResourceError, UsageError
+from gks_eval.cli._lm_eval import lm_eval_told
+from gks_eval.errors import ResourceError, UsageError
 from gks_eval.files import check_writable
 from gks_eval.paths import task_folders
 
@@ -169,18 +170,8 @@ def _run(context: typer.Context) -> None:
 
     `gks-eval run --help` lists them; `gks-eval run ls tasks` lists the tasks.
     """
-    try:
+    with lm_eval_told():
         _run_harness(context.args)
-    except GksError:
-        raise
-    except Exception as error:
-        logging.getLogger("gks_eval").debug("lm-eval's traceback:", exc_info=True)
-        message = " ".join(str(error).split()) or type(error).__name__
-        hint = "LMEVAL_LOG_LEVEL=DEBUG shows where"
-        # How lm-eval reports unknown names, missing files and values that it cannot use.
-        mistakes = (ValueError, OSError, LookupError, TypeError, AssertionError)
-        kind = UsageError if isinstance(error, mistakes) else GksError
-        raise kind(f"lm-eval stopped: {message} ({hint})") from error
 
 
 def register(app: typer.Typer) -> None:

@@ -107,7 +107,7 @@ def evaluate_cell(
     # takes the time from here on.
     tracker = EvaluationTracker(output_path=str(written / "results.json"))
     began = time.monotonic()
-    with _item_numbers():
+    with _item_numbers(), _cache_errors(aside):
         results = lm_eval.simple_evaluate(
             model=lm,
             tasks=list(grid.tasks),
@@ -121,7 +121,8 @@ def evaluate_cell(
         "distinct_tokens": sum(team.gather(lm.counts.distinct_tokens)),
     }
     if cache is not None:
-        lm.cache_hook.dbdict.close()
+        with _cache_errors(aside):
+            lm.cache_hook.dbdict.close()
         lm.cache_hook = CacheHook(None)
     if results is None:
         return  # the leader writes
@@ -159,6 +160,18 @@ def _item_numbers() -> Iterator[None]:
         if "--samples" not in str(error):
             raise
         raise UsageError(f"--samples: {' '.join(str(error).split())}.") from None
+
+
+@contextlib.contextmanager
+def _cache_errors(aside: Path) -> Iterator[None]:
+    # SQLite has errors of its own for a full disk.
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise ResourceError(
+            f"{aside}: scored requests could not be written ({error}); make room and run the same "
+            "command again, it goes on where it stopped."
+        ) from error
 
 
 def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:

@@ -1,0 +1,41 @@
+"""What lm-eval raises, as a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gks_eval.errors import GksError, UsageError
+
+__all__ = ["lm_eval_told"]
+
+# How lm-eval reports unknown names, missing files and values that it cannot use.
+_MISTAKES = (ValueError, OSError, LookupError, TypeError, AssertionError)
+# A disk or folder that fails in the middle is no mistake of that kind; `main` tells of it.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@contextmanager
+def lm_eval_told() -> Iterator[None]:
+    """Turn what comes out of lm-eval, and of the tasks and data sets below it, into a sentence.
+
+    Raises:
+        UsageError: lm-eval was given something that it cannot use.
+        GksError: It stopped for another reason; or one of our own, as it is.
+    """
+    try:
+        yield
+    except GksError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
+            traceback.print_exc()
+        message = " ".join(str(error).split()) or type(error).__name__
+        kind = UsageError if isinstance(error, _MISTAKES) else GksError
+        hint = "LMEVAL_LOG_LEVEL=DEBUG shows where"
+        raise kind(f"lm-eval stopped: {message} ({hint})") from error
