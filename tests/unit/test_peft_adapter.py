@@ -312,8 +312,9 @@ def test_factors_come_in_float32(dtype: torch.dtype, folder: Path) -> None:
 
 
 def test_keys_may_carry_an_adapters_name_or_lack_the_prefix(folder: Path) -> None:
-    expected = read_adapter(folder, "mine").pairs
-    tensors = load_file(folder / WEIGHTS_FILE)
+    # Copies: older safetensors write over the very file that a tensor in memory is mapped from.
+    expected = {m: pair.A.clone() for m, pair in read_adapter(folder, "mine").pairs.items()}
+    tensors = {key: tensor.clone() for key, tensor in load_file(folder / WEIGHTS_FILE).items()}
     for rename in (
         lambda key: key.replace(".weight", ".default.weight"),
         lambda key: key.removeprefix("base_model.model."),
@@ -321,7 +322,7 @@ def test_keys_may_carry_an_adapters_name_or_lack_the_prefix(folder: Path) -> Non
         save_file({rename(key): tensor for key, tensor in tensors.items()}, folder / WEIGHTS_FILE)
         found = read_adapter(folder, "mine").pairs
         assert set(found) == set(expected)
-        assert all(torch.equal(found[m].A, expected[m].A) for m in expected)
+        assert all(torch.equal(found[m].A, expected[m]) for m in expected)
 
 
 def test_fields_that_change_nothing_are_accepted(folder: Path) -> None:
