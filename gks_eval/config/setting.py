@@ -28,6 +28,7 @@ PRESETS: Final[dict[str, tuple[Rule, Combine]]] = {
     "peft": ("factors", "outputs"),
     "exact": ("delta", "outputs"),
 }
+MAX_LENGTH: Final = 5000
 
 
 class NotGiven:
@@ -121,6 +122,8 @@ class Setting(FrozenModel):
         Raises:
             UsageError: The text does not follow the grammar.
         """
+        if len(text) > MAX_LENGTH:
+            raise UsageError(f"setting '{text:.60}...' is longer than {MAX_LENGTH} characters.")
         head, *tail = text.strip().split(";")
         arguments = _kind(head.strip(), text)
         plain = arguments["router"] == "none"

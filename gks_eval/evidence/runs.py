@@ -121,6 +121,8 @@ def _is_there(text: str) -> bool:
 
 
 def _runs_at(text: str) -> list[Run]:
+    if "\0" in text:
+        raise ResultsError(f"{text!r:.200} names no results: no path holds a null byte.")
     if not text.strip():
         # Path("") is the working folder: an unset variable of a script must not choose runs.
         raise ResultsError("an empty path names no results; is a variable of the script unset?")
