@@ -134,7 +134,7 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
             continue  # lm-eval averages only the tasks that have the metric
         scores, changes, problem = _pair(leaf, key, both)
         if changes is None or problem:
-            return unjudged(f"{leaf}: {problem or 'not paired'}")
+            return unjudged(f"{leaf}: {problem}")
         parts.append([score for score in scores if score is not None])
         paired.append(changes)
     if not paired:

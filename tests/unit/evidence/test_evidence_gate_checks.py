@@ -183,7 +183,7 @@ def test_what_both_lack_is_said_of_the_baseline(runs):
         only_listed=True, required=["x"], groups={"y": Limits(), "g": Limits(metric="f1")}
     )
     checks = measure(*made, policy)
-    assert only(checks, "x").metric == ""
+    assert (only(checks, "x").metric, only(checks, "x").binary) == ("", False)
     problems = {check.name: check.problem for check in checks}
     assert problems == {
         "x": "missing in the baseline",
@@ -210,8 +210,24 @@ def test_a_group_of_other_tasks(factory, tmp_path):
     assert check.problem == "the two runs have other tasks in it"
 
 
-def test_a_group_is_judged_on_the_tasks_that_have_its_metric(runs, tmp_path):
+def test_a_group_is_as_comparable_as_its_tasks(factory, tmp_path):
+    for name, version in (("old", 1.0), ("new", 2.0)):
+        factory.write_run(tmp_path / name, SCORES, groups=GROUP, version=version)
+    check = only(measure(*read(tmp_path), GatePolicy()), "g")
+    assert (check.problem, check.p) == ("a: version 1.0 against 2.0", None)
+
+
+def test_a_group_with_a_task_that_no_run_has(runs, tmp_path):
     runs(SCORES, SCORES, groups=GROUP)
+    for name in ("old", "new"):
+        edit(tmp_path / name, lambda data: data["results"].pop("b"))
+    check = only(measure(*read(tmp_path), GatePolicy()), "g")
+    assert check.problem == "b: missing in the baseline"
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_group_is_judged_on_the_tasks_that_have_its_metric(runs, tmp_path, order):
+    runs(SCORES, SCORES, groups={"g": (tuple(order), True)})
 
     def other_metric(*tasks: str) -> Callable[[dict], None]:
         def damage(data: dict) -> None:
@@ -238,6 +254,13 @@ def test_why_items_cannot_be_paired_is_said_once(runs, tmp_path):
     (check,) = measure(*read(tmp_path), GatePolicy())
     assert check.problem == "cannot be paired: no samples logged"
     assert (check.baseline, check.candidate, check.p) == (0.5, 0.5, None)
+
+
+def test_one_run_without_samples_is_reason_enough(factory, tmp_path):
+    for name in ("old", "new"):
+        factory.write_run(tmp_path / name, {"a": SCORES["a"]}, samples=name == "old")
+    (check,) = measure(*read(tmp_path), GatePolicy())
+    assert check.problem == "cannot be paired: no samples logged"
 
 
 def test_each_reason_against_pairing_is_said(factory, tmp_path):
