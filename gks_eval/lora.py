@@ -99,7 +99,7 @@ def same_factors(pairs: Sequence[LoraPair], why: str) -> None:
         # Scalings are quotients of small numbers; 1e-6 tells 2.0 from 2.0 written otherwise.
         if not isclose(pair.scaling, first.scaling, rel_tol=1e-6):
             raise CompatibilityError(
-                f"{why} needs one scaling, not {first.scaling:g} and {pair.scaling:g}; "
+                f"{why} needs one scaling, not {first.scaling:.9g} and {pair.scaling:.9g}; "
                 "rule=delta with combine=outputs (preset=exact) allows different scalings."
             )
 
