@@ -52,7 +52,7 @@ test-lowest:  ## the main tests on the lowest versions that pyproject.toml allow
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default $(LOWEST_TESTS) \
 	  $(foreach test,$(NOT_LOWEST),--deselect $(test))
 
-test-hostile: setup  ## kill, starve and confuse the commands (about half an hour)
+test-hostile: setup  ## kill, starve and confuse the commands (about 15 minutes)
 	$(BIN)/python -m pytest -m hostile tests/hostile -s
 
 dist: setup  ## a wheel and a source archive in dist/
