@@ -143,12 +143,15 @@ def _decode(transformer: Any, ids: torch.Tensor) -> Call:
     """Return what runs the last token on top of the others' keys and values, again and again."""
     from transformers import DynamicCache
 
+    from gks_eval.scoring.model import cache_argument
+
     cache = DynamicCache()
-    transformer(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+    kept = {cache_argument(transformer): cache, "use_cache": True}
+    transformer(input_ids=ids[:, :-1], **kept)
     last = ids[:, -1:]
 
     def call() -> torch.Tensor:
-        hidden: torch.Tensor = transformer(input_ids=last, past_key_values=cache, use_cache=True)[0]
+        hidden: torch.Tensor = transformer(input_ids=last, **kept)[0]
         cache.crop(-1)  # forget the token; a view is cut, nothing is copied
         return hidden
 

@@ -18,12 +18,13 @@ from gks_eval.scoring.abreast import lay_abreast
 from gks_eval.scoring.head import Head
 from gks_eval.scoring.masks import Reach, additive, tree_mask
 
-__all__ = ["NotPackable", "TreeModel", "Trunk"]
+__all__ = ["NotPackable", "TreeModel", "Trunk", "cache_argument"]
 
 Trunk: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values, (1, heads, P, width) each, of every layer."""
 
-NEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache")
+NEEDED = ("input_ids", "attention_mask", "position_ids", "use_cache")
+CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before
 ABREAST_ON = {"cpu"}  # a GPU wants few, large calls rather than no padding
 FAMILIES_WITH_OWN_MASKS = {"gpt_neo", "bloom", "mpt"}  # inside the layers, by index in the row
 
@@ -50,6 +51,7 @@ class TreeModel:
     def __init__(self, model: nn.Module, device: torch.device, max_length: int) -> None:
         self.device = device
         self.base, head = _base_and_head(model)
+        self.cache_argument = cache_argument(self.base)
         whole: Any = self.base.config
         self.config: Any = whole.get_text_config()
         self.head = Head(head, self.config)
@@ -85,8 +87,8 @@ class TreeModel:
             input_ids=torch.tensor([ids], device=self.device),
             attention_mask=None,
             position_ids=torch.tensor([positions], device=self.device),
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_argument: cache},
         )
         return [
             (keys[:, :, : len(tokens)], values[:, :, : len(tokens)]) for keys, values, *_ in cache
@@ -122,8 +124,8 @@ class TreeModel:
             input_ids=ids_BN,
             attention_mask=self._masks(ends_BN, positions_BN, before),
             position_ids=positions_BN,
-            past_key_values=_cache(trunk, len(rows)) if trunk else None,
             use_cache=bool(trunk),
+            **{self.cache_argument: _cache(trunk, len(rows)) if trunk else None},
         )
         return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
 
@@ -160,6 +162,12 @@ class TreeModel:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
+def cache_argument(transformer: nn.Module) -> str:
+    """Return what the transformer calls the keys and values that it is to go on from."""
+    taken = inspect.signature(transformer.forward).parameters
+    return next(name for name in CACHE_NAMES if name in taken)
+
+
 def _cache(trunk: Trunk, rows: int) -> Any:
     from transformers import DynamicCache
 
@@ -182,7 +190,10 @@ def _base_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     head = find_head() if callable(find_head) else None
     if not isinstance(base, nn.Module) or not isinstance(head, nn.Module):
         raise NotPackable("its transformer and vocabulary head cannot be told apart")
-    missing = [name for name in NEEDED if name not in inspect.signature(base.forward).parameters]
+    taken = inspect.signature(base.forward).parameters
+    missing = [name for name in NEEDED if name not in taken]
+    if not any(name in taken for name in CACHE_NAMES):
+        missing.append(CACHE_NAMES[0])
     if missing:
         raise NotPackable(f"its transformer takes no {' and no '.join(missing)}")
     if not hasattr(sys.modules[type(base).__module__], "create_causal_mask"):

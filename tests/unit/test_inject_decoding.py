@@ -13,6 +13,7 @@ from common import FAMILIES
 from gks_eval.config.setting import Setting
 from gks_eval.inject import attach
 from gks_eval.library import load_library
+from gks_eval.scoring.model import cache_argument
 
 PAPER = Setting()
 EXACT = Setting(rule="delta", combine="outputs", subtract=("en", "de"), top_k=2)
@@ -36,10 +37,10 @@ def test_decoding_token_by_token_routes_as_a_full_forward(
         full = model(tokens, use_cache=False).logits
         whole = {name: c for name, (c,) in seen.items()}
         seen.clear()
-        cache, steps = None, []
+        cache, steps, name = None, [], cache_argument(model)
         for t in range(tokens.shape[1]):
-            out = model(tokens[:, t : t + 1], past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(tokens[:, t : t + 1], **{name: cache}, use_cache=True)
+            cache = getattr(out, name)
             steps.append(out.logits)
     stepwise = {name: torch.cat(parts) for name, parts in seen.items()}
     flips = sum(int(((whole[n] > 0) != (c > 0)).any(1).sum()) for n, c in stepwise.items())

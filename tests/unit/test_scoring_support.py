@@ -107,8 +107,9 @@ def refuse(arguments: dict[str, Any]) -> None:
 
 
 def spoil_trunk(arguments: dict[str, Any]) -> None:
-    if arguments.get("past_key_values") is not None and arguments["attention_mask"] is not None:
-        for layer in arguments["past_key_values"].layers:
+    cache = arguments.get("cache", arguments.get("past_key_values"))
+    if cache is not None and arguments["attention_mask"] is not None:
+        for layer in cache.layers:
             layer.keys = layer.keys.flip(2)
 
 
