@@ -135,7 +135,7 @@ def _problem(check: Check) -> str:
     if check.p is None:
         return "no test could be made"
     if check.n < needed:
-        return f"{check.n} pairs where {needed} are needed"
+        return f"only {check.n} of the {needed} pairs needed"
     return ""
 
 

@@ -63,7 +63,7 @@ def limits(**changes: object) -> Limits:
         ),
         ({"limits": limits(floor=0.72), "p": 0.9, "higher_is_better": False}, "pass", []),
         ({"p": None}, "unjudged", ["no test could be made"]),
-        ({"n": 99}, "unjudged", ["99 pairs where 100 are needed"]),
+        ({"n": 99}, "unjudged", ["only 99 of the 100 pairs needed"]),
         ({"n": 99, "problem": "gone"}, "unjudged", ["gone"]),
         ({"p": None, "n": 0}, "unjudged", ["no test could be made"]),
         # Limits that say nothing: alpha 0.05, one pair, no tolerance, no floor.
@@ -73,7 +73,7 @@ def limits(**changes: object) -> Limits:
             "regression",
             ["worse by 0.05 (p = 0.05, n = 1)"],
         ),
-        ({"limits": Limits(), "n": 0}, "unjudged", ["0 pairs where 1 are needed"]),
+        ({"limits": Limits(), "n": 0}, "unjudged", ["only 0 of the 1 pairs needed"]),
     ],
 )
 def test_every_status_has_its_reasons(facts, status, reasons):
