@@ -249,8 +249,12 @@ def test_sorting_filtering_and_opening_a_sample(browser, page):
         "for (const id of ['f-task', 'f-kind']) { const s = document.getElementById(id); "
         "s.selectedIndex = 0; s.dispatchEvent(new Event('change')); }"
     )
+    from selenium.webdriver.support.wait import WebDriverWait
+
     browser.find_element("css selector", "#list summary").click()
-    assert HOSTILE in _texts(browser, "#list .prompt")[0]
+    # A browser tells of an opened box a moment later.
+    shown = WebDriverWait(browser, 30).until(lambda _: _texts(browser, "#list .prompt"))
+    assert HOSTILE in shown[0]
     assert _texts(browser, "#list td.choice")[0].startswith("the first answer")
     assert browser.execute_script("return window.broken") is None
     search = browser.find_element("id", "f-text")
