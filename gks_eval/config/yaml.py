@@ -97,6 +97,10 @@ def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
         raise ConfigError(f"{source} is not valid YAML: {reason}.") from None
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply.") from None
+    except (ValueError, OverflowError):  # the scanner's own, of "\\U99999999"
+        raise ConfigError(
+            f"{source} is not valid YAML: an escape in quotes stands for no character."
+        ) from None
 
 
 class _Builder:

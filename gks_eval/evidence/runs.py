@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,8 +122,12 @@ def _is_there(text: str) -> bool:
 
 
 def _runs_at(text: str) -> list[Run]:
-    if "\0" in text:
-        raise ResultsError(f"{text!r:.200} names no results: no path holds a null byte.")
+    try:
+        impossible = b"\0" in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        impossible = True
+    if impossible:
+        raise ResultsError(f"{text!r:.200} names no results: no path can be written so.")
     if not text.strip():
         # Path("") is the working folder: an unset variable of a script must not choose runs.
         raise ResultsError("an empty path names no results; is a variable of the script unset?")

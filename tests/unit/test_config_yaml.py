@@ -110,6 +110,8 @@ def test_what_is_missing_is_said_to_be_where_it_should_stand() -> None:
         ("name: x\nsize: !!bool x\n", ["not valid YAML", "line 2", "in quotes"]),
         ('name: x\nsize: "\\ud800"\n', ["not valid YAML", "line 2", "in quotes"]),
         ('name: x\n"a\\udfffb": 1\n', ["not valid YAML", "line 2", r"a\udfffb"]),
+        ('name: "\\U10010000"\n', ["not valid YAML", "an escape", "no character"]),
+        ('name: "\\UFFFFFFFF"\n', ["not valid YAML", "an escape", "no character"]),
         ("name: x\nsize: !!int ''\n", ["not valid YAML", "line 2", "in quotes"]),
         ("name: x\nsize: !!timestamp y\n", ["not valid YAML", "line 2", "y is no usable value"]),
         ("name: x\nsize: 1\n? 0x" + "f" * 5000 + "\n: 1\n", ["keys should be strings"]),

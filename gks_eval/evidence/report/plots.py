@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -198,9 +199,12 @@ def _svg(figure: Figure, salt: str) -> str:
 
     out = io.StringIO()
     # Text stays text; a salt of its own keeps two plots' ids apart on one page.
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}
+    with (
+        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}),
+        warnings.catch_warnings(),
     ):
+        # The browser draws the letters, with fonts of its own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
