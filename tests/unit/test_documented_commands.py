@@ -6,8 +6,10 @@ The README's are run as well, in tests/integration/test_readme.py.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -76,6 +78,10 @@ def check(words: list[str], command: Command, app: Any, known_tasks: set[str]) -
         check_lm_eval(rest if program == "lm_eval" else rest[1:], command, known_tasks)
     elif program == "gks-eval":
         check_ours(rest, command, app, known_tasks, whole)
+    elif program.startswith("docs/"):
+        assert os.access(ROOT / program, os.X_OK), f"{command.where}: {program} cannot be run"
+        given = {word for word in rest if word.startswith("-")}
+        assert given <= options_of(app.commands["grid"]), command.where  # handed on to it
     elif program == "make":
         assert rest[-1] in make_targets(), command.where
     else:
@@ -198,6 +204,26 @@ def test_a_command_can_be_parsed(command: Command, app: Any, known_tasks: set[st
 def test_a_misspelt_command_is_noticed(text: str, app: Any, known_tasks: set[str]) -> None:
     with pytest.raises((Exception, pytest.fail.Exception)):
         check(shlex.split(text), Command("x.md", 1, text), app, known_tasks)
+
+
+def test_the_commands_of_the_study(app: Any, known_tasks: set[str], tmp_path: Path) -> None:
+    """What docs/study/run.sh would run, written down by stand-ins for the programs."""
+    for program, script in (
+        ("gks-eval", f'printf "%q " gks-eval "$@" >> {tmp_path}/log; echo >> {tmp_path}/log'),
+        ("python", "echo 12"),
+    ):
+        (tmp_path / program).write_text(f"#!/bin/bash\n{script}\n", "utf-8")
+        (tmp_path / program).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SHARED": "other"}
+    study = [ROOT / "docs/study/run.sh", "phi3-mini", "out", "--limit", "2"]
+    subprocess.run(study, check=True, env=environment, stdin=subprocess.DEVNULL)
+    commands = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert len(commands) == 1 + 2 + 3 + 2  # grid, compare, routes, library show
+    for text in commands:
+        check(shlex.split(text), Command("docs/study/run.sh", 1, text), app, known_tasks)
+    settings = shlex.split(commands[0])[5].split(",")
+    assert len(settings) == len(set(settings)) == 23
+    assert "gks:avg;preset=exact;top_k=12" in settings
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
