@@ -153,7 +153,17 @@ def _runs_at(text: str) -> list[Run]:
 
 
 def _usable(path: Path) -> bool:
-    return _is_results(path) if path.is_file() else any(map(_is_results, path.rglob("*.json")))
+    return _is_results(path) if path.is_file() else any(map(_is_results, _json_files(path)))
+
+
+def _json_files(root: Path) -> list[Path]:
+    try:
+        return sorted(root.rglob("*.json"))
+    except OSError as error:  # of a folder that goes away meanwhile, or is none, as in /proc
+        raise ResultsError(
+            f"{error.filename or root} cannot be searched: {error.strerror}; name the runs' own "
+            "folder."
+        ) from None
 
 
 def _is_results(path: Path) -> bool:
@@ -165,7 +175,7 @@ def _is_results(path: Path) -> bool:
 
 def _runs_in(root: Path) -> list[Run]:
     by_model: defaultdict[tuple[Path, str, str], list[ResultsFile]] = defaultdict(list)
-    for path in sorted(root.rglob("*.json")):
+    for path in _json_files(root):
         # A grid writes a setting aside in a hidden folder until it is finished.
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if _is_results(path) and path.is_file() and not hidden:

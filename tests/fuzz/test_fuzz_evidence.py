@@ -139,5 +139,6 @@ def test_names_and_labels(two_runs: Path, monkeypatch: pytest.MonkeyPatch) -> No
     words = ("old", "new", "a=b", "x", "=", "/", ".", "..", "*", "**", "[", "]", "?", "~", "\0",
              "\ud800", " ", "results_", ".json", "samples_a", "é", "a" * 300)  # fmt: skip
     texts = st.lists(st.sampled_from(words), max_size=5).map("".join) | st.text(max_size=8)
-    safe = texts.filter(lambda text: not text.startswith(("/", "~", "..")) and "/.." not in text)
+    # Not beyond the folder: a search of the whole machine takes a while.
+    safe = texts.filter(lambda text: not re.search(r"(^|=)(/|~|\.\.)|/\.\.", text))
     holds("names of runs", safe, lambda text: find_runs([text]))
