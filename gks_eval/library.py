@@ -19,7 +19,7 @@ from gks_eval.config.yaml import load_typed
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageError, did_you_mean
 from gks_eval.hub import HubSource, fetch_adapter, fetch_library
 from gks_eval.lora import LoraPair, same_factors
-from gks_eval.paths import adapters_dir
+from gks_eval.paths import adapters_dir, bundled
 from gks_eval.peft_adapter import Adapter, read_adapter
 
 __all__ = ["MANIFEST", "Library", "bundled_libraries", "load_library", "read_manifest"]
@@ -141,7 +141,7 @@ class Library:
 
 def bundled_libraries() -> list[str]:
     """Return the names of the libraries that come with the package."""
-    return sorted(path.parent.name for path in adapters_dir().glob(f"*/{MANIFEST}"))
+    return bundled(MANIFEST)
 
 
 def read_manifest(reference: str) -> tuple[Path, LibraryConfig]:

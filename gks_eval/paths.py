@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gks_eval.errors import UsageError
 
-__all__ = ["adapters_dir", "cache_dir", "task_folders", "tasks_dir"]
+__all__ = ["adapters_dir", "bundled", "cache_dir", "task_folders", "tasks_dir"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -41,6 +41,11 @@ def task_folders(further: Sequence[str], flag: str) -> list[str]:
 def adapters_dir() -> Path:
     """Return the folder of the bundled libraries, one sub-folder each."""
     return _data_dir("adapters")
+
+
+def bundled(file: str) -> list[str]:
+    """Return the names of the bundled libraries that have a file of this name, sorted."""
+    return sorted(path.parent.name for path in adapters_dir().glob(f"*/{file}"))
 
 
 def cache_dir() -> Path:

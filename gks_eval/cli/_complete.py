@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from gks_eval.paths import adapters_dir, tasks_dir
+from gks_eval.paths import bundled, tasks_dir
 
 __all__ = ["libraries", "recipes", "settings", "task", "tasks"]
 
@@ -16,12 +16,12 @@ _NAME: Final = re.compile(r"^(?:task|group|tag): *['\"]?([\w-]+)", re.MULTILINE)
 
 def libraries(incomplete: str) -> list[str]:
     """Return the bundled libraries whose name starts so; folders are the shell's own."""
-    return _starting([p.parent.name for p in adapters_dir().glob("*/library.yaml")], incomplete)
+    return _starting(bundled("library.yaml"), incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:
     """Return the bundled libraries with a recipe."""
-    return _starting([p.parent.name for p in adapters_dir().glob("*/recipe.yaml")], incomplete)
+    return _starting(bundled("recipe.yaml"), incomplete)
 
 
 def task(incomplete: str) -> list[str]:

@@ -90,14 +90,14 @@ def train(
 def find_recipe(recipe: str) -> Path:
     """Return a recipe's file, given itself, its folder, or a bundled library's name."""
     from gks_eval.errors import UsageError
-    from gks_eval.paths import adapters_dir
+    from gks_eval.paths import adapters_dir, bundled
 
-    bundled = sorted(p.parent.name for p in adapters_dir().glob("*/recipe.yaml"))
+    names = bundled("recipe.yaml")
     for place in (Path(recipe), Path(recipe) / "recipe.yaml"):
         if place.is_file():
             return place
-    if recipe in bundled:
+    if recipe in names:
         return adapters_dir() / recipe / "recipe.yaml"
     raise UsageError(
-        f"{recipe}: no recipe there; give a recipe.yaml or a bundled one: {', '.join(bundled)}."
+        f"{recipe}: no recipe there; give a recipe.yaml or a bundled one: {', '.join(names)}."
     )
