@@ -11,7 +11,7 @@ from torch import nn
 from gks_eval.errors import CompatibilityError
 from gks_eval.library import Library
 
-__all__ = ["check_fit", "linear_layers", "linear_shapes"]
+__all__ = ["check_fit", "linear_layers", "linear_shapes", "meta_model", "meta_shapes"]
 
 _INDEX = re.compile(r"\.(\d+)\.")
 
@@ -70,12 +70,24 @@ def check_fit(library: Library, shapes: Mapping[str, tuple[int, int]], base: str
         )
 
 
-def meta_shapes(config: object) -> dict[str, tuple[int, int]]:
-    """Return `linear_shapes` of the causal LM that a transformers config describes.
+def meta_model(config: object, **options: bool) -> nn.Module:
+    """Return the causal LM that a transformers config describes, on the meta device.
 
-    The model is built on the meta device: no weights are read or allocated.
+    No weights are read or allocated.
+
+    Args:
+        config: The config.
+        options: For ``from_config``, such as ``trust_remote_code``.
     """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return linear_shapes(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+        model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, **options
+        )
+    return model
+
+
+def meta_shapes(config: object) -> dict[str, tuple[int, int]]:
+    """Return `linear_shapes` of the causal LM that a transformers config describes."""
+    return linear_shapes(meta_model(config))

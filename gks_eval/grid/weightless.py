@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from gks_eval.config.setting import Setting
-from gks_eval.library import Library
+from gks_eval.fit import meta_model
 from gks_eval.lm import GksArrowLM
 from gks_eval.loglikelihood import TokenLogLikelihood
 from gks_eval.prefix_tree import count_distinct_tokens, count_harness_tokens, to_sequences
@@ -34,17 +31,9 @@ class WeightlessLM(GksArrowLM):
     def call_team(self) -> None:
         """Work alone: one process counts for all."""
 
-    def apply(self, setting: Setting, library: Library | None = None) -> None:
-        """Do nothing: settings differ in what they compute, not in what they are asked."""
-
     def _create_model(self, *_pretrained: str, **how: Any) -> None:
-        from transformers import AutoModelForCausalLM
-
         code = bool(how.get("trust_remote_code"))
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                self.config, trust_remote_code=code
-            )
+        model: Any = meta_model(self.config, trust_remote_code=code)
         model.to = lambda *_args, **_options: model  # HFLM moves it where there is a GPU
         self._model = model
 

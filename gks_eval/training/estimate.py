@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gks_eval.config.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.errors import GksError
@@ -136,16 +136,16 @@ def _job(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase | None) -> Job
 
 
 def _memory(plan: Plan, jobs: Sequence[Job]) -> Memory:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from gks_eval.fit import linear_layers, meta_model
 
     recipe = plan.recipe
     config = AutoConfig.from_pretrained(place_of(recipe, plan.root), revision=recipe.revision)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model = meta_model(config)
     check_targets(model, recipe.adapter.targets, recipe.base_model)
     targets = tuple(recipe.adapter.targets)
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = linear_layers(model)
     factors = sum(
         recipe.adapter.rank * (m.in_features + m.out_features)
         for name, m in linear.items()
