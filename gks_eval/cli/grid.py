@@ -203,7 +203,8 @@ def _plan(grid: Grid) -> None:
     from gks_eval.quiet import quiet_libraries
 
     quiet_libraries()
-    plan = plan_grid(grid)
+    with lm_eval_told():
+        plan = plan_grid(grid)
     print_whole(plan_table(plan))
     for line in plan_lines(plan):
         typer.echo(line)

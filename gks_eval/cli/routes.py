@@ -66,6 +66,7 @@ def _routes(
         raise UsageError("give either --tasks or --text.")
     content = None if text is None else _read(text)
     from gks_eval.cli._bar import working
+    from gks_eval.cli._lm_eval import lm_eval_told
     from gks_eval.config.setting import Setting
 
     parsed, others = Setting.parse(setting)
@@ -74,7 +75,7 @@ def _routes(
     if not parsed.uses_library:
         raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
-    with working("reading the tasks"):
+    with working("reading the tasks"), lm_eval_told():
         from gks_eval.lm import GksArrowLM
         from gks_eval.quiet import quiet_libraries
 

@@ -4,6 +4,7 @@
 - `run`: the walk over the settings on one loaded base
 - `cell`: one setting, from its evaluation to its folder
 - `plan`: what a grid will compute, counted by `weightless`, a model without weights
+- `evaluate`: lm-eval's evaluation, as these two ask for it
 - `tasks`: lm-eval's index with the package's tasks
 - `table`: the accuracies side by side
 """

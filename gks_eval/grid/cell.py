@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gks_eval.errors import ResourceError, ResultsError, UsageError
+from gks_eval.errors import ResourceError, ResultsError
 from gks_eval.files import disk_errors, write_text
+from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.library import Library
 from gks_eval.team import Team
@@ -92,7 +93,6 @@ def evaluate_cell(
         ResourceError: The results could not be written.
         UsageError: The items asked for are not there.
     """
-    import lm_eval
     from lm_eval.api.model import CacheHook
     from lm_eval.loggers import EvaluationTracker
 
@@ -107,15 +107,8 @@ def evaluate_cell(
     # takes the time from here on.
     tracker = EvaluationTracker(output_path=str(written / "results.json"))
     began = time.monotonic()
-    with _item_numbers(), _cache_errors(aside):
-        results = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=list(grid.tasks),
-            task_manager=tasks,
-            use_cache=cache,
-            log_samples=True,
-            **grid.evaluation,
-        )
+    with _cache_errors(aside):
+        results = evaluate(lm, tasks, grid, use_cache=cache, log_samples=True)
     spent = {
         "seconds": round(time.monotonic() - began, 1),
         "distinct_tokens": sum(team.gather(lm.counts.distinct_tokens)),
@@ -132,8 +125,6 @@ def evaluate_cell(
     results["config"]["model_args"] = shown
     results["config"]["use_cache"] = None
     samples = results.pop("samples")
-    if unknown := sorted(set(grid.evaluation.get("samples", ())) - set(samples)):
-        raise UsageError(f"--samples names {unknown[0]}, which is no task of this grid.")
     shutil.rmtree(written, ignore_errors=True)
     tracker.general_config_tracker.log_experiment_args(
         model_source="gks_arrow",
@@ -149,17 +140,6 @@ def evaluate_cell(
     record = {"label": cell.label, "request": request, "spent": spent}
     _publish(written, grid.output / cell.slug, record, rows)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _item_numbers() -> Iterator[None]:
-    """Turn lm-eval's assertion on item numbers, its only check of them, into a sentence."""
-    try:
-        yield
-    except AssertionError as error:
-        if "--samples" not in str(error):
-            raise
-        raise UsageError(f"--samples: {' '.join(str(error).split())}.") from None
 
 
 @contextlib.contextmanager

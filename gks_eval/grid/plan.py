@@ -6,9 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gks_eval.grid.cell import CELL_FILE, cell_request, is_finished
+from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.run import load_model, prepare
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.grid.tasks import task_manager
@@ -77,8 +77,6 @@ def plan_grid(grid: Grid) -> GridPlan:
     Raises:
         GksError: As `run_grid`, as far as that can be known without the weights.
     """
-    import lm_eval
-
     from gks_eval.grid.weightless import WeightlessLM
 
     cells, libraries, base = prepare(grid)
@@ -88,13 +86,8 @@ def plan_grid(grid: Grid) -> GridPlan:
     ]
     tasks = task_manager(grid.tasks, grid.include_paths)
     lm = load_model(WeightlessLM, {"router": "none"}, None, base, grid)
-    results: Any = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=list(grid.tasks),
-        task_manager=tasks,
-        log_samples=False,
-        **{**grid.evaluation, "bootstrap_iters": 0},
-    )
+    results = evaluate(lm, tasks, grid, log_samples=False, bootstrap_iters=0)
+    assert results is not None  # it works alone
     asked = Counter(task for task, _, _ in lm.scored) + Counter(lm.continued)
     items = {task: count["effective"] for task, count in results["n-samples"].items()}
     return GridPlan(

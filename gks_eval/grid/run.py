@@ -78,17 +78,21 @@ def _silent(_cell: Cell, _state: str) -> None:
     pass
 
 
-def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> list[Library | None]:
-    """Load every library named, check each setting against its own, and return it for each."""
+def _library_name(cell: Cell, grid: Grid) -> str:
     from gks_eval.lm import DEFAULT_LIBRARY
 
+    return cell.others.get("library") or grid.library or DEFAULT_LIBRARY
+
+
+def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> list[Library | None]:
+    """Load every library named, check each setting against its own, and return it for each."""
     libraries: dict[str, Library] = {}
     chosen: list[Library | None] = []
     for cell in cells:
         if not cell.setting.uses_library:
             chosen.append(None)
             continue
-        name = cell.others.get("library") or grid.library or DEFAULT_LIBRARY
+        name = _library_name(cell, grid)
         if name not in libraries:
             libraries[name] = load_library(name)
         libraries[name].check(cell.setting)
@@ -110,7 +114,7 @@ def _run_cells(
     team: Team,
     on_cell: Callable[[Cell, str], None],
 ) -> list[Path]:
-    from gks_eval.lm import DEFAULT_LIBRARY, GksArrowLM
+    from gks_eval.lm import GksArrowLM
 
     lm: GksArrowLM | None = None
     tasks: Any = None
@@ -123,8 +127,8 @@ def _run_cells(
         on_cell(cell, "running")
         if lm is None:
             tasks = task_manager(grid.tasks, grid.include_paths)
-            name = cell.others.get("library") or grid.library or DEFAULT_LIBRARY
-            lm = load_model(GksArrowLM, cell.setting.arguments(), name, base, grid)
+            arguments = cell.setting.arguments()
+            lm = load_model(GksArrowLM, arguments, _library_name(cell, grid), base, grid)
         _swap(lm, cell, library, grid)
         evaluate_cell(lm, tasks, cell, request, grid, team)
         on_cell(cell, "done")

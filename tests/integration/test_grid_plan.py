@@ -169,3 +169,7 @@ def test_faults_are_those_of_a_run(grid: Grid) -> None:
     with pytest.raises(UsageError) as caught:
         plan_grid(replace(grid, settings=["gks:es"]))
     assert_sentence(caught.value, "subtract=es")
+    samples = {TASKS[0]: [0], "gks_demo_gaols_en": [0]}
+    with pytest.raises(UsageError) as caught:
+        plan_grid(replace(grid, evaluation={"samples": samples}))
+    assert_sentence(caught.value, "names gks_demo_gaols_en")
