@@ -13,19 +13,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from gks_eval.evidence.stats.holm import holm
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 Row = dict[str, Any]
 NAMES = {"gks_paper_english": "English", "study_german": "German", "study_french": "French"}
 NAMES |= {"gks_paper_german": "German", "gks_paper_french": "French", "study": "all"}
-
-
-def holm(ps: list[float]) -> list[float]:
-    """Return p-values after Holm's correction, in the order given."""
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(ps, method="holm")[1]] if ps else []
 
 
 def groups(comparison: Row) -> list[Row]:
