@@ -203,3 +203,31 @@ def assert_sentence(error: GksError, *parts: str) -> None:
     assert 20 < len(message) < 1000, message
     for part in parts:
         assert part in message, f"{part!r} is not in: {message}"
+
+
+def save_two_expert_recipe(
+    folder: Path, base: Path, *, rows: int, dropout: float, **schedule: Any
+) -> Path:
+    """Write a recipe of two experts, `one` and `two`, on the same rows, and return its file.
+
+    Args:
+        folder: Gets recipe.yaml and rows.jsonl.
+        base: A tiny Phi-3.
+        rows: How many there are.
+        dropout: Of the adapters.
+        schedule: Further keys of the schedule.
+    """
+    texts = [{"source": f"say {n}", "target": str(n % 7)} for n in range(rows)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, texts)), "utf-8")
+    content = {
+        "base_model": str(base),
+        "adapter": {"targets": list(TARGETS["phi3"]), "dropout": dropout},
+        "schedule": {
+            "learning_rate": 1e-2, "accumulation": 4, "optimizer": "adamw",
+            "gradient_checkpointing": False, **schedule,
+        },
+        "experts": {"members": {"one": {"file": "rows.jsonl"}, "two": {"file": "rows.jsonl"}}},
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    return path

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
+from common import save_two_expert_recipe
 
 COMMAND = "import sys; from gks_eval.cli.main import main; main()"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -21,20 +21,9 @@ LIMIT = 400
 
 @pytest.fixture
 def recipe(tmp_path: Path, tiny_base: Callable[[str], Path]) -> Path:
-    rows = [{"source": f"say {n}", "target": str(n % 7)} for n in range(48)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    recipe = {
-        "base_model": str(tiny_base("phi3")),
-        "adapter": {"targets": ["qkv_proj", "o_proj"], "dropout": 0.0},
-        "schedule": {
-            "epochs": 4, "learning_rate": 1e-2, "accumulation": 4, "optimizer": "adamw",
-            "gradient_checkpointing": False, "checkpoint_steps": 4,
-        },
-        "experts": {"members": {"one": {"file": "rows.jsonl"}, "two": {"file": "rows.jsonl"}}},
-    }  # fmt: skip
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe), "utf-8")
-    return path
+    return save_two_expert_recipe(
+        tmp_path, tiny_base("phi3"), rows=48, dropout=0.0, epochs=4, checkpoint_steps=4
+    )
 
 
 def train(recipe: Path, library: Path, *options: str) -> list[str]:
