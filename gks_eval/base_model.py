@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from safetensors import SafetensorError
 
@@ -154,12 +154,12 @@ def quantization_config(quantization: Quantization) -> BitsAndBytesConfig | None
 
 
 def check_unknown(
-    arguments: Mapping[str, Any], known: frozenset[str], config: object | None = None
+    arguments: Iterable[str], known: frozenset[str], config: object | None = None
 ) -> None:
     """Refuse arguments that nothing would read, before a long load ignores or trips over them.
 
     Args:
-        arguments: By name, as given.
+        arguments: Their names.
         known: Names that the model class takes.
         config: The base's config, whose attributes transformers lets arguments override.
 
@@ -170,7 +170,7 @@ def check_unknown(
         if name not in known and name not in FROM_PRETRAINED and not hasattr(config, name):
             near = did_you_mean(name, known | FROM_PRETRAINED)
             hint = near if near.startswith("did") else "docs/running.md lists the arguments"
-            raise UsageError(f"unknown argument {name}={arguments[name]}; {hint}.")
+            raise UsageError(f"unknown argument {name}; {hint}.")  # its value may be a secret
 
 
 def check_near(arguments: Iterable[str], own: frozenset[str]) -> None:
@@ -190,7 +190,7 @@ def check_near(arguments: Iterable[str], own: frozenset[str]) -> None:
         # Much nearer than elsewhere: bases do have attributes such as attn_temperature_tuning.
         near = difflib.get_close_matches(name, own - {name}, n=1, cutoff=0.8)
         if near and name not in FROM_PRETRAINED:
-            raise UsageError(f"unknown argument {name}=...; did you mean {near[0]!r}.")
+            raise UsageError(f"unknown argument {name}; did you mean {near[0]!r}.")
 
 
 def choose_device(asked: str | None) -> str:

@@ -54,6 +54,12 @@ class Team:
         found: list[T] = gather_object([value])
         return found
 
+    def disband(self) -> None:
+        """Have this process go on alone, before anything has connected it with the others."""
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            os.environ.pop(name, None)
+        self.size, self.rank, self.leads = 1, 0, True
+
     def wait(self) -> None:
         """Return when all have come here."""
         if self.size > 1:

@@ -201,7 +201,12 @@ def _plan(grid: Grid) -> None:
     from gks_eval.grid.plan import plan_grid
     from gks_eval.grid.table import plan_lines, plan_table, print_whole
     from gks_eval.quiet import quiet_libraries
+    from gks_eval.team import Team
 
+    team = Team()
+    if not team.leads:
+        return  # one process counts for all
+    team.disband()
     quiet_libraries()
     with lm_eval_told():
         plan = plan_grid(grid)

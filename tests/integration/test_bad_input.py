@@ -171,7 +171,7 @@ ARGUMENTS = {
     "unknown preset": (GRID + "gks:en;preset=papr", UsageError, ["preset=papr", "'paper'"]),
     "unknown scoring": (GRID + "arrow --model-args scoring=pakced", UsageError, ["'packed'"]),
     "unknown argument": (GRID + "arrow --model-args dtpye=float32", UsageError,
-        ["unknown argument dtpye=float32", "did you mean 'dtype'"]),
+        ["unknown argument dtpye;", "did you mean 'dtype'"]),
     "4 and 8 bits": (GRID + "arrow --model-args load_in_4bit=True,load_in_8bit=True", UsageError,
         ["load_in_4bit and load_in_8bit", "choose one"]),
     "neither true nor false": (GRID + "arrow --model-args load_in_4bit=maybe", UsageError,

@@ -109,3 +109,21 @@ def test_a_grid_is_shared_and_written_once(tiny_library: LibraryOf, tmp_path: Pa
         assert set(found["two", cell]) == set(range(5))
         for item, scores in found["one", cell].items():
             assert found["two", cell][item] == pytest.approx(scores, abs=1e-3)
+
+
+def test_one_process_counts_for_a_dry_run(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    script = tmp_path / "gks_eval_command.py"
+    script.write_text("from gks_eval.cli.main import main; main()", "utf-8")
+    options = ["--library", str(tiny_library("llama")), "--settings", "base,arrow", "--limit", "5"]
+    options += ["--tasks", "gks_demo_goals_en", "--output", str(tmp_path / "out"), "--dry-run"]
+    done = subprocess.run(
+        [*TORCHRUN, str(script), "grid", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Settings: 2 to run, 0 finished.") == 1
+    assert not (tmp_path / "out").exists()

@@ -93,6 +93,11 @@ def test_no_secret_of_the_environment_is_written_or_printed(
         status, printed = gks_eval(*command)
         assert status == 0, printed
         assert_no_secret(tmp_path, printed)
+    misspelt = ["--settings", "base", "--output", "other", "--model-args", "tokne=hf_Planted"]
+    status, printed = gks_eval(*grid, *misspelt)
+    assert status == 2
+    assert "unknown argument tokne;" in printed
+    assert_no_secret(tmp_path, printed)
 
 
 def test_no_secret_goes_through_lm_evals_command_line(
