@@ -6,7 +6,7 @@
 #
 # LIBRARY OUTPUT, then options of `gks-eval grid`; a run that was stopped goes on where it stopped.
 # In the environment: TASKS; DTYPE, of the base; SHARED, a second library, whose adapters all began
-# at one start.
+# at one start; LAUNCH, such as 'torchrun --nproc_per_node 2 --no-python', to share the grid.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 library=$1 output=$2
@@ -25,14 +25,17 @@ if [ -n "${SHARED:-}" ]; then
   settings+=",arrow;library=$SHARED,gks:avg;library=$SHARED"
 fi
 
-gks-eval grid --library "$library" --settings "$settings" --tasks "$tasks" \
+# Unquoted: LAUNCH is several words, or none.
+${LAUNCH:-} gks-eval grid --library "$library" --settings "$settings" --tasks "$tasks" \
   --include-path "$here/tasks" --model-args "dtype=${DTYPE:-auto}" --batch-size auto \
   --output "$output/results" "$@"
 case " $* " in *" --dry-run "*) exit ;; esac
 
 for baseline in arrow base; do
-  gks-eval compare --baseline "$baseline" --format json --output "$output/compare-$baseline.json" \
-    "$output/results"
+  for format in json csv; do
+    gks-eval compare --baseline "$baseline" --format "$format" \
+      --output "$output/compare-$baseline.$format" "$output/results"
+  done
 done
 for setting in arrow gks:avg "$exact"; do
   gks-eval routes --library "$library" --setting "$setting" --task "$tasks" --limit 20 \

@@ -218,7 +218,7 @@ def test_the_commands_of_the_study(app: Any, known_tasks: set[str], tmp_path: Pa
     study = [ROOT / "docs/study/run.sh", "phi3-mini", "out", "--limit", "2"]
     subprocess.run(study, check=True, env=environment, stdin=subprocess.DEVNULL)
     commands = (tmp_path / "log").read_text("utf-8").splitlines()
-    assert len(commands) == 1 + 2 + 3 + 2  # grid, compare, routes, library show
+    assert len(commands) == 1 + 4 + 3 + 2  # grid, compare, routes, library show
     for text in commands:
         check(shlex.split(text), Command("docs/study/run.sh", 1, text), app, known_tasks)
     settings = shlex.split(commands[0])[5].split(",")
