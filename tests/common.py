@@ -231,3 +231,13 @@ def save_two_expert_recipe(
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content), "utf-8")
     return path
+
+
+def requests(pairs: list[tuple[Any, ...]], kind: str = "loglikelihood") -> list[Any]:
+    """Return lm-eval's requests for pairs of a context and a continuation."""
+    from lm_eval.api.instance import Instance
+
+    return [
+        Instance(request_type=kind, doc={}, arguments=pair, idx=0)  # type: ignore[arg-type]
+        for pair in pairs
+    ]
