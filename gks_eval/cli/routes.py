@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+_UNSCORED = {"generate_until", "loglikelihood_rolling"}  # lm-eval's names of output types
+
 
 def register(app: typer.Typer) -> None:
     """Add ``routes`` to the application."""
@@ -80,12 +82,13 @@ def _routes(
         from gks_eval.quiet import quiet_libraries
 
         quiet_libraries()
-        items = {} if task is None else _items(names, limit, include_path or [])
+        tasks = {} if task is None else _tasks(names, include_path or [])
     lm = GksArrowLM(pretrained, library=library, dtype=dtype, **parsed.arguments())
     if content is not None:
         _show_text(lm, content)
     else:
-        _show_tasks(lm, items, setting, output)
+        # After the model, whose kind the authors' protocol asks for.
+        _show_tasks(lm, _items(tasks, limit), setting, output)
 
 
 def _read(path: Path) -> str:
@@ -99,10 +102,10 @@ def _read(path: Path) -> str:
 
 def _show_text(lm: GksArrowLM, content: str) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from gks_eval.grid.table import print_whole
     from gks_eval.observe import observe_text
 
     assert lm.library is not None
@@ -117,19 +120,19 @@ def _show_text(lm: GksArrowLM, content: str) -> None:
         most = max(shares)
         cells = [Text(f"{share:.2f}", style="bold" if share == most else "") for share in shares]
         table.add_row(Text(repr(token)), *cells)
-    Console().print(table)
+    print_whole(table)
 
 
 def _show_tasks(
     lm: GksArrowLM, items: dict[str, list[list[Any]]], label: str, output: Path | None
 ) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from gks_eval.cli._bar import progress_bar
     from gks_eval.files import write_text
+    from gks_eval.grid.table import print_whole
     from gks_eval.observe import observe_requests, routing_record
 
     with progress_bar("routing", sum(map(len, items.values()))) as advance:
@@ -156,22 +159,28 @@ def _show_tasks(
     table.add_section()
     table.add_row("entropy", *(f"{sum(task['entropy']) / layers:.3f}" for task in found))
     table.add_row("tokens", *(str(task["tokens"]) for task in found))
-    Console().print(table)
+    print_whole(table)
 
 
-def _items(names: list[str], limit: int, include_paths: list[str]) -> dict[str, list[list[Any]]]:
-    """Return the requests of every task, grouped by item."""
+def _tasks(names: list[str], include_paths: list[str]) -> dict[str, Any]:
+    """Return the tasks, those of groups among them, by name."""
     if not names:
         raise UsageError("--tasks names nothing; give tasks or groups, separated by commas.")
     from gks_eval.grid import task_manager
 
+    tasks: dict[str, Any] = task_manager(names, include_paths).load(names)["tasks"]
+    if all(task.OUTPUT_TYPE in _UNSCORED for task in tasks.values()):
+        raise UsageError(f"--tasks {','.join(names)}: none of these is scored by log-likelihood.")
+    return tasks
+
+
+def _items(tasks: dict[str, Any], limit: int) -> dict[str, list[list[Any]]]:
+    """Return the requests of every task, grouped by item."""
     items: dict[str, list[list[Any]]] = {}
-    for name, task in task_manager(names, include_paths).load(names)["tasks"].items():
+    for name, task in tasks.items():
         task.set_config(key="num_fewshot", value=0)
         task.build_all_requests(limit=limit, rank=0, world_size=1)
         scored = [one for one in task.instances if one.request_type == "loglikelihood"]
         if scored:
             items[name] = [list(group) for _, group in groupby(scored, lambda one: one.doc_id)]
-    if not items:
-        raise UsageError(f"--tasks {','.join(names)}: none of these is scored by log-likelihood.")
     return items
