@@ -53,7 +53,7 @@ def changes(comparison: Row) -> list[str]:
         for name, by in found.items()
     }
     heads = [NAMES.get(name, name) for name in found]
-    lines = ["| setting | " + " | ".join(heads) + " | items changed |"]
+    lines = [f"| against {comparison['baseline']} | " + " | ".join(heads) + " | items changed |"]
     lines.append("|---" * (len(rows) + 2) + "|")
     for run in comparison["runs"]:
         label = run["label"]
@@ -108,15 +108,16 @@ def library(geometry: Row) -> list[str]:
 
 def routing(routes: list[Row]) -> list[str]:
     """Tabulate how evenly each setting uses the experts."""
-    lines = ["| setting | entropy, nats | of the most even | most used | least used |"]
-    lines.append("|---|---|---|---|---|")
+    lines = ["| library | setting | entropy, nats | of the most even | most used | least used |"]
+    lines.append("|---" * 6 + "|")
     for one in routes:
         entropy = np.mean([np.mean(task["entropy"]) for task in one["tasks"].values()])
         use = np.mean([np.mean(t["mean_coefficient"], axis=0) for t in one["tasks"].values()], 0)
         order = np.argsort(use)
         most, least = (f"{one['experts'][n]} {100 * use[n]:.1f}%" for n in (order[-1], order[0]))
         even = entropy / np.log(one["top_k"])
-        lines.append(f"| {one['setting']} | {entropy:.3f} | {100 * even:.0f}% | {most} | {least} |")
+        shares = f"{entropy:.3f} | {100 * even:.0f}% | {most} | {least}"
+        lines.append(f"| {one['library']} | {one['setting']} | {shares} |")
     return lines
 
 
@@ -158,7 +159,7 @@ def draw_routing(routes: list[Row], picture: Path) -> None:
         axes.set_xticks(range(len(one["experts"])), one["experts"], rotation=90, fontsize=7)
         names = [task.removeprefix("gks_paper_") for task in one["tasks"]]
         axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.set_title(one["setting"], fontsize=9)
+        axes.set_title(f"{one['library']}, {one['setting']}", fontsize=9)
     figure.colorbar(image, ax=panels, label="mean coefficient, %")
     figure.savefig(picture, dpi=110)
 
@@ -172,22 +173,26 @@ def _off_diagonal(table: list[list[float]]) -> float:
     return float(values[~np.eye(len(values), dtype=bool)].mean())
 
 
+def read(folder: Path, kind: str) -> dict[str, Row]:
+    """Return what the files KIND-NAME.json of a folder hold, by NAME."""
+    paths = sorted(folder.glob(f"{kind}-*.json"))
+    return {p.stem.removeprefix(f"{kind}-"): json.loads(p.read_text("utf-8")) for p in paths}
+
+
 def main(folder: Path) -> None:
     """Write tables and pictures beside the numbers."""
-    comparisons = {
-        name: json.loads((folder / f"compare-{name}.json").read_text(encoding="utf-8"))
-        for name in ("arrow", "base")
-    }
-    routes = [json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("routes-*.json"))]
-    parts = [means(comparisons["arrow"])]
-    for comparison in comparisons.values():
+    comparisons = read(folder, "compare")
+    routes = list(read(folder, "routes").values())
+    first = {name: comparisons.pop(name) for name in ("arrow", "base")}
+    parts = [means(first["arrow"])]
+    for comparison in first.values():
         parts += [changes(comparison), cells_that_differ(comparison)]
-    for path in sorted(folder.glob("geometry-*.json")):
-        parts.append(library(json.loads(path.read_text("utf-8"))))
+    parts += [changes(comparison) for comparison in comparisons.values()]
+    parts += [library(geometry) for geometry in read(folder, "geometry").values()]
     parts.append(routing(routes))
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
     (folder / "tables.md").write_text(text, encoding="utf-8")
-    draw_changes(comparisons["arrow"], folder / "changes.png")
+    draw_changes(first["arrow"], folder / "changes.png")
     draw_routing(routes, folder / "routing.png")
 
 

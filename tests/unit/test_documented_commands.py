@@ -214,15 +214,17 @@ def test_the_commands_of_the_study(app: Any, known_tasks: set[str], tmp_path: Pa
     ):
         (tmp_path / program).write_text(f"#!/bin/bash\n{script}\n", "utf-8")
         (tmp_path / program).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SHARED": "other"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OTHERS": "one two"}
     study = [ROOT / "docs/study/run.sh", "phi3-mini", "out", "--limit", "2"]
     subprocess.run(study, check=True, env=environment, stdin=subprocess.DEVNULL)
     commands = (tmp_path / "log").read_text("utf-8").splitlines()
-    assert len(commands) == 1 + 4 + 3 + 2  # grid, compare, routes, library show
+    # The grid; comparisons with arrow, base, between libraries and within (no results: one), each
+    # as JSON and CSV; routes; library show.
+    assert len(commands) == 1 + 2 * (2 + 1 + 1) + (3 + 2 * 2) + 3
     for text in commands:
         check(shlex.split(text), Command("docs/study/run.sh", 1, text), app, known_tasks)
     settings = shlex.split(commands[0])[5].split(",")
-    assert len(settings) == len(set(settings)) == 23
+    assert len(settings) == len(set(settings)) == 25
     assert "gks:avg;preset=exact;top_k=12" in settings
 
 
