@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, get_args
 
 import torch
@@ -17,11 +18,11 @@ from gks_eval.arrow import prototypes
 from gks_eval.config.setting import Rule
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library import Library
-from gks_eval.lora import LoraPair, stack
+from gks_eval.lora import LoraPair, average_factors, stack
 from gks_eval.subtract import subtract
 from gks_eval.versions import versions
 
-__all__ = ["SCHEMA", "inner_product", "library_geometry", "summary"]
+__all__ = ["SCHEMA", "Summary", "inner_product", "library_geometry", "summary"]
 
 SCHEMA: Final = "gks_eval.geometry/1"
 
@@ -48,8 +49,11 @@ def library_geometry(
     Returns:
         Frobenius norms of dW and of its residual by rule, for every expert and layer; cosines of
         updates, over all layers taken as one vector; mean |prototype . prototype| over layers;
-        and how far the residual of ``factors`` is from that of ``delta``, relative to the latter.
-        Rules that the adapters' ranks or scalings do not allow are left out.
+        how far the residual of ``factors`` is from that of ``delta``, relative to the latter; and
+        the norm of an even mixture of all E experts by either combine, for every layer: of
+        ``s mean(B_i) mean(A_i)`` for ``factors`` (what the uniform router applies), which is small
+        where the A's have starts of their own, and of ``mean(dW_i)`` for ``outputs``.
+        Rules and combines that the adapters' ranks or scalings do not allow are left out.
 
     Raises:
         UsageError: A language is unknown.
@@ -70,6 +74,7 @@ def library_geometry(
         variant: {name: [] for name in experts} for variant in variants
     }
     distance: dict[str, list[float]] = {name: [] for name in experts}
+    mixed: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
     crossed = torch.zeros(size, len(library.general), dtype=torch.float64)
     general_squares = torch.zeros(len(library.general), dtype=torch.float64)
 
@@ -87,6 +92,8 @@ def library_geometry(
             gram[variant] += table
             for name, square in zip(experts, table.diagonal().tolist(), strict=True):
                 norms[variant][name].append(math.sqrt(max(0.0, square)))
+            for combine, norm in _even_mixture(pairs, table).items():
+                mixed[variant].setdefault(combine, []).append(norm)
             directions = prototypes(pairs).double()
             similarity[variant] += (directions @ directions.T).abs() / len(library.modules)
         crossed += torch.tensor(
@@ -112,6 +119,7 @@ def library_geometry(
         "layers": list(library.modules),
         "norm": norms["none"],
         "residual_norm": {rule: norms[rule] for rule in rules},
+        "mixture_norm": mixed,
         "cosine_general": _cosines(crossed, own, general_squares.clamp_min(0).sqrt()),
         "cosine_experts": {
             variant: _cosines(table, *[table.diagonal().clamp_min(0).sqrt()] * 2)
@@ -144,6 +152,16 @@ def _possible_rules(library: Library, languages: Sequence[str]) -> list[Rule]:
     return possible
 
 
+def _even_mixture(pairs: Sequence[LoraPair], products: torch.Tensor) -> dict[str, float]:
+    # The norm of a mixture of all with equal weights, by combine; `products`: all inner products.
+    norms = {"outputs": math.sqrt(max(0.0, float(products.mean())))}
+    try:
+        mean = average_factors(pairs)
+    except CompatibilityError:
+        return norms
+    return {"factors": math.sqrt(max(0.0, inner_product(mean, mean))), **norms}
+
+
 def _relative_distance(one: LoraPair, other: LoraPair) -> float:
     difference = stack([one, other], [1.0, -1.0])
     scale = inner_product(other, other)
@@ -166,22 +184,43 @@ def _mean_off_diagonal(table: Sequence[Sequence[float]]) -> float:
     return total / (size * (size - 1))
 
 
-def summary(geometry: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
-    """Return (variant, mean |dW|, mean cosine, mean prototype similarity) over experts and pairs.
+@dataclass(frozen=True)
+class Summary:
+    """A library's geometry under one rule, over all layers.
+
+    Attributes:
+        rule: How the residuals were made; ``none`` for the experts as they are.
+        norm: |dW| over all layers, mean over experts.
+        mixture: Norm over all layers of an even mixture of all experts, by combine.
+        cosine: Of the updates, mean over pairs of different experts.
+        prototypes: |cosine| of prototypes, mean over such pairs and layers.
+    """
+
+    rule: str
+    norm: float
+    mixture: dict[str, float]
+    cosine: float
+    prototypes: float
+
+
+def summary(geometry: Mapping[str, Any]) -> list[Summary]:
+    """Return the geometry by rule, ``none`` first.
 
     Args:
         geometry: What `library_geometry` returned.
     """
     rows = []
-    for variant, cosines in geometry["cosine_experts"].items():
-        norms = geometry["norm"] if variant == "none" else geometry["residual_norm"][variant]
-        sizes = [math.sqrt(sum(x * x for x in layers)) for layers in norms.values()]
+    for rule, cosines in geometry["cosine_experts"].items():
+        norms = geometry["norm"] if rule == "none" else geometry["residual_norm"][rule]
+        sizes = [math.hypot(*layers) for layers in norms.values()]
+        mixed = geometry["mixture_norm"][rule].items()
         rows.append(
-            (
-                variant,
+            Summary(
+                rule,
                 sum(sizes) / len(sizes),
+                {combine: math.hypot(*layers) for combine, layers in mixed},
                 _mean_off_diagonal(cosines),
-                _mean_off_diagonal(geometry["prototype_similarity"][variant]),
+                _mean_off_diagonal(geometry["prototype_similarity"][rule]),
             )
         )
     return rows

@@ -1,6 +1,8 @@
 """The tables and pictures of docs/study.md, from what docs/study/run.sh wrote.
 
 python docs/study/page.py FOLDER    writes FOLDER/tables.md and FOLDER/*.png
+
+Of FOLDER it reads results/, compare-*.json, routes-*.json and geometry-*.json.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import matplotlib
 import numpy as np
 
 from gks_eval.evidence.stats.holm import holm
+from gks_eval.geometry import summary
+from gks_eval.grid.settings import parse_settings
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -28,24 +32,41 @@ def groups(comparison: Row) -> list[Row]:
     return [row for row in comparison["rows"] if row["kind"] == "group"]
 
 
-def interval(score: Row) -> str:
-    """Return a percentage with its interval."""
-    return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+def points(fraction: float, sign: str = "") -> str:
+    """Return a fraction in percent or points; what rounds to zero has no sign."""
+    text = f"{100 * fraction:{sign}.1f}"
+    return text.lstrip("+-") if float(text) == 0 else text
 
 
-def means(comparison: Row) -> list[str]:
+def guessing(folder: Path) -> dict[str, float]:
+    """Return the accuracy of a blind guess on each task: the mean of 1 / choices over its items."""
+    found: dict[str, list[float]] = {}
+    for path in sorted((folder / "results/base").glob("samples_*.jsonl")):
+        task = path.stem.removeprefix("samples_").rsplit("_", 1)[0]
+        for line in path.read_text("utf-8").splitlines():
+            found.setdefault(task, []).append(1 / len(json.loads(line)["resps"]))
+    return {task: float(np.mean(chances)) for task, chances in found.items()}
+
+
+def means(comparison: Row, chances: dict[str, float]) -> list[str]:
     """Tabulate every setting's means with 95% intervals."""
     rows = groups(comparison)
     heads = [f"{NAMES.get(r['name'], r['name'])}, n = {_size(r)}" for r in rows]
     lines = ["| setting | " + " | ".join(heads) + " |", "|---" * (len(rows) + 1) + "|"]
+    blind = (points(float(np.mean([chances[task] for task in row["tasks"]]))) for row in rows)
+    lines.append("| *guessing* | " + " | ".join(blind) + " |")
     for run in comparison["runs"]:
-        cells = [interval(row["scores"][run["label"]]) for row in rows]
+        cells = []
+        for row in rows:
+            score = row["scores"][run["label"]]
+            low, high = points(score["low"]), points(score["high"])
+            cells.append(f"{points(score['value'])} [{low}, {high}]")
         lines.append(f"| {run['label']} | " + " | ".join(cells) + " |")
     return lines
 
 
 def changes(comparison: Row) -> list[str]:
-    """Tabulate every setting's change of each mean, p-values after Holm over the settings."""
+    """Tabulate every setting's change of each mean; p alone, and after Holm over the settings."""
     rows = groups(comparison)
     found = {row["name"]: {d["candidate"]: d for d in row["differences"]} for row in rows}
     adjusted = {
@@ -62,8 +83,10 @@ def changes(comparison: Row) -> list[str]:
         cells = []
         for name, by in found.items():
             d = by[label]
-            span = f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
-            cells.append(f"{span} p {d['p']:.2g}, Holm {adjusted[name][label]:.2g}")
+            low, high = points(d["low"], "+"), points(d["high"], "+")
+            cell = f"{points(d['difference'], '+')} [{low}, {high}] p {d['p']:.2g}"
+            # Of a single test there is nothing to correct.
+            cells.append(cell + (f", Holm {adjusted[name][label]:.2g}" if len(by) > 1 else ""))
         tasks = [row for row in comparison["rows"] if row["kind"] == "task"]
         changed = [d for row in tasks for d in row["differences"] if d["candidate"] == label]
         up, down = (sum(d[way] for d in changed) for way in ("gains", "losses"))
@@ -87,28 +110,23 @@ def cells_that_differ(comparison: Row) -> list[str]:
     return lines
 
 
-def library(geometry: Row) -> list[str]:
-    """Tabulate norms and cosines of a library, before and after subtraction."""
-    norms = {"none": geometry["norm"], **geometry["residual_norm"]}
-    lines = [
-        f"Library {geometry['library']}: {len(geometry['experts'])} experts, "
-        f"{len(geometry['layers'])} layers; |cosine| of experts with general adapters at most "
-        f"{np.abs(geometry['cosine_general']).max():.4f}.",
-        "",
-        "| rule | mean norm | mean cosine of experts | mean abs. cosine of prototypes |",
-        "|---|---|---|---|",
-    ]
-    for rule, by in norms.items():
-        norm = np.mean([np.mean(layers) for layers in by.values()])
-        pair = _off_diagonal(geometry["cosine_experts"][rule])
-        prototype = _off_diagonal(geometry["prototype_similarity"][rule])
-        lines.append(f"| {rule} | {norm:.3f} | {pair:+.4f} | {prototype:.4f} |")
+def libraries(geometries: list[Row]) -> list[str]:
+    """Tabulate norms and cosines of every library, before and after subtraction."""
+    heads = ["library", "rule", "norm", "even mix, factors", "even mix, outputs"]
+    heads += ["cosine of experts", "abs. cosine of prototypes"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for geometry in geometries:
+        for row in summary(geometry):
+            norms = [row.norm, row.mixture["factors"], row.mixture["outputs"]]
+            cells = [f"{norm:.2f}" for norm in norms]
+            cells += [f"{row.cosine:+.3f}", f"{row.prototypes:.3f}"]
+            lines.append(f"| {geometry['library']} | {row.rule} | " + " | ".join(cells) + " |")
     return lines
 
 
 def routing(routes: list[Row]) -> list[str]:
     """Tabulate how evenly each setting uses the experts."""
-    lines = ["| library | setting | entropy, nats | of the most even | most used | least used |"]
+    lines = ["| library | setting | entropy, nats | of the most | most used | least used |"]
     lines.append("|---" * 6 + "|")
     for one in routes:
         entropy = np.mean([np.mean(task["entropy"]) for task in one["tasks"].values()])
@@ -117,7 +135,7 @@ def routing(routes: list[Row]) -> list[str]:
         most, least = (f"{one['experts'][n]} {100 * use[n]:.1f}%" for n in (order[-1], order[0]))
         even = entropy / np.log(one["top_k"])
         shares = f"{entropy:.3f} | {100 * even:.0f}% | {most} | {least}"
-        lines.append(f"| {one['library']} | {one['setting']} | {shares} |")
+        lines.append(f"| {one['library']} | {_label(one)} | {shares} |")
     return lines
 
 
@@ -159,7 +177,7 @@ def draw_routing(routes: list[Row], picture: Path) -> None:
         axes.set_xticks(range(len(one["experts"])), one["experts"], rotation=90, fontsize=7)
         names = [task.removeprefix("gks_paper_") for task in one["tasks"]]
         axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.set_title(f"{one['library']}, {one['setting']}", fontsize=9)
+        axes.set_title(f"{one['library']}: {_label(one)}", fontsize=9)
     figure.colorbar(image, ax=panels, label="mean coefficient, %")
     figure.savefig(picture, dpi=110)
 
@@ -168,9 +186,8 @@ def _size(row: Row) -> int:
     return int(max(score["n"] for score in row["scores"].values()))
 
 
-def _off_diagonal(table: list[list[float]]) -> float:
-    values = np.array(table)
-    return float(values[~np.eye(len(values), dtype=bool)].mean())
+def _label(routes: Row) -> str:
+    return parse_settings([routes["setting"]])[0].slug
 
 
 def read(folder: Path, kind: str) -> dict[str, Row]:
@@ -184,11 +201,11 @@ def main(folder: Path) -> None:
     comparisons = read(folder, "compare")
     routes = list(read(folder, "routes").values())
     first = {name: comparisons.pop(name) for name in ("arrow", "base")}
-    parts = [means(first["arrow"])]
+    parts = [means(first["arrow"], guessing(folder))]
     for comparison in first.values():
         parts += [changes(comparison), cells_that_differ(comparison)]
     parts += [changes(comparison) for comparison in comparisons.values()]
-    parts += [library(geometry) for geometry in read(folder, "geometry").values()]
+    parts.append(libraries(list(read(folder, "geometry").values())))
     parts.append(routing(routes))
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
     (folder / "tables.md").write_text(text, encoding="utf-8")

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The study of docs/study.md: every way to subtract, combine and route, on one library.
+# The study of docs/study.md: each rule, combine and preset, Arrow and the uniform router.
 #
 #   docs/study/run.sh phi3-mini phi3-study --dry-run    # what it takes
 #   docs/study/run.sh phi3-mini phi3-study              # a real Phi-3, on a GPU
 #
 # LIBRARY OUTPUT, then options of `gks-eval grid`; a run that was stopped goes on where it stopped.
 # In the environment: TASKS; DTYPE, of the base; OTHERS, further libraries to set beside it, such as
-# one whose adapters all began at one start; LAUNCH, such as 'torchrun --nproc_per_node 2 --no-python', to share the grid.
+# one whose adapters all began at one start; LAUNCH, such as
+# 'torchrun --nproc_per_node 2 --no-python', to share the grid.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 library=$1 output=$2
@@ -16,7 +17,7 @@ tasks=${TASKS:-gks_paper_english,gks_paper_german,gks_paper_french}
 all=$(python -c 'import sys; from gks_eval.library import load_library
 print(len(load_library(sys.argv[1]).experts))' "$library")
 exact="gks:avg;preset=exact"
-settings="base,arrow,gks:avg,$exact,uniform,arrow;combine=outputs"
+settings="base,arrow,gks:avg,$exact,uniform,arrow;combine=outputs,uniform;combine=outputs"
 settings+=",gks:en,gks:de,gks:fr"
 settings+=",gks:en;preset=exact,gks:de;preset=exact,gks:fr;preset=exact"
 settings+=",gks:avg;rule=orthogonal,gks:avg;preset=peft,gks:avg;rule=delta"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -44,14 +44,15 @@ def _show(
 ) -> None:
     """Show norms and angles of a library's updates, before and after subtraction by each rule."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from gks_eval.cli._bar import progress_bar, working
 
     with working("reading the library"):
+        from gks_eval.config.setting import Combine
         from gks_eval.files import write_text
         from gks_eval.geometry import library_geometry, summary
+        from gks_eval.grid.table import print_whole
         from gks_eval.library import load_library
 
         loaded = load_library(library)
@@ -60,14 +61,20 @@ def _show(
         geometry = library_geometry(loaded, languages, advance)
     if output is not None:
         write_text(output, json.dumps(geometry, indent=1) + "\n")
-    console = Console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = "Means over experts, over pairs of experts, and over layers."
-    for heading in ("residual", "|dW|", "cosine of experts", "|cosine| of prototypes"):
-        table.add_column(heading, justify="left" if heading == "residual" else "right")
-    for variant, norm, cosine, similarity in summary(geometry):
-        table.add_row(variant, f"{norm:.4g}", f"{cosine:+.4f}", f"{similarity:.4f}")
-    console.print(table)
+    table.caption = (
+        "|dW| over all layers, a mean over experts; the norm of an even mixture of all of them, by "
+        "combine; means over pairs of experts, for prototypes over layers too."
+    )
+    table.add_column("\nresidual")
+    mixtures = (f"even mix,\n{combine}" for combine in get_args(Combine))
+    for heading in ("\n|dW|", *mixtures, "cosine of\nexperts", "|cosine| of\nprototypes"):
+        table.add_column(heading, justify="right")
+    for row in summary(geometry):
+        mixed = (row.mixture.get(combine) for combine in get_args(Combine))
+        norms = ("–" if norm is None else f"{norm:.4g}" for norm in (row.norm, *mixed))
+        table.add_row(row.rule, *norms, f"{row.cosine:+.4f}", f"{row.prototypes:.4f}")
+    print_whole(table)
     near = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     near.caption = (
         "Cosine of each expert's dW with each general adapter's, and how far the residual by "
@@ -80,4 +87,4 @@ def _show(
         apart = geometry["rule_distance"].get(name)
         told = f"{sum(apart) / len(apart):.3f}" if apart else "–"
         near.add_row(name, *(f"{cosine:+.4f}" for cosine in row), told)
-    console.print(near)
+    print_whole(near)

@@ -160,7 +160,7 @@ def train(place: Place, command: str) -> None:
 
 def show(place: Place, command: str) -> None:
     place.run(command)
-    for word in ("|dW|", "cosine of experts", "sentiment"):
+    for word in ("|dW|", "even mix", "sentiment"):
         assert word in place.printed
 
 

@@ -224,7 +224,7 @@ def test_the_commands_of_the_study(app: Any, known_tasks: set[str], tmp_path: Pa
     for text in commands:
         check(shlex.split(text), Command("docs/study/run.sh", 1, text), app, known_tasks)
     settings = shlex.split(commands[0])[5].split(",")
-    assert len(settings) == len(set(settings)) == 25
+    assert len(settings) == len(set(settings)) == 26
     assert "gks:avg;preset=exact;top_k=12" in settings
 
 

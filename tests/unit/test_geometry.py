@@ -94,11 +94,29 @@ def test_prototype_similarity_is_the_mean_over_layers(library: Library) -> None:
 
 def test_the_summary_averages_pairs_of_different_experts(library: Library) -> None:
     geometry = library_geometry(library, ["en"])
-    variants = {variant: (norm, mean) for variant, norm, mean, _ in summary(geometry)}
-    assert list(variants) == ["none", "factors", "delta", "orthogonal"]
+    rules = {row.rule: row for row in summary(geometry)}
+    assert list(rules) == ["none", "factors", "delta", "orthogonal"]
     table = geometry["cosine_experts"]["delta"]
     pairs = [table[a][b] for a in range(4) for b in range(4) if a != b]
-    assert variants["delta"][1] == pytest.approx(sum(pairs) / len(pairs))
+    assert rules["delta"].cosine == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_an_even_mixture_is_of_factors_or_of_updates(library: Library) -> None:
+    found = library_geometry(library, ["en"])
+    rows = {row.rule: row for row in summary(found)}
+    for rule in ("none", "factors", "delta", "orthogonal"):
+        residuals = full(library, None if rule == "none" else rule, ["en"]).values()
+        updates = [sum(layer) / len(layer) for layer in zip(*residuals, strict=True)]
+        norms = [float(update.norm()) for update in updates]
+        assert found["mixture_norm"][rule]["outputs"] == pytest.approx(norms, rel=1e-5)
+        whole = float(torch.cat([update.flatten() for update in updates]).norm())
+        assert rows[rule].mixture["outputs"] == pytest.approx(whole, rel=1e-5)
+    by_factors = []
+    for module in library.modules:
+        pairs = [adapter.pairs[module] for adapter in library.experts.values()]
+        A, B = (sum(getattr(pair, side).double() for pair in pairs) / len(pairs) for side in "AB")
+        by_factors.append(pairs[0].scaling * float((B @ A).norm()))
+    assert found["mixture_norm"]["none"]["factors"] == pytest.approx(by_factors)
 
 
 def test_unequal_ranks_leave_out_the_rules_that_need_equal_ones(tiny_library: LibraryOf) -> None:
@@ -106,6 +124,8 @@ def test_unequal_ranks_leave_out_the_rules_that_need_equal_ones(tiny_library: Li
     found = library_geometry(load_library(str(uneven)))
     assert list(found["residual_norm"]) == ["delta"]
     assert found["rule_distance"] == {}
+    assert list(found["mixture_norm"]["none"]) == ["outputs"]
+    assert list(summary(found)[0].mixture) == ["outputs"]
 
 
 def test_unknown_languages_are_named(library: Library) -> None:
