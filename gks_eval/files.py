@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gks_eval.errors import ResourceError
+from gks_eval.errors import ResourceError, UsageError
 
 __all__ = [
+    "check_output",
     "check_writable",
     "disk_errors",
     "exclusive",
@@ -88,6 +89,18 @@ def check_writable(folder: Path) -> None:
             place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
+
+
+def check_output(file: Path) -> None:
+    """Make sure that `file` can be written before the work that fills it.
+
+    Raises:
+        UsageError: It is a folder.
+        ResourceError: Its folder cannot be written.
+    """
+    if file.is_dir():
+        raise UsageError(f"{file} is a folder; name a file in it.")
+    check_writable(file.parent)
 
 
 @contextlib.contextmanager

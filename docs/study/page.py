@@ -1,14 +1,8 @@
-"""The tables and pictures of docs/study.md, from what docs/study/run.sh wrote.
-
-python docs/study/page.py FOLDER    writes FOLDER/tables.md and FOLDER/*.png
-
-Of FOLDER it reads results/, compare-*.json, routes-*.json and geometry-*.json.
-"""
+"""The tables and pictures of docs/study.md, of what run.py beside it has measured."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +22,9 @@ NAMES |= {"gks_paper_german": "German", "gks_paper_french": "French", "study": "
 
 
 def groups(comparison: Row) -> list[Row]:
-    """Return a comparison's rows of means, in their own order."""
-    return [row for row in comparison["rows"] if row["kind"] == "group"]
+    """Return a comparison's rows of means, in their own order; of single tasks where none is."""
+    rows: list[Row] = comparison["rows"]
+    return [row for row in rows if row["kind"] == "group"] or rows
 
 
 def points(fraction: float, sign: str = "") -> str:
@@ -38,10 +33,10 @@ def points(fraction: float, sign: str = "") -> str:
     return text.lstrip("+-") if float(text) == 0 else text
 
 
-def guessing(folder: Path) -> dict[str, float]:
+def guessing(base: Path) -> dict[str, float]:
     """Return the accuracy of a blind guess on each task: the mean of 1 / choices over its items."""
     found: dict[str, list[float]] = {}
-    for path in sorted((folder / "results/base").glob("samples_*.jsonl")):
+    for path in sorted(base.glob("samples_*.jsonl")):
         task = path.stem.removeprefix("samples_").rsplit("_", 1)[0]
         for line in path.read_text("utf-8").splitlines():
             found.setdefault(task, []).append(1 / len(json.loads(line)["resps"]))
@@ -53,7 +48,10 @@ def means(comparison: Row, chances: dict[str, float]) -> list[str]:
     rows = groups(comparison)
     heads = [f"{NAMES.get(r['name'], r['name'])}, n = {_size(r)}" for r in rows]
     lines = ["| setting | " + " | ".join(heads) + " |", "|---" * (len(rows) + 1) + "|"]
-    blind = (points(float(np.mean([chances[task] for task in row["tasks"]]))) for row in rows)
+    blind = (
+        points(float(np.mean([chances[task] for task in row["tasks"] or [row["name"]]])))
+        for row in rows
+    )
     lines.append("| *guessing* | " + " | ".join(blind) + " |")
     for run in comparison["runs"]:
         cells = []
@@ -120,7 +118,7 @@ def libraries(geometries: list[Row]) -> list[str]:
             norms = [row.norm, row.mixture["factors"], row.mixture["outputs"]]
             cells = [f"{norm:.2f}" for norm in norms]
             cells += [f"{row.cosine:+.3f}", f"{row.prototypes:.3f}"]
-            lines.append(f"| {geometry['library']} | {row.rule} | " + " | ".join(cells) + " |")
+            lines.append(f"| {_name(geometry)} | {row.rule} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -135,7 +133,7 @@ def routing(routes: list[Row]) -> list[str]:
         most, least = (f"{one['experts'][n]} {100 * use[n]:.1f}%" for n in (order[-1], order[0]))
         even = entropy / np.log(one["top_k"])
         shares = f"{entropy:.3f} | {100 * even:.0f}% | {most} | {least}"
-        lines.append(f"| {one['library']} | {_label(one)} | {shares} |")
+        lines.append(f"| {_name(one)} | {_label(one)} | {shares} |")
     return lines
 
 
@@ -177,7 +175,7 @@ def draw_routing(routes: list[Row], picture: Path) -> None:
         axes.set_xticks(range(len(one["experts"])), one["experts"], rotation=90, fontsize=7)
         names = [task.removeprefix("gks_paper_") for task in one["tasks"]]
         axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.set_title(f"{one['library']}: {_label(one)}", fontsize=9)
+        axes.set_title(f"{_name(one)}: {_label(one)}", fontsize=9)
     figure.colorbar(image, ax=panels, label="mean coefficient, %")
     figure.savefig(picture, dpi=110)
 
@@ -186,32 +184,39 @@ def _size(row: Row) -> int:
     return int(max(score["n"] for score in row["scores"].values()))
 
 
+def _name(record: Row) -> str:
+    return Path(record["library"]).name
+
+
 def _label(routes: Row) -> str:
     return parse_settings([routes["setting"]])[0].slug
 
 
-def read(folder: Path, kind: str) -> dict[str, Row]:
-    """Return what the files KIND-NAME.json of a folder hold, by NAME."""
-    paths = sorted(folder.glob(f"{kind}-*.json"))
-    return {p.stem.removeprefix(f"{kind}-"): json.loads(p.read_text("utf-8")) for p in paths}
+def read(paths: list[Path]) -> list[Row]:
+    """Return what JSON files hold."""
+    return [json.loads(path.read_text("utf-8")) for path in paths]
 
 
-def main(folder: Path) -> None:
-    """Write tables and pictures beside the numbers."""
-    comparisons = read(folder, "compare")
-    routes = list(read(folder, "routes").values())
-    first = {name: comparisons.pop(name) for name in ("arrow", "base")}
-    parts = [means(first["arrow"], guessing(folder))]
-    for comparison in first.values():
+def write(
+    folder: Path, base: Path, comparisons: list[Path], routes: list[Path], geometries: list[Path]
+) -> None:
+    """Write tables.md and pictures into `folder`.
+
+    Args:
+        folder: Where to.
+        base: Results of the base alone, whose samples say how many choices there are.
+        comparisons: Of all settings with arrow, with base, then of fewer settings.
+        routes: Routing, one file a setting.
+        geometries: Norms and cosines, one file a library.
+    """
+    against_arrow, against_base, *others = read(comparisons)
+    routing_records = read(routes)
+    parts = [means(against_arrow, guessing(base))]
+    for comparison in (against_arrow, against_base):
         parts += [changes(comparison), cells_that_differ(comparison)]
-    parts += [changes(comparison) for comparison in comparisons.values()]
-    parts.append(libraries(list(read(folder, "geometry").values())))
-    parts.append(routing(routes))
+    parts += [changes(comparison) for comparison in others]
+    parts += [libraries(read(geometries)), routing(routing_records)]
     text = "\n\n".join("\n".join(part) for part in parts) + "\n"
     (folder / "tables.md").write_text(text, encoding="utf-8")
-    draw_changes(first["arrow"], folder / "changes.png")
-    draw_routing(routes, folder / "routing.png")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    draw_changes(against_arrow, folder / "changes.png")
+    draw_routing(routing_records, folder / "routing.png")

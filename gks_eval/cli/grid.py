@@ -163,10 +163,11 @@ def _model_arguments(text: str) -> dict[str, Any]:
     try:
         arguments: dict[str, Any] = simple_parse_args_string(text)
     except ValueError:
-        raise UsageError(f"--model-args {text!r} is not written name=value,name=value.") from None
+        arguments = {"": ""}
     for name, value in arguments.items():
         if value == "" or name == "self":
-            raise UsageError(f"--model-args {text!r} is not written name=value,name=value.")
+            # Without the text itself, which may hold a token.
+            raise UsageError("--model-args is not written name=value,name=value.") from None
         if name in ARGUMENTS:
             raise UsageError(
                 f"--model-args: {name} belongs to a setting; write 'gks:avg;{name}=...'."

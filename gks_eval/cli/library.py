@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from gks_eval.cli import _complete
+from gks_eval.files import check_output
 
 __all__ = ["register"]
 
@@ -48,6 +49,8 @@ def _show(
 
     from gks_eval.cli._bar import progress_bar, working
 
+    if output is not None:
+        check_output(output)
     with working("reading the library"):
         from gks_eval.config.setting import Combine
         from gks_eval.files import write_text

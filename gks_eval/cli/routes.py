@@ -12,6 +12,7 @@ import typer
 
 from gks_eval.cli import _complete
 from gks_eval.errors import DataError, UsageError
+from gks_eval.files import check_output
 
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
@@ -66,6 +67,8 @@ def _routes(
     """Show each expert's share of tokens, mean coefficient and entropy, layer by layer."""
     if (task is None) == (text is None):
         raise UsageError("give either --tasks or --text.")
+    if text is not None and output is not None:
+        raise UsageError("--output takes what --tasks finds; leave it out with --text.")
     content = None if text is None else _read(text)
     from gks_eval.cli._bar import working
     from gks_eval.cli._lm_eval import lm_eval_told
@@ -73,7 +76,11 @@ def _routes(
 
     parsed, others = Setting.parse(setting)
     if others:
-        raise UsageError(f"--setting {setting}: {next(iter(others))} is not of the setting's own.")
+        name = next(iter(others))
+        mend = f"use --{name}" if name in ("library", "pretrained", "dtype") else "leave it out"
+        raise UsageError(f"--setting: {name} is not of the setting's own; {mend}.")
+    if output is not None:
+        check_output(output)
     if not parsed.uses_library:
         raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
@@ -87,8 +94,9 @@ def _routes(
     if content is not None:
         _show_text(lm, content)
     else:
-        # After the model, whose kind the authors' protocol asks for.
-        _show_tasks(lm, _items(tasks, limit), setting, output)
+        with lm_eval_told():  # after the model, whose kind the authors' protocol asks for
+            items = _items(tasks, limit)
+        _show_tasks(lm, items, setting, output)
 
 
 def _read(path: Path) -> str:
@@ -169,9 +177,12 @@ def _tasks(names: list[str], include_paths: list[str]) -> dict[str, Any]:
     from gks_eval.grid import task_manager
 
     tasks: dict[str, Any] = task_manager(names, include_paths).load(names)["tasks"]
-    if all(task.OUTPUT_TYPE in _UNSCORED for task in tasks.values()):
+    scored = {name: task for name, task in tasks.items() if task.OUTPUT_TYPE not in _UNSCORED}
+    if not scored:
         raise UsageError(f"--tasks {','.join(names)}: none of these is scored by log-likelihood.")
-    return tasks
+    if left := ", ".join(sorted(tasks.keys() - scored)):
+        typer.echo(f"Left out, not scored by log-likelihood: {left}.", err=True)
+    return scored
 
 
 def _items(tasks: dict[str, Any], limit: int) -> dict[str, list[list[Any]]]:

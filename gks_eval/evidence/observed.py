@@ -95,6 +95,7 @@ class LibraryGeometry(FrozenModel):
         cosine_experts: By rule, and ``none`` without subtraction, (E, E).
         prototype_similarity: Likewise, (E, E): mean over layers of |prototype . prototype|.
         rule_distance: Per expert, (L,): |factors - delta| / |delta|.
+        mixture_norm: By rule or ``none``, by combine, (L,): norm of an even mixture of all experts.
         provenance: Anything about how it was made.
     """
 
@@ -109,6 +110,7 @@ class LibraryGeometry(FrozenModel):
     cosine_experts: dict[str, list[list[Cosine]]]
     prototype_similarity: dict[str, list[list[Cosine]]]
     rule_distance: dict[str, list[Size]] = Field(default_factory=dict)
+    mixture_norm: dict[str, dict[str, list[Size]]] = Field(default_factory=dict)
     provenance: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")

@@ -69,8 +69,9 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
         for name in others:
             if name not in _SWAPPABLE:
                 known = {*_SWAPPABLE, *Setting.model_fields, "preset"}
+                kind = text.partition(";")[0].strip()  # the rest may hold a token
                 raise UsageError(
-                    f"setting {text!r}: {name} cannot change on a loaded base "
+                    f"setting '{kind};{name}=...': {name} cannot change on a loaded base "
                     f"({did_you_mean(name, known)}); give it to the whole grid with --model-args."
                 )
         cells.append(Cell(text, _slug(text), setting, others))

@@ -79,6 +79,8 @@ def plan_lines(plan: GridPlan) -> list[str]:
     """Return what a grid will take, in sentences."""
     done = len(plan.cells) - plan.left
     lines = [f"Settings: {plan.left} to run, {done} finished."]
+    if not plan.left:
+        return [*lines, "Nothing is left to compute."]
     if plan.continued:
         lines.append(f"Texts to continue: {plan.continued:,}, which no count of tokens covers.")
     lines.append(

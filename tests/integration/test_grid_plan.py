@@ -126,6 +126,15 @@ def test_the_time_in_words(seconds: int, words: str) -> None:
     assert "Texts to continue: 7" in said
 
 
+def test_a_finished_grid_has_nothing_left() -> None:
+    plan = GridPlan(
+        cells=[(None, True)],  # type: ignore[list-item]
+        tasks={"a": TaskSize(1, 2, 3, 3)}, distinct=1000, continued=0, weights=10, rate=5.0,
+    )  # fmt: skip
+    said = ["Settings: 0 to run, 1 finished.", "Nothing is left to compute."]
+    assert plan_lines(plan) == said
+
+
 def test_texts_to_continue_are_counted(grid: Grid, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(
         '{"q": "one", "a": "1"}\n{"q": "two", "a": "2"}\n', "utf-8"

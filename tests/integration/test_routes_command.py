@@ -60,3 +60,54 @@ def test_a_task_that_only_generates_has_nothing_to_route(
     status, printed = routes("--tasks", "gks_bbh_word_sorting")
     assert status == 2
     assert "none of these is scored by log-likelihood" in printed
+
+
+def test_bad_arguments_are_refused_before_a_model_is_made(
+    routes: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def made(*_: object, **__: object) -> None:
+        pytest.fail("a model was made")
+
+    monkeypatch.setattr("gks_eval.lm.GksArrowLM.__init__", made)
+    task = ("--tasks", "gks_paper_piqa")
+    (tmp_path / "text.txt").write_text("An owl.", "utf-8")
+    cases: list[tuple[tuple[str, ...], str]] = [
+        ((*task, "--output", str(tmp_path)), "is a folder; name a file in it"),
+        (("--text", str(tmp_path / "text.txt"), "--output", "x.json"), "leave it out with --text"),
+        ((*task, "--setting", "arrow;library=x"), "use --library"),
+    ]
+    for options, said in cases:
+        status, printed = routes(*options)
+        assert status == 2
+        assert said in printed
+
+
+def test_a_task_that_fails_at_a_later_item_is_a_sentence(
+    routes: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    rows = [{"q": "one", "n": 1}, {"q": "two", "n": 0}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (tmp_path / "late.yaml").write_text(
+        f"""
+task: fails_late
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{tmp_path}/rows.jsonl"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{ q }}}} {{{{ 1 / n }}}}"
+doc_to_choice: ["a", "b"]
+doc_to_target: 0
+metric_list: [{{metric: acc}}]
+""",
+        "utf-8",
+    )
+    status, printed = routes("--tasks", "fails_late", "--include-path", str(tmp_path))
+    assert status != 0
+    assert "lm-eval stopped" in printed
+    assert "Traceback" not in printed
+
+
+def test_tasks_that_are_not_routed_are_named(routes: Callable[..., tuple[int, str]]) -> None:
+    status, printed = routes("--tasks", "gks_bbh_word_sorting,gks_paper_piqa", "--limit", "1")
+    assert status == 0, printed
+    assert "Left out, not scored by log-likelihood: gks_bbh_word_sorting." in printed

@@ -98,6 +98,15 @@ def test_no_secret_of_the_environment_is_written_or_printed(
     assert status == 2
     assert "unknown argument tokne;" in printed
     assert_no_secret(tmp_path, printed)
+    malformed = [
+        ["--settings", "base", "--model-args", "token=hf_Planted,hf_Planted"],
+        ["--settings", "base", "--model-args", "token=hf_Planted,dtype="],
+        ["--settings", "arrow;token=hf_Planted"],
+    ]
+    for options in malformed:
+        status, printed = gks_eval(*grid, *options, "--output", "other")
+        assert status == 2
+        assert_no_secret(tmp_path, printed)
 
 
 def test_no_secret_goes_through_lm_evals_command_line(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import runpy
 import shlex
-import subprocess
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -80,8 +81,7 @@ def check(words: list[str], command: Command, app: Any, known_tasks: set[str]) -
         check_ours(rest, command, app, known_tasks, whole)
     elif program.startswith("docs/"):
         assert os.access(ROOT / program, os.X_OK), f"{command.where}: {program} cannot be run"
-        given = {word for word in rest if word.startswith("-")}
-        assert given <= options_of(app.commands["grid"]), command.where  # handed on to it
+        runpy.run_path(str(ROOT / program))["arguments"](rest)
     elif program == "make":
         assert rest[-1] in make_targets(), command.where
     else:
@@ -207,25 +207,21 @@ def test_a_misspelt_command_is_noticed(text: str, app: Any, known_tasks: set[str
 
 
 def test_the_commands_of_the_study(app: Any, known_tasks: set[str], tmp_path: Path) -> None:
-    """What docs/study/run.sh would run, written down by stand-ins for the programs."""
-    for program, script in (
-        ("gks-eval", f'printf "%q " gks-eval "$@" >> {tmp_path}/log; echo >> {tmp_path}/log'),
-        ("python", "echo 12"),
-    ):
-        (tmp_path / program).write_text(f"#!/bin/bash\n{script}\n", "utf-8")
-        (tmp_path / program).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OTHERS": "one two"}
-    study = [ROOT / "docs/study/run.sh", "phi3-mini", "out", "--limit", "2"]
-    subprocess.run(study, check=True, env=environment, stdin=subprocess.DEVNULL)
-    commands = (tmp_path / "log").read_text("utf-8").splitlines()
-    # The grid; comparisons with arrow, base, between libraries and within (no results: one), each
-    # as JSON and CSV; routes; library show.
-    assert len(commands) == 1 + 2 * (2 + 1 + 1) + (3 + 2 * 2) + 3
-    for text in commands:
-        check(shlex.split(text), Command("docs/study/run.sh", 1, text), app, known_tasks)
-    settings = shlex.split(commands[0])[5].split(",")
-    assert len(settings) == len(set(settings)) == 26
-    assert "gks:avg;preset=exact;top_k=12" in settings
+    """What docs/study/run.py would run; it is run in tests/integration/test_study.py."""
+    study = runpy.run_path(str(ROOT / "docs/study/run.py"))["Study"]
+    others = [tmp_path / "one/shared", tmp_path / "two"]
+    for folder in others:
+        folder.mkdir(parents=True)
+        shutil.copy(ROOT / "adapters/phi3-mini/library.yaml", folder)
+    planned = study("phi3-mini", Path("out"), tuple(map(str, others)))
+    settings = planned.settings()
+    assert len(settings) == len(set(settings)) == 22 + 2 * 2
+    assert "gks:avg;preset=exact;top_k=10" in settings
+    read = (planned.comparisons(), planned.routes(), planned.geometries())
+    assert [len(commands) for commands in read] == [2 * (2 + 1 + 2), 3 + 2 * 2, 3]
+    for command in (planned.grid(), *(c for commands in read for c in commands.values())):
+        text = shlex.join(command)
+        check(command, Command("docs/study/run.py", 1, text), app, known_tasks)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -11,6 +11,7 @@ from common import assert_sentence, dense, random_pair
 from oracle import residual_dense
 
 from gks_eval.errors import UsageError
+from gks_eval.evidence.observed import LibraryGeometry
 from gks_eval.geometry import inner_product, library_geometry, summary
 from gks_eval.library import Library, load_library
 
@@ -51,6 +52,7 @@ def test_norms_and_cosines(library: Library, languages: list[str]) -> None:
     found = library_geometry(library, languages)
     names = list(library.experts)
     plain = full(library, None, languages)
+    LibraryGeometry.model_validate(found)  # what the report reads
     assert found["norm"] == {
         name: pytest.approx([float(matrix.norm()) for matrix in plain[name]]) for name in names
     }

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""The study of docs/study.md: each rule, combine and preset, Arrow and the uniform router.
+
+docs/study/run.py phi3-mini phi3-study --dry-run    what it takes
+docs/study/run.py phi3-mini phi3-study              a real Phi-3, on a GPU
+
+A run that was stopped goes on where it stopped. What it runs are commands of gks-eval, which it
+prints; its tables and pictures are made by page.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gks_eval.errors import GksError
+from gks_eval.grid.settings import parse_settings
+from gks_eval.library import read_manifest
+
+TASKS = "gks_paper_english,gks_paper_german,gks_paper_french"
+EXACT = "gks:avg;preset=exact"
+TASK_FOLDER = Path(__file__).parent / "tasks"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to run.
+
+    Attributes:
+        library: The library of all settings but those of `others`.
+        output: Folder of everything that is written.
+        others: Further libraries, each run as arrow and as gks:avg.
+        tasks: Tasks or groups, separated by commas.
+        dtype: Of the base's weights.
+        for_model: Further arguments of `gks-eval grid` and `gks-eval routes`.
+        for_grid: Further arguments of `gks-eval grid` alone.
+    """
+
+    library: str
+    output: Path
+    others: tuple[str, ...] = ()
+    tasks: str = TASKS
+    dtype: str = "auto"
+    for_model: tuple[str, ...] = ()
+    for_grid: tuple[str, ...] = ()
+
+    def settings(self) -> list[str]:
+        """Return the settings of the grid.
+
+        Raises:
+            GksError: A library cannot be read, or is too small.
+        """
+        names = [name_of(library) for library in (self.library, *self.others)]
+        for library in (self.library, *self.others):
+            config = read_manifest(library)[1]
+            if len(config.experts) < 3 or not config.general:
+                raise GksError(f"{library} needs 3 experts and a general adapter for the study.")
+            if names.count(name_of(library)) > 1:
+                raise GksError(f"two libraries are called {name_of(library)}; rename a folder.")
+        config = read_manifest(self.library)[1]
+        found = ["base", "arrow", "uniform", "arrow;combine=outputs", "uniform;combine=outputs"]
+        found += ["gks:avg", EXACT, "gks:avg;preset=peft", "gks:avg;rule=delta"]
+        found += ["gks:avg;rule=orthogonal"]
+        for language in config.general:
+            found += [f"gks:{language}", f"gks:{language};preset=exact"]
+        sizes = sorted({k for k in (1, 5, len(config.experts)) if k <= len(config.experts)} - {3})
+        found += [f"{kind};top_k={k}" for kind in ("arrow", EXACT) for k in sizes]
+        for other in self.others:
+            found += [f"{kind};library={other}" for kind in ("arrow", "gks:avg")]
+        return found
+
+    def folder(self, setting: str) -> Path:
+        """Return where the grid puts a setting's results."""
+        return self.output / "results" / parse_settings([setting])[0].slug
+
+    def grid(self) -> list[str]:
+        """Return the command that measures all settings."""
+        given = ["--library", self.library, "--settings", ",".join(self.settings())]
+        given += ["--tasks", self.tasks, "--include-path", str(TASK_FOLDER)]
+        given += ["--model-args", f"dtype={self.dtype}", *self.for_model, *self.for_grid]
+        return ["gks-eval", "grid", *given, "--output", str(self.output / "results")]
+
+    def comparisons(self) -> dict[Path, list[str]]:
+        """Return a command for each file of paired tests, with arrow and base first."""
+        everything = self.settings()
+        runs = {name: [name, *(s for s in everything if s != name)] for name in ("arrow", "base")}
+        within = {
+            name_of(o): [f"{k};library={o}" for k in ("arrow", "gks:avg")] for o in self.others
+        }
+        if self.others:
+            runs["gks-avg"] = ["gks:avg", *(pair[1] for pair in within.values())]
+        runs |= {f"library-{name}": pair for name, pair in within.items()}
+        commands = {}
+        for name, settings in runs.items():
+            for form in ("json", "csv"):
+                path = self.output / f"compare-{name}.{form}"
+                # A name of its own for each run: folders of long settings end in a hash.
+                named = [f"{label(s)}={self.folder(s)}" for s in settings]
+                commands[path] = ["gks-eval", "compare", "-f", form, "-o", str(path), *named]
+        return commands
+
+    def routes(self) -> dict[Path, list[str]]:
+        """Return a command for each file of routing, the first 20 items of a task."""
+        pairs = [(self.library, setting) for setting in ("arrow", "gks:avg", EXACT)]
+        pairs += [(other, setting) for other in self.others for setting in ("arrow", "gks:avg")]
+        commands = {}
+        for library, setting in pairs:
+            path = self.output / f"routes_{name_of(library)}-{label(setting)}.json"
+            given = ["--library", library, "--setting", setting, "--tasks", self.tasks]
+            given += ["--include-path", str(TASK_FOLDER), "--limit", "20"]
+            given += ["--dtype", self.dtype, *self.for_model]
+            commands[path] = ["gks-eval", "routes", *given, "-o", str(path)]
+        return commands
+
+    def geometries(self) -> dict[Path, list[str]]:
+        """Return a command for each library's file of norms and cosines."""
+        commands = {}
+        for library in (self.library, *self.others):
+            path = self.output / f"geometry_{name_of(library)}.json"
+            commands[path] = ["gks-eval", "library", "show", library, "-o", str(path)]
+        return commands
+
+
+def name_of(library: str) -> str:
+    """Return a library's short name."""
+    return Path(library).name
+
+
+def label(setting: str) -> str:
+    """Return a setting's name in tables and files, such as gks-avg_library-shared."""
+    kind, mark, library = setting.partition(";library=")
+    plain = kind + mark + name_of(library) if mark else kind
+    return parse_settings([plain])[0].slug
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line, or `words` in its place."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("library", help="Bundled name, folder or hub id.")
+    parser.add_argument("output", type=Path, help="Folder for everything.")
+    add = parser.add_argument
+    add(
+        "--other",
+        action="append",
+        default=[],
+        metavar="LIBRARY",
+        help="Further library, run as arrow and gks:avg; may be repeated.",
+    )
+    add("--tasks", default=TASKS, help="Tasks or groups (default: %(default)s).")
+    add("--dtype", default="auto", help="Type of the base's weights.")
+    add("--pretrained", help="Base model; default: the library's.")
+    add("--batch-size", default="auto", help="As lm-eval takes it.")
+    add("--limit", help="Items a task of the grid.")
+    add("--samples", help="Items by task, as JSON or a file of it.")
+    add("--launch", default="", help="Starts the grid: 'torchrun --nproc_per_node 2 --no-python'.")
+    add("--dry-run", action="store_true", help="Say what it takes, and stop.")
+    return parser.parse_args(words)
+
+
+def run(command: list[str]) -> None:
+    """Run a command; where it fails, end with its exit code."""
+    print("+", shlex.join(command), flush=True)
+    if code := subprocess.run(command, check=False).returncode:  # noqa: S603, the user's own
+        sys.exit(code)
+
+
+def main() -> None:
+    """Run the grid, then whatever reads it."""
+    given = arguments()
+    for_grid = ["--batch-size", given.batch_size]
+    for option in ("limit", "samples"):
+        if value := getattr(given, option):
+            for_grid += [f"--{option}", value]
+    study = Study(
+        given.library,
+        given.output,
+        others=tuple(given.other),
+        tasks=given.tasks,
+        dtype=given.dtype,
+        for_model=("--pretrained", given.pretrained) if given.pretrained else (),
+        for_grid=tuple(for_grid),
+    )
+    try:
+        grid = shlex.split(given.launch) + study.grid()
+    except GksError as error:
+        sys.exit(f"run.py: {error}")
+    if given.dry_run:
+        run([*grid, "--dry-run"])
+        return
+    run(grid)
+    comparisons, routes, geometries = study.comparisons(), study.routes(), study.geometries()
+    for command in (*comparisons.values(), *routes.values(), *geometries.values()):
+        run(command)
+
+    import page  # beside this file; here because it needs matplotlib
+
+    tests = [path for path in comparisons if path.suffix == ".json"]
+    page.write(study.output, study.folder("base"), tests, list(routes), list(geometries))
+
+
+if __name__ == "__main__":
+    main()
