@@ -124,7 +124,7 @@ def libraries(geometries: list[Row]) -> list[str]:
 
 def routing(routes: list[Row]) -> list[str]:
     """Tabulate how evenly each setting uses the experts."""
-    lines = ["| library | setting | entropy, nats | of the most | most used | least used |"]
+    lines = ["| library | setting | entropy, nats | of log top_k | most used | least used |"]
     lines.append("|---" * 6 + "|")
     for one in routes:
         entropy = np.mean([np.mean(task["entropy"]) for task in one["tasks"].values()])
@@ -161,23 +161,29 @@ def draw_changes(comparison: Row, picture: Path) -> None:
 
 
 def draw_routing(routes: list[Row], picture: Path) -> None:
-    """Draw each expert's mean coefficient on each task, one panel a setting."""
-    figure, panels = pyplot.subplots(
-        1, len(routes), figsize=(4.2 * len(routes) + 1, 4.6), sharey=True, layout="constrained"
-    )
+    """Draw each expert's mean coefficient on each task, one panel a setting, three a row."""
+    wide = min(3, len(routes))
+    high = -(-len(routes) // wide)
+    figure, grid = pyplot.subplots(
+        high, wide, figsize=(4.2 * wide + 1, 4.3 * high), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     tables = [
         np.array([np.mean(task["mean_coefficient"], axis=0) for task in one["tasks"].values()])
         for one in routes
     ]
     top = max(table.max() for table in tables)
-    for axes, one, table in zip(np.atleast_1d(panels), routes, tables, strict=True):
+    panels = list(grid.flat)
+    for axes, one, table in zip(panels, routes, tables, strict=False):
         image = axes.imshow(100 * table, vmin=0, vmax=100 * top, cmap="viridis", aspect="auto")
         axes.set_xticks(range(len(one["experts"])), one["experts"], rotation=90, fontsize=7)
         names = [task.removeprefix("gks_paper_") for task in one["tasks"]]
         axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.set_title(f"{_name(one)}: {_label(one)}", fontsize=9)
-    figure.colorbar(image, ax=panels, label="mean coefficient, %")
-    figure.savefig(picture, dpi=110)
+    for unused in panels[len(routes) :]:
+        unused.set_axis_off()
+    figure.colorbar(image, ax=grid, label="mean coefficient, %", shrink=1 / high)
+    figure.savefig(picture, dpi=100)
 
 
 def _size(row: Row) -> int:
