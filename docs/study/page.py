@@ -97,7 +97,8 @@ def cells_that_differ(comparison: Row) -> list[str]:
     tasks = [row for row in comparison["rows"] if row["kind"] == "task"]
     tests = [(row["name"], d) for row in tasks for d in row["differences"]]
     raw = sum(d["p"] is not None and d["p"] < 0.05 for _, d in tests)
-    lines = [f"{len(tests)} tests against {comparison['baseline']}: {raw} with p < 0.05 alone; "]
+    against = comparison["baseline"]
+    lines = [f"On single sets, {len(tests)} tests against {against}: {raw} with p < 0.05 alone; "]
     kept = [(name, d) for name, d in tests if d["p_holm"] is not None and d["p_holm"] < 0.05]
     lines[0] += f"after Holm over a setting's tasks {len(kept)}."
     lines += [

@@ -4,14 +4,16 @@
 docs/study/run.py phi3-mini phi3-study --dry-run    what it takes
 docs/study/run.py phi3-mini phi3-study              a real Phi-3, on a GPU
 
-A run that was stopped goes on where it stopped. What it runs are commands of gks-eval, which it
-prints; its tables and pictures are made by page.py.
+A grid that was stopped goes on where it stopped. What is run are commands of gks-eval, which are
+printed; page.py makes tables and pictures, with matplotlib: pip install 'gks-eval[evidence]'.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,6 +61,8 @@ class Study:
             config = read_manifest(library)[1]
             if len(config.experts) < 3 or not config.general:
                 raise GksError(f"{library} needs 3 experts and a general adapter for the study.")
+            if set(library) & {",", ";", "="}:
+                raise GksError(f"{library}: the path of a library may not hold , ; or =.")
             if names.count(name_of(library)) > 1:
                 raise GksError(f"two libraries are called {name_of(library)}; rename a folder.")
         config = read_manifest(self.library)[1]
@@ -164,7 +168,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 def run(command: list[str]) -> None:
     """Run a command; where it fails, end with its exit code."""
     print("+", shlex.join(command), flush=True)
-    if code := subprocess.run(command, check=False).returncode:  # noqa: S603, the user's own
+    try:
+        code = subprocess.run(command, check=False).returncode  # noqa: S603, the user's own
+    except OSError as error:
+        sys.exit(f"run.py: {command[0]} cannot be started: {error.strerror}.")
+    if code:
         sys.exit(code)
 
 
@@ -184,9 +192,15 @@ def main() -> None:
         for_model=("--pretrained", given.pretrained) if given.pretrained else (),
         for_grid=tuple(for_grid),
     )
+    if shutil.which("gks-eval") is None:
+        sys.exit("run.py: gks-eval is not in PATH; activate the environment that has it.")
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("run.py: the pictures need matplotlib; pip install 'gks-eval[evidence]'.")
+    if given.output.exists() and not given.output.is_dir():
+        sys.exit(f"run.py: {given.output} is a file; name a folder.")
     try:
         grid = shlex.split(given.launch) + study.grid()
-    except GksError as error:
+    except (GksError, ValueError) as error:  # ValueError: an open quotation mark
         sys.exit(f"run.py: {error}")
     if given.dry_run:
         run([*grid, "--dry-run"])

@@ -54,8 +54,9 @@ def report(
     need_evidence()
     from gks_eval.evidence.report.build import Options, build_page
     from gks_eval.evidence.runs import baseline_first, find_runs
-    from gks_eval.files import write_text
+    from gks_eval.files import check_output, write_text
 
+    check_output(output)
     found = baseline_first(find_runs(runs), baseline)
     folders = [path for path in dict.fromkeys(map(Path, runs)) if path.is_dir()]
     options = Options(title, metric, family.value, max_samples, max_text)

@@ -52,7 +52,9 @@ def _routes(
     ] = "gks:avg",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File for all numbers, as JSON (routes.json)."),
+        typer.Option(
+            "--output", "-o", help="File for all numbers of --tasks, as JSON (routes.json)."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="Items a task.")] = 50,
     pretrained: Annotated[

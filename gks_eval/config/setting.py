@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, get_args
 
@@ -228,6 +229,11 @@ def _kind(head: str, text: str) -> dict[str, str]:
             else {"router": value, "subtract": "none"}
         )
     known = [*plain, "gks", "expert"]
+    if "=" in kind:  # an argument behind a comma; its value, which may be a token, stays untold
+        name = re.split(r"[,\s]", kind.partition("=")[0])[-1]
+        raise UsageError(
+            f"setting '...{name}=...' has no kind; arguments follow ';', arrow;top_k=1."
+        )
     raise UsageError(f"setting {text!r}: {kind!r} is unknown; {did_you_mean(kind, known)}.")
 
 

@@ -76,7 +76,7 @@ def drop_p(changes: Floats, binary: bool, tolerance: float, rng: np.random.Gener
             return mcnemar_exact(gains, losses, "less")
         return worse_by_more_p(gains, losses, changes.size, tolerance)
     estimate, drawn = group_means([changes], [1.0], rng, DRAWS)
-    return bootstrap_p(estimate, drawn, margin=tolerance)
+    return bootstrap_p(estimate, drawn, tolerance, changed=int(np.count_nonzero(changes)))
 
 
 def _stream(name: str) -> np.random.Generator:
@@ -152,6 +152,8 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
         math.fsum(w * part[side].metric.value for w, part in zip(weights, parts, strict=True))
         for side in (0, 1)
     ]
+    gains = sum(int(np.count_nonzero(v > 0)) for v in values)
+    losses = sum(int(np.count_nonzero(v < 0)) for v in values)
     return Check(
         kind="group",
         name=name,
@@ -163,9 +165,9 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
         binary=all(changes.binary for changes in paired),
         change=estimate,
         n=sum(changes.n for changes in paired),
-        gains=sum(int(np.count_nonzero(v > 0)) for v in values),
-        losses=sum(int(np.count_nonzero(v < 0)) for v in values),
-        p=bootstrap_p(estimate, drawn, margin=limits.max_drop or 0.0),
+        gains=gains,
+        losses=losses,
+        p=bootstrap_p(estimate, drawn, limits.max_drop or 0.0, changed=gains + losses),
         detectable=None if math.isnan(seen) else seen,
     )
 

@@ -146,7 +146,7 @@ def _difference(
             difference=estimate,
             low=low,
             high=high,
-            p=bootstrap_p(estimate, drawn),
+            p=bootstrap_p(estimate, drawn, changed=sum(c.gains + c.losses for c in paired)),
             n=sum(change.n for change in paired),
             method="group bootstrap",
             gains=sum(change.gains for change in paired),

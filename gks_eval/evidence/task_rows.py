@@ -144,7 +144,7 @@ def _paired(label: str, change: Changes, settings: Settings, name: str) -> Diffe
         variance = (gains + losses) / change.n
     else:
         low, high = bootstrap_interval(spread, settings.confidence)
-        p = bootstrap_p(change.mean, spread)
+        p = bootstrap_p(change.mean, spread, changed=change.gains + change.losses)
         variance = float(change.values.var())
     detectable = detectable_difference(change.n, variance, binary=change.binary)
     pairing = change.pairing

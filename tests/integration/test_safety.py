@@ -102,6 +102,7 @@ def test_no_secret_of_the_environment_is_written_or_printed(
         ["--settings", "base", "--model-args", "token=hf_Planted,hf_Planted"],
         ["--settings", "base", "--model-args", "token=hf_Planted,dtype="],
         ["--settings", "arrow;token=hf_Planted"],
+        ["--settings", "arrow,token=hf_Planted"],
     ]
     for options in malformed:
         status, printed = gks_eval(*grid, *options, "--output", "other")

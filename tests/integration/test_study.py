@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ FOLDER = Path(__file__).parents[2] / "docs/study"
 def study(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Return ``study(*words)``: exit status of run.py, its commands run in this process."""
     monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     script = importlib.import_module("run")
 
     def run(command: list[str]) -> None:
@@ -68,6 +70,8 @@ def test_the_study_runs_whole(
         (("no-such-library", "out"), "no-such-library"),
         (("phi3-mini", "out", "--other", "phi3-mini"), "two libraries are called phi3-mini"),
         (("phi3-mini", "--dry-run"), "output"),
+        (("phi3-mini", __file__), "is a file; name a folder"),
+        (("phi3-mini", "out", "--launch", "'"), "quotation"),
     ],
 )
 def test_what_cannot_be_run_is_a_sentence(

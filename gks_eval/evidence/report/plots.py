@@ -40,7 +40,9 @@ def difference_plot(comparison: Comparison) -> str:
     if not rows:
         return ""
     lane = 0.8 / max(1, len(candidates))
-    figure, axes = _figure(7.2, 1.1 + len(rows) * max(0.32, 0.17 * len(candidates)))
+    figure, axes = _figure(
+        7.2, 1.1 + _legend_height(candidates) + len(rows) * max(0.32, 0.17 * len(candidates))
+    )
     axes.axvline(0, color=_MUTED, linewidth=1)
     for position, row in enumerate(rows):
         for d in row.differences:
@@ -65,7 +67,9 @@ def paper_plot(cells: Sequence[Cell], table: str) -> str:
     if not rows:
         return ""
     lane = 0.8 / len(rows)
-    figure, axes = _figure(7.2, 1.1 + len(columns) * max(0.32, 0.17 * len(rows)))
+    figure, axes = _figure(
+        7.2, 1.1 + _legend_height(rows) + len(columns) * max(0.32, 0.17 * len(rows))
+    )
     for cell in cells:
         if cell.row not in rows:
             continue
@@ -180,6 +184,17 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
         axes.axhline(edge - 0.5, color=_GRID, linewidth=0.4)
 
 
+def _legend_columns(labels: Sequence[str]) -> int:
+    # Of a width of 7.2 inches; a letter of 9 points takes about 0.075, a marker with its gaps 0.5.
+    widest = max((len(text) for text in _texts(labels)), default=1)
+    return max(1, min(4, len(labels), int(7.0 / (0.075 * widest + 0.5))))
+
+
+def _legend_height(labels: Sequence[str]) -> float:
+    # What its rows beyond the first take from the plot, in inches.
+    return 0.18 * (-(-len(labels) // _legend_columns(labels)) - 1) if labels else 0.0
+
+
 def _legend(axes: Axes, labels: Sequence[str]) -> None:
     for order, label in enumerate(labels):
         marker = _MARKERS[order % len(_MARKERS)]
@@ -187,7 +202,7 @@ def _legend(axes: Axes, labels: Sequence[str]) -> None:
     axes.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=min(4, max(1, len(labels))),
+        ncols=_legend_columns(labels),
         frameon=False,
         labelcolor=_INK,
         fontsize=9,

@@ -84,12 +84,18 @@ def bootstrap_interval(drawn: Floats, confidence: float = 0.95) -> tuple[float, 
     return float(low), float(high)
 
 
-def bootstrap_p(estimate: float, drawn: Floats, margin: float | None = None) -> float:
+def bootstrap_p(
+    estimate: float, drawn: Floats, margin: float | None = None, changed: int | None = None
+) -> float:
     """Return a p-value for a mean difference from its bootstrap, shifted to the hypothesis.
 
     Two-sided for "no difference" without `margin`; with it one-sided, small where the difference
     lies below ``-margin``. One is added to count and total, so it is never zero: at least
     1 / (draws + 1).
+
+    A bootstrap of few changed items is too sure of itself. Under "no difference" the sign of each
+    of m changes is a fair coin, so that no test of signs finds less than 2^-m on one side: where
+    `changed` gives m, p is at least that, twice it when two-sided.
     """
     deviations = drawn - estimate
     slack = 1e-12 * max(1.0, abs(estimate))
@@ -97,4 +103,7 @@ def bootstrap_p(estimate: float, drawn: Floats, margin: float | None = None) -> 
         extreme = np.abs(deviations) >= abs(estimate) - slack
     else:
         extreme = deviations <= estimate + margin + slack
-    return float((np.count_nonzero(extreme) + 1) / (drawn.size + 1))
+    p = (np.count_nonzero(extreme) + 1) / (drawn.size + 1)
+    if changed is not None and not margin:
+        p = max(p, min(1.0, (2.0 if margin is None else 1.0) * 0.5**changed))
+    return float(p)

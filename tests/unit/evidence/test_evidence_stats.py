@@ -219,6 +219,22 @@ def test_bootstrap_p_by_hand():
     assert bootstrap_p(0.0, np.zeros(99), margin=0.0) == 1.0
 
 
+@pytest.mark.parametrize("losses", [1, 2, 4, 5, 9])
+def test_bootstrap_p_is_no_surer_than_a_test_of_signs(losses: int):
+    values = np.array([-1.0] * losses + [0.0] * (60 - losses))
+    estimate, drawn = group_means([values], [1.0], np.random.default_rng(0))
+    alone = bootstrap_p(estimate, drawn)
+    for margin, way in ((None, "two-sided"), (0.0, "less")):
+        found = bootstrap_p(estimate, drawn, margin, changed=losses)
+        exact = stats.binomtest(0, losses, alternative=way).pvalue
+        assert found == pytest.approx(max(exact, bootstrap_p(estimate, drawn, margin)))
+        assert found >= exact - 1e-12
+    assert losses == 1 or alone < stats.binomtest(0, losses).pvalue + 1e-12
+    # A tolerance is another question, and no change is no evidence.
+    assert bootstrap_p(estimate, drawn, 0.01, changed=losses) == bootstrap_p(estimate, drawn, 0.01)
+    assert bootstrap_p(0.0, np.zeros(99), changed=0) == 1.0
+
+
 def test_bootstrap_p_is_near_the_t_test_s():
     values = np.random.default_rng(8).normal(0.12, 1, 400)
     drawn = resampled_means(values, np.random.default_rng(9), 50_000)
