@@ -9,6 +9,7 @@ nothing half-written may ever stand under its final name.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import time
@@ -182,7 +183,25 @@ def test_grid(warm: Server, library: Path, tmp_path: Path) -> None:
 def _same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name in expected:
-        assert found[name] == expected[name], name
+        assert _alike(found[name], expected[name]), name
+
+
+def _alike(found: Any, expected: Any) -> bool:
+    """Whether JSON values are equal, log-likelihoods (numbers in strings) to float32's rounding.
+
+    A setting that goes on computes its missing items alone. On some CPUs a product of matrices of
+    another height ends in another last bit: 5e-6 of 362 was seen on one with AVX-512.
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(
+            _alike(found[key], expected[key]) for key in expected
+        )
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_alike, found, expected))
+    if isinstance(found, str) and isinstance(expected, str) and found != expected:
+        numbers = [re.fullmatch(r"-\d+\.\d+", text) for text in (found, expected)]
+        return all(numbers) and math.isclose(float(found), float(expected), rel_tol=1e-6)
+    return bool(found == expected)
 
 
 def test_report(warm: Server, tmp_path: Path) -> None:
