@@ -50,22 +50,27 @@ class Study:
     for_model: tuple[str, ...] = ()
     for_grid: tuple[str, ...] = ()
 
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Return all libraries, the main one first."""
+        return self.library, *self.others
+
     def settings(self) -> list[str]:
         """Return the settings of the grid.
 
         Raises:
             GksError: A library cannot be read, or is too small.
         """
-        names = [name_of(library) for library in (self.library, *self.others)]
-        for library in (self.library, *self.others):
-            config = read_manifest(library)[1]
+        names = [name_of(library) for library in self.libraries]
+        configs = {library: read_manifest(library)[1] for library in self.libraries}
+        for library, config in configs.items():
             if len(config.experts) < 3 or not config.general:
                 raise GksError(f"{library} needs 3 experts and a general adapter for the study.")
             if set(library) & {",", ";", "="}:
                 raise GksError(f"{library}: the path of a library may not hold , ; or =.")
             if names.count(name_of(library)) > 1:
                 raise GksError(f"two libraries are called {name_of(library)}; rename a folder.")
-        config = read_manifest(self.library)[1]
+        config = configs[self.library]
         found = ["base", "arrow", "uniform", "arrow;combine=outputs", "uniform;combine=outputs"]
         found += ["gks:avg", EXACT, "gks:avg;preset=peft", "gks:avg;rule=delta"]
         found += ["gks:avg;rule=orthogonal"]
@@ -123,7 +128,7 @@ class Study:
     def geometries(self) -> dict[Path, list[str]]:
         """Return a command for each library's file of norms and cosines."""
         commands = {}
-        for library in (self.library, *self.others):
+        for library in self.libraries:
             path = self.output / f"geometry_{name_of(library)}.json"
             commands[path] = ["gks-eval", "library", "show", library, "-o", str(path)]
         return commands

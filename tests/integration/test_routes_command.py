@@ -34,6 +34,16 @@ def routes(
     return run
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a model is made."""
+
+    def made(*_: object, **__: object) -> None:
+        pytest.fail("a model was made")
+
+    monkeypatch.setattr("gks_eval.lm.GksArrowLM.__init__", made)
+
+
 def test_both_protocols_are_routed(
     routes: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,25 +60,19 @@ def test_both_protocols_are_routed(
         assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in task["mean_coefficient"])
 
 
+@pytest.mark.usefixtures("no_model")
 def test_a_task_that_only_generates_has_nothing_to_route(
-    routes: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    routes: Callable[..., tuple[int, str]],
 ) -> None:
-    def made(*_: object, **__: object) -> None:
-        pytest.fail("a model was made")
-
-    monkeypatch.setattr("gks_eval.lm.GksArrowLM.__init__", made)
     status, printed = routes("--tasks", "gks_bbh_word_sorting")
     assert status == 2
     assert "none of these is scored by log-likelihood" in printed
 
 
+@pytest.mark.usefixtures("no_model")
 def test_bad_arguments_are_refused_before_a_model_is_made(
-    routes: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    routes: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
-    def made(*_: object, **__: object) -> None:
-        pytest.fail("a model was made")
-
-    monkeypatch.setattr("gks_eval.lm.GksArrowLM.__init__", made)
     task = ("--tasks", "gks_paper_piqa")
     (tmp_path / "text.txt").write_text("An owl.", "utf-8")
     cases: list[tuple[tuple[str, ...], str]] = [

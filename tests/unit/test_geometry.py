@@ -14,6 +14,7 @@ from gks_eval.errors import UsageError
 from gks_eval.evidence.observed import LibraryGeometry
 from gks_eval.geometry import inner_product, library_geometry, summary
 from gks_eval.library import Library, load_library
+from gks_eval.lora import LoraPair, average_factors
 
 LibraryOf = Callable[..., Path]
 
@@ -119,6 +120,18 @@ def test_an_even_mixture_is_of_factors_or_of_updates(library: Library) -> None:
         A, B = (sum(getattr(pair, side).double() for pair in pairs) / len(pairs) for side in "AB")
         by_factors.append(pairs[0].scaling * float((B @ A).norm()))
     assert found["mixture_norm"]["none"]["factors"] == pytest.approx(by_factors)
+
+
+def test_an_even_mixture_of_independent_experts_keeps_what_the_documents_say() -> None:
+    """docs/method.md: 1/E of an expert's norm by ``factors``, 1/sqrt(E) by ``outputs``."""
+    torch.manual_seed(0)
+    size = 9
+    experts = [LoraPair(torch.randn(4, 600), torch.randn(500, 4)) for _ in range(size)]
+    one = sum(float(dense(expert).norm()) for expert in experts) / size
+    by_factors = dense(average_factors(experts)).norm()
+    by_outputs = sum(dense(expert) for expert in experts).norm() / size
+    assert float(by_factors) == pytest.approx(one / size, rel=0.05)
+    assert float(by_outputs) == pytest.approx(one / size**0.5, rel=0.05)
 
 
 def test_unequal_ranks_leave_out_the_rules_that_need_equal_ones(tiny_library: LibraryOf) -> None:

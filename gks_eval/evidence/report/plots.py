@@ -40,9 +40,7 @@ def difference_plot(comparison: Comparison) -> str:
     if not rows:
         return ""
     lane = 0.8 / max(1, len(candidates))
-    figure, axes = _figure(
-        7.2, 1.1 + _legend_height(candidates) + len(rows) * max(0.32, 0.17 * len(candidates))
-    )
+    figure, axes = _lanes(len(rows), candidates)
     axes.axvline(0, color=_MUTED, linewidth=1)
     for position, row in enumerate(rows):
         for d in row.differences:
@@ -67,9 +65,7 @@ def paper_plot(cells: Sequence[Cell], table: str) -> str:
     if not rows:
         return ""
     lane = 0.8 / len(rows)
-    figure, axes = _figure(
-        7.2, 1.1 + _legend_height(rows) + len(columns) * max(0.32, 0.17 * len(rows))
-    )
+    figure, axes = _lanes(len(columns), rows)
     for cell in cells:
         if cell.row not in rows:
             continue
@@ -190,9 +186,11 @@ def _legend_columns(labels: Sequence[str]) -> int:
     return max(1, min(4, len(labels), int(7.0 / (0.075 * widest + 0.5))))
 
 
-def _legend_height(labels: Sequence[str]) -> float:
-    # What its rows beyond the first take from the plot, in inches.
-    return 0.18 * (-(-len(labels) // _legend_columns(labels)) - 1) if labels else 0.0
+def _lanes(rows: int, labels: Sequence[str]) -> tuple[Figure, Axes]:
+    # Each row has a lane for each label; the first line of the legend has its place already.
+    lines = -(-len(labels) // _legend_columns(labels))
+    legend = 0.18 * max(0, lines - 1)
+    return _figure(7.2, 1.1 + legend + rows * max(0.32, 0.17 * len(labels)))
 
 
 def _legend(axes: Axes, labels: Sequence[str]) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gks_eval.config.gate import GatePolicy
 from gks_eval.errors import ResultsError, UsageError
 from gks_eval.evidence.compare import Settings, compare
 from gks_eval.evidence.comparison import Comparison, Difference
-from gks_eval.evidence.runs import baseline_first, find_runs
+from gks_eval.evidence.gate import gate
+from gks_eval.evidence.runs import baseline_first, find_runs, one_run
 from gks_eval.evidence.stats.wilson import wilson_interval
 
 
@@ -96,6 +98,24 @@ def test_a_group_s_interval_is_that_of_the_normal_formula(planted):
     expected = 2 * stats.norm.sf(abs(d.difference) / math.sqrt(variance))
     assert d.p == pytest.approx(expected, abs=0.05)  # differences lie on a grid
     assert d.detectable == pytest.approx((1.959964 + 0.841621) * math.sqrt(variance), rel=1e-5)
+
+
+def test_few_changed_items_are_no_evidence_of_a_drop(factory, tmp_path):
+    """Four items fall and none rises: a bootstrap alone is surer than the 1/16 of a sign test."""
+    for metric in ("acc", "f1"):
+        for name, fallen in (("old", 0), ("new", 4)):
+            scores = [0.25 if metric == "f1" else 0.0] * fallen + [1.0] * (150 - fallen)
+            groups = {"g": (("a", "b"), False)}
+            tasks = {"a": scores, "b": [1.0] * 150}
+            factory.write_run(tmp_path / metric / name, tasks, metric=metric, groups=groups)
+        runs = [one_run(str(tmp_path / metric / name)) for name in ("old", "new")]
+        checks = {
+            outcome.check.name: outcome.check for outcome in gate(*runs, GatePolicy()).outcomes
+        }
+        assert checks["a"].p == pytest.approx(1 / 16)
+        assert checks["g"].p == pytest.approx(1 / 16)
+        for name in ("a", "g"):
+            assert _row(compare(runs), name).differences[0].p == pytest.approx(1 / 8)
 
 
 def test_flips_are_exactly_the_items_that_changed(planted):
