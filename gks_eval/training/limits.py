@@ -1,4 +1,4 @@
-"""Memory and disk that do not suffice: measured, and told in sentences.
+"""Memory and disk that do not suffice: measured, given back, and reported in sentences.
 
 torch and safetensors hide both behind errors of many kinds, so their words have to be read.
 """
@@ -6,7 +6,9 @@ torch and safetensors hide both behind errors of many kinds, so their words have
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -19,7 +21,13 @@ from gks_eval.files import disk_errors
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_out_of_memory", "limits_told", "peak_memory_mb", "reset_peak_memory"]
+__all__ = [
+    "is_out_of_memory",
+    "limits_told",
+    "peak_memory_mb",
+    "release_memory",
+    "reset_peak_memory",
+]
 
 _MEMORY_WORDS = (
     "out of memory",  # CUDA
@@ -68,6 +76,29 @@ def limits_told(folder: Path) -> Iterator[None]:
             if any(word in str(error).lower() for word in _DISK_WORDS):
                 raise OSError(errno.ENOSPC, "No space left on device") from error
             raise
+
+
+def release_memory() -> None:
+    """Give back what a trained model held, so that the next one finds the memory that it found.
+
+    Three things hold memory after the last variable that names the model is gone: its references
+    to itself, bitsandbytes' process-wide table of embeddings, and the allocators, which keep freed
+    blocks for themselves.
+    """
+    import torch
+
+    if "bitsandbytes" in sys.modules:
+        from bitsandbytes.optim import GlobalOptimManager
+
+        # The trainer enters every embedding of the model for an 8-bit optimiser, and nothing takes
+        # it out; an embedding that is mapped from a file keeps the whole file mapped.
+        GlobalOptimManager.get_instance().initialize()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from gks_eval.training.adapter_writer import CURVE, is_finished
 from gks_eval.training.base import load_tokenizer
 from gks_eval.training.curves import draw_curves
 from gks_eval.training.library_writer import check_output, is_foreign, write_manifest
+from gks_eval.training.limits import release_memory
 from gks_eval.training.one_adapter import WORK, train_job
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sources import identity
@@ -87,7 +87,7 @@ def train_library(
                 plan, job, output, fingerprint, tokenizer=tokenizer, watcher=watcher, team=team
             )
             trained.append(job.key)
-            gc.collect()  # a model with an adapter refers to itself; two bases need not be held
+            release_memory()
     team.wait()
     if not team.leads:
         return Outcome(tuple(trained), (), None)
