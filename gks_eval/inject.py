@@ -1,6 +1,6 @@
-"""Attaching a library to a model: every linear layer it updates gets a routed shell.
+"""Attaching a library to a model: every linear layer it updates gets a forward hook.
 
-The base's own modules and weights stay as they are; detaching puts them back where they were.
+The base's own modules and weights stay as and where they are, under their own names.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,57 +20,50 @@ from gks_eval.library import Library
 from gks_eval.quantized import compute_dtype, keep_portable_layout
 from gks_eval.routed import RoutedWeights, build, inner, to_device
 
-__all__ = ["Attachment", "Observer", "RoutedLinear", "attach"]
+__all__ = ["Attachment", "Observer", "RoutedUpdate", "attach"]
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, torch.Tensor], None]
 
 
-class RoutedLinear(nn.Module):
-    """A linear layer plus its routed update, ``y = base(x) + routed_delta(x)``.
+class RoutedUpdate:
+    """A forward hook of a linear layer, ``y = layer(x) + routed_delta(x)``.
+
+    A hook and not a module around the layer: names, parameters and saved weights of the model stay
+    those of the base.
 
     Attributes:
-        base: The wrapped nn.Linear, Linear4bit or Linear8bitLt, untouched.
+        layer: The nn.Linear, Linear4bit or Linear8bitLt that carries the hook.
         name: The layer's name in the model.
         weights: What is added; None leaves the base alone.
         observer: Called with the name and the coefficients, (T, E), of every forward.
     """
 
-    def __init__(self, base: nn.Linear, name: str) -> None:
-        super().__init__()
-        self.base = base
+    def __init__(self, layer: nn.Linear, name: str) -> None:
+        self.layer = layer
         self.name = name
         self.weights: RoutedWeights | None = None
         self.observer: Observer | None = None
-        self.training = base.training
+        self._handle = layer.register_forward_hook(self, with_kwargs=True)
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """Return the base's weight, which model code reads for its type or device."""
-        return self.base.weight
+    def remove(self) -> None:
+        """Take the hook off the layer."""
+        self._handle.remove()
 
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """Return the base's bias."""
-        return self.base.bias
-
-    @property
-    def in_features(self) -> int:
-        """Return K."""
-        return self.base.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Return D."""
-        return self.base.out_features
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return base(x) plus the routed update; any leading shape, last dimension K to D."""
-        output: torch.Tensor = self.base(x)
+    def __call__(
+        self,
+        _layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return output plus the routed update; any leading shape, last dimension K to D."""
         weights = self.weights
         if weights is None:
             return output
+        x: torch.Tensor
+        (x,) = (*args, *kwargs.values())
         if weights.read.device != x.device:
             # Layers of an offloaded or split model compute where their input is.
             weights = self.weights = to_device(weights, x.device)
@@ -82,7 +76,7 @@ class RoutedLinear(nn.Module):
             if torch.is_grad_enabled() or output.dtype != weights.write.dtype:
                 delta = (inner_TM @ weights.write).view_as(output)
                 return output + delta.to(output.dtype)
-            # The base's output is fresh: add into it rather than allocate (T, D) twice more.
+            # The layer's output is fresh: add into it rather than allocate (T, D) twice more.
             output_TD = output.view(-1, output.shape[-1])
             output_TD.addmm_(inner_TM, weights.write)
         return output
@@ -98,12 +92,8 @@ class Attachment:
         self.model = model
         self.library = library
         self.setting: Setting | None = None
-        self.layers: dict[str, RoutedLinear] = {}
         found = linear_layers(model)
-        for module in library.modules:
-            shell = RoutedLinear(found[module], module)
-            _replace(model, module, shell)
-            self.layers[module] = shell
+        self.layers = {name: RoutedUpdate(found[name], name) for name in library.modules}
 
     def apply(self, setting: Setting) -> None:
         """Run the model by `setting` from now on.
@@ -113,29 +103,29 @@ class Attachment:
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
         self.library.check(setting)
-        for module, shell in self.layers.items():
+        for name, update in self.layers.items():
             if not setting.uses_library:
-                shell.weights = None
+                update.weights = None
                 continue
-            experts, general = self.library.layer(module, setting)
-            shell.weights = build(
+            experts, general = self.library.layer(name, setting)
+            update.weights = build(
                 experts,
                 general,
                 setting,
-                dtype=compute_dtype(shell.base, self.model),
-                device=_device(shell.base),
+                dtype=compute_dtype(update.layer, self.model),
+                device=_device(update.layer),
             )
         self.setting = setting
 
     def observe(self, observer: Observer | None) -> None:
         """Have every layer report its coefficients to `observer`; None stops that."""
-        for shell in self.layers.values():
-            shell.observer = observer
+        for update in self.layers.values():
+            update.observer = observer
 
     def detach(self) -> None:
-        """Put the base's own layers back; further calls do nothing."""
-        for module, shell in self.layers.items():
-            _replace(self.model, module, shell.base)
+        """Leave the base as it was; further calls do nothing."""
+        for update in self.layers.values():
+            update.remove()
         self.layers = {}
 
     def __enter__(self) -> Attachment:
@@ -164,7 +154,8 @@ def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
         UsageError: The library has not what the setting names, or one is attached already.
     """
     library.check(setting)
-    if any(isinstance(module, RoutedLinear) for module in model.modules()):
+    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+    if any(isinstance(hook, RoutedUpdate) for hook in hooks):
         raise UsageError("the model already carries a library; detach that one first.")
     shapes = linear_shapes(model)
     check_fit(library, shapes, getattr(model, "name_or_path", "") or type(model).__name__)
@@ -179,14 +170,9 @@ def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
     return attachment
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
-
-
-def _device(base: nn.Linear) -> torch.device:
-    if base.weight.device.type != "meta":
-        return base.weight.device
+def _device(layer: nn.Linear) -> torch.device:
+    if layer.weight.device.type != "meta":
+        return layer.weight.device
     # accelerate keeps offloaded weights on meta and says where they run.
-    hook = getattr(base, "_hf_hook", None)
+    hook = getattr(layer, "_hf_hook", None)
     return torch.device(getattr(hook, "execution_device", None) or "cpu")

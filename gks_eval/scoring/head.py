@@ -35,8 +35,12 @@ class Head:
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
         divisor = getattr(config, "logits_scaling", None) or 1.0
         self.scale = (getattr(config, "logit_scale", None) or 1.0) / divisor
-        # An exact type: a quantised or routed layer computes something else than x W.
-        self.is_plain = type(module) is nn.Linear and module.weight.device.type != "meta"
+        # An exact type without hooks: a quantised or routed layer computes something else than x W.
+        self.is_plain = (
+            type(module) is nn.Linear
+            and not (module._forward_hooks or module._forward_pre_hooks)
+            and module.weight.device.type != "meta"
+        )
         self.widens = True  # whether the device multiplies 16-bit matrices into float32
 
     @torch.no_grad()  # a graph would be kept alive by its own in-place steps, batch after batch
