@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Final
 
-__all__ = ["TokenLogLikelihood"]
+__all__ = ["NOTHING_SCORED", "TokenLogLikelihood"]
 
 
 class TokenLogLikelihood(tuple[float, bool]):
@@ -33,3 +34,10 @@ class TokenLogLikelihood(tuple[float, bool]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self[0], self[1], self.tokens)
+
+
+NOTHING_SCORED: Final = TokenLogLikelihood(-math.inf, False, 0)
+"""The result of a continuation without tokens: no choice is worse.
+
+The sum over no tokens is 0, which would make an empty option the best of its item.
+"""

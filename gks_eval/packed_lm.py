@@ -12,8 +12,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 
-from gks_eval.errors import UsageError, did_you_mean
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.errors import DataError, UsageError, did_you_mean
+from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
 from gks_eval.request_cache import CountingHook
 from gks_eval.scoring import (
     PackedCounts,
@@ -23,6 +23,7 @@ from gks_eval.scoring import (
     supports_packed,
 )
 from gks_eval.team import Team
+from gks_eval.unscorable import too_long, warn_of
 from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
 
 __all__ = ["PackedLM"]
@@ -109,35 +110,72 @@ class PackedLM(HFLM):  # type: ignore[misc]
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Score requests; those of the whole-text protocol are tokenised as one text."""
-        if self.scoring == "packed" and not self.enable_thinking and self._packs():
+        """Score requests; those of the whole-text protocol are tokenised as one text.
+
+        Raises:
+            DataError: A continuation is longer than the model may see; raised before any forward,
+                and in every process.
+        """
+        if self.enable_thinking:
+            refused: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+            return refused
+        packs = self.scoring == "packed" and self._packs()
+        pairs = self.token_pairs(requests)
+        self._check_lengths(requests, pairs, pools=packs and self._pools)
+        asked = [(r.args, *pair) for r, pair in zip(requests, pairs, strict=True)]
+        if packs:
             # Both protocols at once: they share contexts, and all processes make the same calls.
-            pairs = self.token_pairs(requests)
-            return self._packed(
-                [(r.args, *pair) for r, pair in zip(requests, pairs, strict=True)], disable_tqdm
-            )
-        whole = [n for n, request in enumerate(requests) if is_whole_text(request.args)]
-        if not whole:
-            scored: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
-            return scored
-        results: dict[int, tuple[float, bool]] = {}
-        paired = sorted(set(range(len(requests))) - set(whole))
-        if paired:
-            answers = super().loglikelihood([requests[n] for n in paired], disable_tqdm)
-            results |= dict(zip(paired, answers, strict=True))
-        texts = [self._whole_text_request(requests[n].args) for n in whole]
-        answers = self._score_texts(texts, disable_tqdm)
-        results |= dict(zip(whole, answers, strict=True))
+            return self._packed(asked, disable_tqdm)
+        results: dict[int, tuple[float, bool]] = {
+            n: NOTHING_SCORED for n, (_, text) in enumerate(pairs) if not text
+        }
+        whole = [is_whole_text(arguments) for arguments, _, _ in asked]
+        for kind, score in ((False, self._loglikelihood_tokens), (True, self._score_texts)):
+            chosen = [n for n in range(len(asked)) if whole[n] is kind and n not in results]
+            if chosen:
+                answers = score([asked[n] for n in chosen], disable_tqdm=disable_tqdm)
+                results |= dict(zip(chosen, answers, strict=True))
         return [results[n] for n in range(len(requests))]
 
+    def _check_lengths(
+        self, requests: list[Any], pairs: Sequence[TokenPair], *, pools: bool
+    ) -> None:
+        fault = too_long(requests, pairs, self.max_length)
+        faults = self.team.gather(fault) if pools and self.team is not None else [fault]
+        for sentence in filter(None, faults):
+            raise DataError(sentence)
+
     def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
-        """Return each request's (context, continuation) tokens, as `loglikelihood` scores them."""
+        """Return each request's (context, continuation) tokens, as `loglikelihood` scores them.
+
+        They are lm-eval's, except where lm-eval finds nothing to score and ends the run:
+
+        - A continuation that merges into the context's last token has its own tokens, behind the
+          context's. A warning counts these.
+        - A continuation without text stays without tokens. A warning counts these, too.
+        - A context of white space alone is an empty one.
+        """
         pairs = []
+        merged: list[Any] = []
         for start in range(0, len(requests), TOKENIZED_AT_ONCE):
-            block = [request.args for request in requests[start : start + TOKENIZED_AT_ONCE]]
-            self._known = self._encode_many(block)
-            pairs += [self._token_pair(arguments) for arguments in block]
+            block = requests[start : start + TOKENIZED_AT_ONCE]
+            self._known = self._encode_many([request.args for request in block])
+            for request in block:
+                context, text = self._token_pair(request.args)
+                if not text and (text := self._alone(request.args)):
+                    merged.append(request)
+                pairs.append((context, text))
         self._known = {}
+        warn_of(
+            merged,
+            "Continuations that merge into the last token of their context are scored by their own "
+            "tokens after the whole context",
+        )
+        warn_of(
+            [request for request, (_, text) in zip(requests, pairs, strict=True) if not text],
+            "Continuations without tokens get the log-likelihood -inf, so that any other choice is "
+            "better",
+        )
         return pairs
 
     def _token_pair(self, arguments: tuple[Any, ...]) -> tuple[list[int], list[int]]:
@@ -146,11 +184,21 @@ class PackedLM(HFLM):  # type: ignore[misc]
         context, continuation = arguments
         if context:
             pair: tuple[list[int], list[int]] = self._encode_pair(context, continuation)
-            return pair
+            if pair[0]:
+                return pair
         # lm-eval conditions on the prefix token alone, unless the text starts with it.
-        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        tokens = self.tok_encode(context + continuation, add_special_tokens=False)
         start = 1 if tokens[:1] == [self.prefix_token_id] else 0
         return [self.prefix_token_id], tokens[start:]
+
+    def _alone(self, arguments: tuple[Any, ...]) -> list[int]:
+        # The tokens of a continuation, with the spaces that lm-eval moves to it.
+        context, continuation = arguments[:2]
+        if is_whole_text(arguments):
+            return []
+        return self.tok_encode(
+            context[len(context.rstrip()) :] + continuation, add_special_tokens=False
+        )
 
     def _encode_many(self, block: list[tuple[Any, ...]]) -> dict[str, list[int]]:
         # The texts that `_token_pair` will ask for: the tokenizer takes many at once in a fraction
@@ -181,7 +229,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
         )
         return tokens
 
-    def _score_texts(self, texts: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
+    def _score_texts(self, texts: list[Request], *, disable_tqdm: bool) -> list[tuple[float, bool]]:
         # lm-eval sums in the model's type: in bfloat16 a whole text's sum comes in steps of 2, and
         # choices that differ by less would tie.
         own = self.softmax_dtype
@@ -234,6 +282,11 @@ class PackedLM(HFLM):  # type: ignore[misc]
                 logger.warning("Scoring plain, not packed, as %s.", self._unpackable)
         return self._unpackable is None
 
+    @property
+    def _pools(self) -> bool:
+        # With a request cache a process may have nothing left to ask, and would not come.
+        return self.team is not None and self.cache_hook.dbdict is None
+
     def _packed(self, requests: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
         keys = [key for key, _, _ in requests]
         pairs = [(context, continuation) for _, context, continuation in requests]
@@ -242,8 +295,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
             if keys[index] is not None:
                 self.cache_hook.add_partial("loglikelihood", keys[index], result)
 
-        if self.team is None or self.cache_hook.dbdict is not None:
-            # With a request cache a process may have nothing left to ask, and would not come.
+        if self.team is None or not self._pools:
             return list(self._score_pairs(pairs, disable_tqdm, keep))
         return list(
             score_together(

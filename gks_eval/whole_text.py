@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from gks_eval.errors import DataError, UsageError
+from gks_eval.errors import UsageError
 
 __all__ = ["PROTOCOL", "is_whole_text", "max_tokens", "split_tokens"]
 
@@ -42,11 +42,6 @@ def split_tokens(tokens: list[int], limit: int) -> tuple[list[int], list[int]]:
     Args:
         tokens: The whole text, with a BOS only if the tokenizer adds one.
         limit: Tokens kept, from the left.
-
-    Raises:
-        DataError: Fewer than two tokens are left, so nothing could be scored.
     """
     kept = tokens[:limit]
-    if len(kept) < 2:
-        raise DataError("a whole-text request has fewer than two tokens; nothing can be scored.")
     return kept[:1], kept[1:]

@@ -64,18 +64,19 @@ def to_sequences(requests: Iterable[tuple[Seq[int], Seq[int]]], max_length: int)
         max_length: The most tokens that the model may see.
 
     Returns:
-        Each distinct sequence once, in lexicographic order of its tokens.
+        Each distinct sequence once, in lexicographic order of its tokens; none for a request
+        whose continuation is empty.
 
     Raises:
-        DataError: A context or continuation is empty, or a continuation is longer than
-            `max_length`.
+        DataError: A context is empty, or a continuation is longer than `max_length`.
     """
     found: dict[tuple[tuple[int, ...], int], Sequence] = {}
     for index, (context, continuation) in enumerate(requests):
-        if not context or not continuation:
-            part = "continuation" if context else "context"
+        if not continuation:
+            continue
+        if not context:
             raise DataError(
-                f"request {index}: its {part} has no tokens; give it at least one token"
+                f"request {index}: its context has no tokens; give it at least one token"
                 " (an empty context is written as the tokenizer's prefix token)."
             )
         if len(continuation) > max_length:

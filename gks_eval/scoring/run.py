@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gks_eval.errors import ResourceError, UsageError
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
 from gks_eval.prefix_tree import (
     Group,
     Limits,
@@ -83,7 +83,8 @@ def packed_log_likelihoods(
 
     Args:
         model: A causal LM that `supports_packed`.
-        requests: (context tokens, continuation tokens) pairs, neither part empty.
+        requests: (context tokens, continuation tokens) pairs. No context may be empty; for an
+            empty continuation the result is `NOTHING_SCORED`.
         device: Where the model's inputs go.
         max_length: The most tokens that the model may see.
         batch_tokens: The most tokens a forward; chosen from device and memory if None. Halved
@@ -98,12 +99,13 @@ def packed_log_likelihoods(
 
     Raises:
         UsageError: The model does not support packed scoring.
-        DataError: A context or continuation is empty, or a continuation exceeds `max_length`.
+        DataError: A context is empty, or a continuation exceeds `max_length`.
         ResourceError: Memory does not suffice for one request alone.
     """
     sequences = to_sequences(requests, max_length)
+    results = {n: NOTHING_SCORED for n, (_, text) in enumerate(requests) if not text}
     if not sequences:
-        return []
+        return list(results.values())
     tree = tree_model(model, torch.device(device), max_length)
     if isinstance(tree, str):
         raise UsageError(f"packed scoring does not work on this model, as {tree}; use plain.")
@@ -120,7 +122,6 @@ def packed_log_likelihoods(
         counts if counts is not None else PackedCounts(),
     )
     run.counts.requests += len(requests)
-    results: dict[int, TokenLogLikelihood] = {}
     for scored, log_probs, greedy in run.score(sequences):
         result = TokenLogLikelihood(
             log_probs.double().sum().item(), bool(greedy.all()), scored.scored

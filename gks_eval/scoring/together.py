@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
 from gks_eval.prefix_tree import shares, to_sequences
 from gks_eval.team import Team
 
@@ -49,4 +49,4 @@ def score_together(
         for indices, answer in part:
             found.update(dict.fromkeys(indices, answer))
     start = sum(len(part) for part in pooled[: team.rank])
-    return [found[start + at] for at in range(len(requests))]
+    return [found[start + at] if text else NOTHING_SCORED for at, (_, text) in enumerate(requests)]

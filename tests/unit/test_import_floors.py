@@ -24,7 +24,10 @@ FLOORS: dict[int, frozenset[str]] = {
     ),
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
-        {"arrow", "hardware", "lora", "prefix_tree", "quantized", "subtract", "whole_text"}
+        {
+            "arrow", "hardware", "lora", "prefix_tree", "quantized", "subtract", "unscorable",
+            "whole_text",
+        }
     ),
     # adapters on disk, models in memory, tasks on lm-eval's side
     2: frozenset(

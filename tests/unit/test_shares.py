@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from itertools import pairwise
@@ -197,5 +198,16 @@ def test_every_process_gets_the_answers_to_its_own_requests(parts):
 
 
 def test_a_request_that_cannot_be_scored_ends_every_process():
-    found = together([[([1], [2])], [([1], [])]], lambda requests: pytest.fail("not to be scored"))
+    found = together([[([1], [2])], [([], [1])]], lambda requests: pytest.fail("not to be scored"))
     assert all(isinstance(error, DataError) for error in found)
+
+
+def test_what_has_no_tokens_to_score_keeps_its_place():
+    parts = [[([1], []), ([1], [2])], [([3], [4]), ([1], [])]]
+    found = together(
+        parts, lambda asked: [TokenLogLikelihood(digits(c, t), False, len(t)) for c, t in asked]
+    )
+    assert [[tuple(one) for one in part] for part in found] == [
+        [(-math.inf, False), (digits([1], [2]), False)],
+        [(digits([3], [4]), False), (-math.inf, False)],
+    ]
