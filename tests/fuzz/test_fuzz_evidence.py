@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from gks_eval.evidence.compare import Settings, compare
 from gks_eval.evidence.observed import find_observed
-from gks_eval.evidence.report.build import _geometry, _json, _routes
+from gks_eval.evidence.report.build import _json
 from gks_eval.evidence.report.items import collect
+from gks_eval.evidence.report.library import geometry_part, routing_part
 from gks_eval.evidence.results import read_results
 from gks_eval.evidence.runs import find_runs
 from gks_eval.evidence.samples import read_samples
@@ -114,7 +115,7 @@ def _one_line(raw: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("name", "content", "show"),
-    [("routes", ROUTES, _routes), ("geometry", GEOMETRY, _geometry)],
+    [("routes", ROUTES, routing_part), ("geometry", GEOMETRY, geometry_part)],
     ids=["routes.json", "geometry.json"],
 )
 def test_observed(name: str, content: Any, show: Callable[[Any], Any], tmp_path: Path) -> None:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 import gks_eval
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.compare import Settings, compare
-from gks_eval.evidence.observed import LibraryGeometry, RoutingShares, find_observed
+from gks_eval.evidence.comparison import Comparison
+from gks_eval.evidence.observed import find_observed
 from gks_eval.evidence.paper import Family, load_paper, side_by_side
+from gks_eval.evidence.report.folds import Fold, Sheet, folds, sheet
+from gks_eval.evidence.report.forest import Forest, difference_forest, paper_forest
 from gks_eval.evidence.report.items import collect
-from gks_eval.evidence.report.plots import (
-    difference_plot,
-    geometry_plot,
-    paper_plot,
-    routing_plot,
-)
+from gks_eval.evidence.report.library import geometry_part, routing_part
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.tables.content import Table, difference_table, leaderboard
+from gks_eval.evidence.tables.content import difference_table, leaderboard
 from gks_eval.evidence.tables.paper_text import paper_tables
 
 __all__ = ["Options", "build_page"]
@@ -77,10 +76,11 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     environment.filters["interval"] = _interval
     environment.filters["breakable"] = _breakable
     macros: Any = environment.get_template("macros.html.j2").module
-    changes = difference_table(comparison)
+    parted = folds(comparison)
+    changes = [_change(fold, comparison) for fold in parted if _changes(fold)]
     paper = _paper(runs, options.family)
     parts = {
-        "changes": changes.rows,
+        "changes": changes,
         "paper": paper,
         "routing": routes,
         "geometry": geometry,
@@ -91,7 +91,8 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         style=_trusted(_asset("page.css")),
         script=_trusted(_asset("page.js")),
         table=macros.table,
-        figure=macros.figure,
+        forest=macros.forest,
+        heat=macros.heat,
         sections=[
             ("scores", "Scores"),
             *((key, names[key]) for key, part in parts.items() if part),
@@ -99,12 +100,11 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
             ("provenance", "Provenance"),
         ],
         comparison=comparison,
-        board=leaderboard(comparison),
-        changes=changes if changes.rows else None,
-        difference_svg=_trusted(difference_plot(comparison)),
+        boards=[(fold, sheet(leaderboard(fold.comparison))) for fold in parted],
+        changes=changes,
         paper=paper,
-        routes=[_routes(found) for found in routes],
-        geometry=[_geometry(found) for found in geometry],
+        routes=[routing_part(found) for found in routes],
+        geometry=[geometry_part(found) for found in geometry],
         data=_json({"runs": [run.label for run in runs], **asdict(book)}),
         version=gks_eval.__version__,
     )
@@ -115,20 +115,29 @@ def _asset(name: str) -> str:
 
 
 def _interval(cell: str) -> Markup:
-    """Put an interval on a line of its own below its value."""
-    value, bracket, interval = cell.partition(" [")
-    return (
-        escape(value) + Markup("<small>[{}</small>").format(interval) if bracket else escape(cell)
-    )
+    """Set an interval behind its value in small letters."""
+    found = re.fullmatch(r"([-+]?[\d.][^ ]*) (\[.*\])", cell)
+    if not found:
+        return _breakable(cell)
+    return Markup("{} <small>{}</small>").format(*found.groups())
 
 
 def _breakable(name: str) -> Markup:
-    """Let a narrow window break a long name behind its underscores."""
-    return escape(name).replace("_", Markup("_<wbr>"))
+    """Let a narrow window break a long name behind its underscores, semicolons and so on."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_;:=/])", name))
+
+
+def _changes(fold: Fold) -> bool:
+    return any(row.differences for row in fold.comparison.rows)
+
+
+def _change(fold: Fold, whole: Comparison) -> tuple[Fold, Sheet, Forest | None]:
+    part = fold.comparison
+    return fold, sheet(difference_table(part)), difference_forest(part, whole)
 
 
 def _trusted(text: str) -> Markup:
-    """Mark a text as markup: our own style and script, SVG by matplotlib, JSON by `_json`."""
+    """Mark a text as markup: our own style and script, JSON by `_json`."""
     return Markup(text)  # noqa: S704 - nothing of a model or data set comes here unescaped
 
 
@@ -155,51 +164,6 @@ def _paper(runs: Sequence[Run], family: Family) -> list[dict[str, Any]]:
     tables = paper_tables(published, kept, family)
     names = dict.fromkeys(cell.table for cell in kept)
     return [
-        {"table": table, "svg": _trusted(paper_plot(kept, name))}
+        {"table": sheet(table), "plot": paper_forest(kept, name)}
         for name, table in zip(names, tables, strict=True)
     ]
-
-
-def _routes(routes: RoutingShares) -> dict[str, Any]:
-    by_task, by_layer = routing_plot(routes)
-    rows = []
-    for name, task in routes.tasks.items():
-        layers = max(1, len(task.mean_coefficient))
-        means = [sum(column) / layers for column in zip(*task.mean_coefficient, strict=True)]
-        entropy = sum(task.entropy) / layers
-        rows.append([name, str(task.tokens), *(f"{mean:.4f}" for mean in means), f"{entropy:.3f}"])
-    columns = ["task", "tokens", *routes.experts, "entropy (nats)"]
-    table = Table("Mean coefficients", columns, rows, {}, [])
-    return {
-        "routes": routes,
-        "by_task": _trusted(by_task),
-        "by_layer": _trusted(by_layer),
-        "table": table,
-    }
-
-
-def _geometry(geometry: LibraryGeometry) -> dict[str, Any]:
-    rules = list(geometry.residual_norm)
-
-    def mean(values: Sequence[float] | None) -> str:
-        return f"{sum(values) / len(values):.4f}" if values else "–"
-
-    rows = [
-        [
-            expert,
-            mean(geometry.norm.get(expert)),
-            *(mean(geometry.residual_norm[rule].get(expert)) for rule in rules),
-            *(f"{cosine:.3f}" for cosine in geometry.cosine_general[index]),
-            mean(geometry.rule_distance.get(expert)),
-        ]
-        for index, expert in enumerate(geometry.experts)
-    ]
-    columns = ["expert", "|dW|", *(f"|residual|, {rule}" for rule in rules)]
-    columns += [*(f"cosine with {name}" for name in geometry.general), "|factors − delta|/|delta|"]
-    note = f"Norms are means over {len(geometry.layers)} layers."
-    plots = [(rule, _trusted(geometry_plot(geometry, rule))) for rule in geometry.cosine_experts]
-    return {
-        "geometry": geometry,
-        "table": replace(Table("Norms and cosines", columns, rows, {}, []), notes=[note]),
-        "plots": plots,
-    }

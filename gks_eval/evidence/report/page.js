@@ -9,20 +9,34 @@
     return node;
   };
 
-  // Theme: the system's unless the button says otherwise.
+  // Theme: the system's until the button is pressed; the button names the other one.
   const system = matchMedia("(prefers-color-scheme: dark)");
+  const button = byId("theme");
+  let chosen = false;
   const setTheme = (dark) => {
     document.documentElement.dataset.theme = dark ? "dark" : "light";
-    byId("theme").setAttribute("aria-pressed", String(dark));
+    button.textContent = dark ? "Light theme" : "Dark theme";
   };
   setTheme(system.matches);
-  system.addEventListener("change", (event) => setTheme(event.matches));
-  byId("theme").addEventListener("click", () =>
-    setTheme(document.documentElement.dataset.theme !== "dark"));
+  button.hidden = false;
+  system.addEventListener("change", (event) => chosen || setTheme(event.matches));
+  button.addEventListener("click", () => {
+    chosen = true;
+    setTheme(document.documentElement.dataset.theme !== "dark");
+  });
 
-  // Tables: numbers sort as numbers, dashes last, a third click restores the order.
+  // Paper has no folds to click: all open for printing, and close again.
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open], #list *)")];
+    opened.forEach((fold) => { fold.open = true; });
+  });
+  addEventListener("afterprint", () => opened.forEach((fold) => { fold.open = false; }));
+
+  // Tables: numbers sort as numbers, dashes last, a third click restores the order. The rows of one
+  // task stay together: they are sorted among themselves, then the tasks by their first row.
   const value = (cell) => {
-    const text = cell.textContent.trim().replace(/^</, "");
+    const text = (cell.querySelector(".value") || cell).textContent.trim().replace(/^</, "");
     const number = parseFloat(text.replace(/,/g, ""));
     return Number.isNaN(number) ? (text === "–" ? null : text.toLowerCase()) : number;
   };
@@ -32,21 +46,26 @@
     return typeof a === "number" ? -1 : 1;
   };
   for (const table of document.querySelectorAll("table.sortable")) {
-    const body = table.tBodies[0];
-    const original = [...body.rows];
+    const original = [...table.tBodies].map((body) =>
+      ({ body, name: body.rows[0].cells[0], rows: [...body.rows] }));
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
       const next = { ascending: "", descending: "ascending" }[head.getAttribute("aria-sort")];
       const order = next === undefined ? "descending" : next;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
-      let rows = original;
-      if (order) {
-        head.setAttribute("aria-sort", order);
-        const factor = order === "ascending" ? 1 : -1;
-        rows = original.map((row) => [value(row.cells[column]), row]).sort(([a], [b]) =>
-          a === null || b === null ? compare(a, b) : factor * compare(a, b)).map(([, row]) => row);
-      }
-      body.append(...rows);
+      if (order) head.setAttribute("aria-sort", order);
+      const factor = order === "ascending" ? 1 : -1;
+      const sorted = (entries) => !order ? entries : [...entries].sort((a, b) =>
+        a.key === null || b.key === null ? compare(a.key, b.key) : factor * compare(a.key, b.key));
+      const bodies = original.map(({ body, name, rows }) => {
+        name.remove();
+        const inner = column === 0 ? rows.map((row) => ({ row }))
+          : sorted(rows.map((row) => ({ row, key: value(row.cells[column - 1]) })));
+        inner[0].row.prepend(name);
+        body.append(...inner.map(({ row }) => row));
+        return { body, key: column === 0 ? value(name) : inner[0].key };
+      });
+      table.append(...sorted(bodies).map(({ body }) => body));
     }));
   }
 
@@ -77,6 +96,11 @@
   data.tasks.forEach((name, index) => option(byId("f-task"), name, String(index)));
   kinds.forEach(([key, text]) => option(byId("f-kind"), text, key));
 
+  // The key to the marks: names above their columns; a narrow page, or one of very many runs, has
+  // the name next to each mark instead.
+  data.runs.forEach((name) => byId("key").append(make("span", "", name)));
+  byId("samples-list").className = data.runs.length > 16 ? "many" : "columns";
+
   let found = [];
   let page = 0;
   const details = (item) => {
@@ -85,7 +109,7 @@
     if (item[CHOICES].length) {
       const scroll = make("div", "scroll");
       scroll.tabIndex = 0;
-      const table = make("table");
+      const table = make("table", "sheet");
       const head = table.createTHead().insertRow();
       for (const name of ["choice", ...data.runs]) {
         const cell = make("th", "", name);
@@ -95,13 +119,17 @@
       const body = table.createTBody();
       item[CHOICES].forEach((choice, index) => {
         const row = body.insertRow();
-        row.append(make("td", "choice", choice + (index === item[GOLD] ? "  ✓ gold" : "")));
-        item[SCORES].forEach((scores) => {
+        const name = make("th", "choice", choice + (index === item[GOLD] ? "  ✓ gold" : ""));
+        name.scope = "row";
+        row.append(name);
+        item[SCORES].forEach((scores, run) => {
           const known = scores.filter((one) => one !== null);
           const top = known.length && scores[index] === Math.max(...known);
           const text = scores[index] === undefined || scores[index] === null
             ? "–" : scores[index].toFixed(3);
-          row.append(make("td", top ? "best" : "", text));
+          const cell = make("td", top ? "best" : "");
+          cell.append(make("span", "key", data.runs[run]), make("span", "value", text));
+          row.append(cell);
         });
       });
       scroll.append(table);
@@ -129,10 +157,12 @@
       const marks = make("span", "marks");
       data.runs.forEach((name, run) => {
         const is = right(item, run);
-        const mark = make("span", is ? "right" : "wrong", is === null ? "·" : is ? "✓" : "✗");
-        mark.title = `${name}: ${is === null ? "not run" : is ? "right" : "wrong"}`;
-        mark.setAttribute("role", "img");
-        mark.setAttribute("aria-label", mark.title);
+        const mark = make("span", is === null ? "none" : is ? "right" : "wrong");
+        const sign = make("span", "sign", is === null ? "·" : is ? "✓" : "✗");
+        sign.setAttribute("role", "img");
+        sign.setAttribute("aria-label", is === null ? "not run" : is ? "right" : "wrong");
+        mark.append(sign, make("span", "run", name));
+        mark.title = name;
         marks.append(mark);
       });
       summary.append(marks);

@@ -90,11 +90,9 @@ def difference_table(comparison: Comparison) -> Table:
     remarks: dict[str, int] = {}
     for row in comparison.rows:
         for d in row.differences:
-            name = row.name
+            cells = [row.name, *([d.candidate] if several else [])]
             if d.note:
-                mark = remarks.setdefault(d.note, len(remarks) + 1)
-                name += f" [{mark}]"
-            cells = [name, *([d.candidate] if several else [])]
+                cells[-1] += f" [{remarks.setdefault(d.note, len(remarks) + 1)}]"
             if d.p_holm is not None and d.p_holm < 1.0 - comparison.confidence:
                 marks[len(rows), len(cells)] = "best" if _better(row, d) else "second"
             cells += [
