@@ -110,6 +110,12 @@ class GksArrowLM(PackedLM):
         self._extra_arguments = {k: v for k, v in hf_arguments.items() if k not in _HF_ARGUMENTS}
 
         check_near(self._extra_arguments, _OWN_ARGUMENTS)
+        for name, text in (("library", library), ("revision", revision)):
+            if isinstance(text, (int, float)):  # True too
+                raise UsageError(
+                    f"{name}={text}: lm-eval reads the word as a number or as true or false; "
+                    f"write it in quotes, '{name}=\"...\"'."
+                )
         manifest = None
         named = None if isinstance(library, NotGiven) else str(library)
         if named == "":

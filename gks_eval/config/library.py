@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from gks_eval.config.yaml import FrozenModel
 
 __all__ = ["LibraryConfig", "LoadConfig"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 # Names that the command line's grammar gives a meaning of its own.
-_RESERVED = frozenset({"arrow", "uniform", "none", "base", "avg"})
+_RESERVED: Final = frozenset({"arrow", "uniform", "none", "base", "avg"})
+# lm-eval's command line turns these into Python's values, in upper and lower case.
+_VALUES: Final = frozenset({"true", "false", "none"})
+_MAYBE_LITERAL: Final = re.compile(r"[0-9][0-9a-fA-FoOxXjJ_.-]*")
+
+
+def _is_number(name: str) -> bool:
+    """Return whether lm-eval's command line makes a number of this word."""
+    try:
+        float(name)  # 7, 01, 1e3, 1_000, nan, Infinity
+    except ValueError:
+        pass
+    else:
+        return True
+    try:
+        ast.literal_eval(name if _MAYBE_LITERAL.fullmatch(name) else "")  # 0x1f, 2j
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def _as_written(key: object) -> object:
+    # YAML makes numbers of such words too.
+    return str(key) if isinstance(key, (int, float)) else key
 
 
 def _adapter_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"{name!r:.80} is no usable name: letters, digits, '_', '.' and '-' only, "
-            "the first a letter or digit"
+            "the first a letter or digit, 200 characters at most"
         )
     if name in _RESERVED:
         raise ValueError(f"{name!r} is a reserved word; choose another name")
+    if name.lower() in _VALUES or _is_number(name):
+        kind = "true, false or none" if name.lower() in _VALUES else "a number"
+        raise ValueError(
+            f"{name!r:.80} is no usable name: lm-eval's command line reads it as {kind}; "
+            f"choose another name, such as adapter_{name:.80}"
+        )
     return name
 
 
-AdapterName = Annotated[str, AfterValidator(_adapter_name)]
+AdapterName = Annotated[str, BeforeValidator(_as_written), AfterValidator(_adapter_name)]
 Source = Annotated[str, Field(min_length=1, max_length=1000)]
 
 

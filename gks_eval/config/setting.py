@@ -89,7 +89,6 @@ class Setting(FrozenModel):
         given = {
             "rule": rule,
             "combine": combine,
-            # lm-eval's command line turns an expert called 7 into a number.
             "router": router if isinstance(router, NotGiven) else _word(router),
             "top_k": top_k,
             "temperature": temperature,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from common import assert_sentence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from gks_eval.config.library import LibraryConfig
 from gks_eval.config.yaml import parse_typed
@@ -55,6 +59,69 @@ def test_names_that_no_command_line_could_say(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(f"base_model: b\nexperts:\n  '{name}': x\n")
     assert_sentence(caught.value, "line 3", "is no usable name")
+
+
+# Words that lm-eval's parsers make something else of: leading zeros, exponents, underscores, hex.
+CHANGED = ("7", "01", "1e3", "1E-5", "1_000", "2.50", "nan", "inf", "Infinity", "0x1f", "0b1-2j",
+           "3j", "true", "FALSE", "None", "NONE")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["experts", "general"])
+@pytest.mark.parametrize("name", CHANGED)
+def test_names_that_lm_eval_would_change(name: str, kind: str) -> None:
+    assert lm_eval_reads(name) != [name] * 3
+    experts = "" if kind == "experts" else "experts: {a: x}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(f"base_model: b\n{experts}{kind}:\n  '{name}': x\n")
+    why = "true, false or none" if name.lower() in ("true", "false", "none") else "a number"
+    assert_sentence(caught.value, f"'{name}' is no usable name", f"reads it as {why}", "line ")
+    assert_sentence(caught.value, f"such as adapter_{name}")
+
+
+def test_numbers_of_yaml_are_refused_for_the_same_reason() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("base_model: b\nexperts: {1: x}\ngeneral: {2.5: x}\n")
+    assert_sentence(caught.value, "line 2", "'1' is no usable name", "'2.5'", "line 3", "a number")
+
+
+def lm_eval_reads(*names: str) -> list[str]:
+    """What `lm_eval` hands to the model, of its arguments in each of the three forms it takes."""
+    import argparse
+
+    from lm_eval._cli.utils import MergeDictAction
+    from lm_eval.utils import simple_parse_args_string
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model_args", action=MergeDictAction, nargs="+")
+    word = "+".join(names)
+    given = (f"library=lib,router={word}", json.dumps({"router": word}))
+    return [
+        simple_parse_args_string(given[0])["router"],
+        *(parser.parse_args(["--model_args", text]).model_args["router"] for text in given),
+    ]
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True) | st.from_regex(
+    r"(0x|0b|0o)?[0-9][0-9a-fe_.j-]{0,6}", fullmatch=True
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(st.lists(NAMES, min_size=1, max_size=3))
+def test_every_accepted_name_comes_through_lm_evals_parsers(names: list[str]) -> None:
+    accepted = [name for name in names if _accepts(name)]
+    for chosen in ([name] for name in accepted):
+        assert lm_eval_reads(*chosen) == chosen * 3
+    if accepted:  # as subtract=en+de
+        assert lm_eval_reads(*accepted) == ["+".join(accepted)] * 3
+
+
+def _accepts(name: str) -> bool:
+    try:
+        LibraryConfig.model_validate({"base_model": "b", "experts": {name: "x"}})
+    except ValidationError:
+        return False
+    return True
 
 
 def test_all_faults_at_once() -> None:

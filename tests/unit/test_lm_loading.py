@@ -25,6 +25,12 @@ def _must_not_load(*_: Any, **__: Any) -> None:
     pytest.fail("the base model's weights were read")
 
 
+def test_a_library_that_lm_eval_turned_into_a_number_is_told() -> None:
+    with pytest.raises(UsageError) as caught:  # of `--model_args library=01`
+        GksArrowLM(library=1)  # type: ignore[arg-type]
+    assert_sentence(caught.value, "library=1:", "as a number", """'library="..."'""")
+
+
 def test_a_misspelt_argument_is_told_before_the_library_is_looked_for() -> None:
     with pytest.raises(UsageError) as raised:
         GksArrowLM(topk=2)  # the default library lies on the hub
@@ -51,6 +57,8 @@ def test_a_misspelt_argument_is_told_before_the_library_is_looked_for() -> None:
         ({"router": "alpa"}, ["router=alpa", "did you mean 'alpha'"]),
         ({"load_in_4bit": True, "load_in_8bit": True}, ["load_in_4bit", "choose one"]),
         ({"peft": "some/adapter"}, ["peft=", "router=none"]),
+        # What lm-eval's command line makes of `revision=12e3`.
+        ({"revision": 12e3}, ["revision=12000.0:", "as a number", """'revision="..."'"""]),
         ({"load_in_4bit": "maybe"}, ["load_in_4bit=maybe", "True nor False"]),
         ({"batch_size": "many"}, ["batch_size=many", "number above 0"]),
         ({"batch_size": 0}, ["batch_size=0", "number above 0"]),

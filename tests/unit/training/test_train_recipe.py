@@ -66,6 +66,8 @@ def test_all_faults_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
         ({"adapter": {"init": "loftq"}}, "needs a quantised base"),
         ({"experts": {"members": {}}}, "by `members` or by `clusters`"),
         ({"experts": {"members": {"a": {}}}}, "members.a: has no rows"),
+        ({"experts": {"members": {"1e3": {"file": "a"}}}}, "'1e3' is no usable name: lm-eval"),
+        ({"general": {"members": {"None": {"file": "a"}}}}, "reads it as true, false or none"),
         ({"experts": {"format": "plain", "prompt": "x"}}, "{source}"),
         ({"experts": {"members": {"a": {"file": "a", "split": "x"}}}}, "belongs to `hub`"),
     ],
