@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object, or an empty one where the file is missing or broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -1,19 +1,28 @@
-"""Does a library fit a base model? Decided by the names and shapes of its linear layers alone."""
+"""Does a library fit a base model? Decided by the names and shapes of its layers.
+
+No weights are needed for that; where they are there, those that PEFT saved along are compared.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from gks_eval.base_copies import check_copies
 from gks_eval.errors import CompatibilityError
 from gks_eval.library import Library
+from gks_eval.peft_adapter import Adapter
 
-__all__ = ["check_fit", "linear_layers", "linear_shapes", "meta_model", "meta_shapes"]
-
-_INDEX = re.compile(r"\.(\d+)\.")
+__all__ = [
+    "check_fit",
+    "layer_shape",
+    "linear_layers",
+    "linear_shapes",
+    "meta_model",
+    "routable_layers",
+]
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -21,53 +30,117 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
+def routable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return `linear_layers` and GPT-2's Conv1D, a linear layer that stores W^T, by name."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+
+
+def layer_shape(layer: Any) -> tuple[int, int]:
+    """Return (D, K) of a routable layer; a quantised weight's own shape is packed."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.nf, layer.nx
+
+
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return (D, K) of all linear layers by name; a quantised weight's own shape is packed."""
-    return {name: (m.out_features, m.in_features) for name, m in linear_layers(model).items()}
+    """Return `layer_shape` of all routable layers by name."""
+    return {name: layer_shape(layer) for name, layer in routable_layers(model).items()}
 
 
-def check_fit(library: Library, shapes: Mapping[str, tuple[int, int]], base: str) -> None:
-    """Check that every layer the adapters update is there, of the right shape, and none left out.
+def check_fit(library: Library, model: nn.Module, base: str) -> None:
+    """Check that the adapters update exactly the layers that PEFT would adapt on this base.
 
     Args:
         library: The adapters.
-        shapes: (D, K) of the base's linear layers by name, see `linear_shapes`.
+        model: The base, without a library; on the meta device its weights are not compared.
         base: How messages call the base model.
 
     Raises:
-        CompatibilityError: A layer is missing or of another shape, or the adapters stop short of
-            the base's depth without their config saying so.
+        CompatibilityError: A layer is missing or of another shape, an adapter stops short of the
+            layers that its config names, or it holds weights that are not the base's.
     """
-    adapter = next(iter(library.experts.values()))
-    where = f"library {library.name} does not fit {base}"
+    shapes = linear_shapes(model)
+    for adapter in (*library.experts.values(), *library.general.values()):
+        where = f"library {library.name} does not fit {base}"
+        _check_shapes(adapter, shapes, model, where)
+        _check_targets(adapter, shapes, model, where)
+        check_copies(adapter, model, base)
+
+
+def _check_shapes(
+    adapter: Adapter, shapes: dict[str, tuple[int, int]], model: nn.Module, where: str
+) -> None:
+    made_for = adapter.base_model or "another model"
     missing = [module for module in adapter.pairs if module not in shapes]
     if missing:
+        more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CompatibilityError(
-            f"{where}: it has no linear layer {missing[0]}"
-            + (f" (nor {len(missing) - 1} more)" if len(missing) > 1 else "")
-            + f"; the adapters were made for {adapter.base_model or 'another model'}."
+            f"{where}: it has no linear layer {missing[0]}{more}; "
+            + (_why_missing(missing[0], model) or f"the adapters were made for {made_for}.")
         )
     for module, pair in adapter.pairs.items():
         if pair.shape != shapes[module]:
             raise CompatibilityError(
                 f"{where}: {module} is of shape {shapes[module]} and the adapters are for "
-                f"{pair.shape}; they were made for {adapter.base_model or 'another model'}."
+                f"{pair.shape}; they were made for {made_for}."
             )
-    if adapter.partial_layers:
-        return
-    kinds = {_INDEX.sub(".*.", module, count=1) for module in adapter.pairs}
-    left_out = sorted(
-        module
-        for module in shapes
-        if module not in adapter.pairs and _INDEX.sub(".*.", module, count=1) in kinds
+
+
+def _why_missing(module: str, model: nn.Module) -> str | None:
+    if ".experts." in module:
+        for name, parameter in model.named_parameters():
+            if "experts" in name and parameter.ndim == 3:
+                return (
+                    f"the installed transformers fuses all experts of a layer into {name}, which "
+                    "PEFT adapts as a parameter and routed layers do not support; use adapters "
+                    "that leave the experts out."
+                )
+    try:
+        kind = type(model.get_submodule(module)).__name__
+    except AttributeError:
+        return None
+    return (
+        f"that module is of type {kind}, and nn.Linear, Conv1D and bitsandbytes' layers alone can "
+        "be routed; use adapters that leave it out."
     )
-    if left_out:
+
+
+def _check_targets(
+    adapter: Adapter, shapes: dict[str, tuple[int, int]], model: nn.Module, where: str
+) -> None:
+    targets = adapter.targets
+    if targets.modules is None:
+        targets = targets.with_modules(_peft_default(model))
+    layers = set(shapes)
+    if targets.all_linear and (head := _head_name(model)):
+        layers.discard(head)
+    named = targets.named(layers)
+    if left_out := sorted(named - adapter.pairs.keys()):
         raise CompatibilityError(
-            f"{where}: the adapters leave out {left_out[0]}"
-            + (f" and {len(left_out) - 1} more like it" if len(left_out) > 1 else "")
-            + "; they were made for a shallower model (say layers_to_transform in their config if "
-            "that is meant)."
+            f"{where}: adapter {adapter.name!r} leaves out {left_out[0]}"
+            + (f" and {len(left_out) - 1} more" if len(left_out) > 1 else "")
+            + ", which its config names; it was made for a shallower model (say "
+            "layers_to_transform in the config if that is meant)."
         )
+    if unnamed := sorted(adapter.pairs.keys() - named):
+        raise CompatibilityError(
+            f"{where}: adapter {adapter.name!r} updates {unnamed[0]}, which its config does not "
+            "name; write target_modules into it."
+        )
+
+
+def _peft_default(model: nn.Module) -> tuple[str, ...]:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return tuple(DEFAULTS.get(kind, ()))
+
+
+def _head_name(model: Any) -> str | None:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return next((name for name, module in model.named_modules() if module is head), None)
 
 
 def meta_model(config: object, **options: bool) -> nn.Module:
@@ -86,8 +159,3 @@ def meta_model(config: object, **options: bool) -> nn.Module:
             config, **options
         )
     return model
-
-
-def meta_shapes(config: object) -> dict[str, tuple[int, int]]:
-    """Return `linear_shapes` of the causal LM that a transformers config describes."""
-    return linear_shapes(meta_model(config))

@@ -15,9 +15,9 @@ from torch import nn
 
 from gks_eval.config.setting import Setting
 from gks_eval.errors import UsageError
-from gks_eval.fit import check_fit, linear_layers, linear_shapes
+from gks_eval.fit import check_fit, routable_layers
 from gks_eval.library import Library
-from gks_eval.quantized import compute_dtype, keep_portable_layout
+from gks_eval.quantized import compute_dtype, is_quantized, keep_portable_layout
 from gks_eval.routed import RoutedWeights, build, inner, to_device
 
 __all__ = ["Attachment", "Observer", "RoutedUpdate", "attach"]
@@ -34,13 +34,13 @@ class RoutedUpdate:
     those of the base.
 
     Attributes:
-        layer: The nn.Linear, Linear4bit or Linear8bitLt that carries the hook.
+        layer: The nn.Linear, Linear4bit, Linear8bitLt or Conv1D that carries the hook.
         name: The layer's name in the model.
         weights: What is added; None leaves the base alone.
         observer: Called with the name and the coefficients, (T, E), of every forward.
     """
 
-    def __init__(self, layer: nn.Linear, name: str) -> None:
+    def __init__(self, layer: nn.Module, name: str) -> None:
         self.layer = layer
         self.name = name
         self.weights: RoutedWeights | None = None
@@ -92,7 +92,7 @@ class Attachment:
         self.model = model
         self.library = library
         self.setting: Setting | None = None
-        found = linear_layers(model)
+        found = routable_layers(model)
         self.layers = {name: RoutedUpdate(found[name], name) for name in library.modules}
 
     def apply(self, setting: Setting) -> None:
@@ -157,8 +157,8 @@ def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
     if any(isinstance(hook, RoutedUpdate) for hook in hooks):
         raise UsageError("the model already carries a library; detach that one first.")
-    shapes = linear_shapes(model)
-    check_fit(library, shapes, getattr(model, "name_or_path", "") or type(model).__name__)
+    check_fit(library, model, getattr(model, "name_or_path", "") or type(model).__name__)
+    _warn_of_loftq(library, model)
     keep_portable_layout(model)
     attachment = Attachment(model, library)
     try:
@@ -170,9 +170,24 @@ def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
     return attachment
 
 
-def _device(layer: nn.Linear) -> torch.device:
-    if layer.weight.device.type != "meta":
-        return layer.weight.device
+def _warn_of_loftq(library: Library, model: nn.Module) -> None:
+    adapters = (*library.experts.values(), *library.general.values())
+    started = [adapter.name for adapter in adapters if str(adapter.init).lower() == "loftq"]
+    layers = routable_layers(model)
+    if started and not all(is_quantized(layers[name]) for name in library.modules):
+        logger.warning(
+            "Library %s: %s started from LoftQ, so their updates also make up for the error of a "
+            "4-bit base, and this base is not quantised; load it with load_in_4bit=True, unless "
+            "its weights are LoftQ's own.",
+            library.name,
+            ", ".join(started),
+        )
+
+
+def _device(layer: nn.Module) -> torch.device:
+    device: torch.device = layer.weight.device  # type: ignore[assignment]
+    if device.type != "meta":
+        return device
     # accelerate keeps offloaded weights on meta and says where they run.
     hook = getattr(layer, "_hf_hook", None)
     return torch.device(getattr(hook, "execution_device", None) or "cpu")

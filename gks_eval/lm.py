@@ -23,7 +23,7 @@ from gks_eval.base_model import (
 )
 from gks_eval.config.setting import ARGUMENTS, NOT_GIVEN, NotGiven, Setting, digest
 from gks_eval.errors import UsageError
-from gks_eval.fit import check_fit, meta_shapes
+from gks_eval.fit import check_fit, meta_model
 from gks_eval.inject import Attachment, attach
 from gks_eval.library import Library, load_library, read_manifest
 from gks_eval.packed_lm import PackedLM
@@ -224,11 +224,11 @@ class GksArrowLM(PackedLM):
         if self.library is None:
             return
         try:
-            shapes = meta_shapes(self.config)
+            model = meta_model(self.config)
         except Exception as error:
             logger.debug("The base could not be built without weights: %s", error)
             return
-        check_fit(self.library, shapes, self.base.name if self.base else pretrained)
+        check_fit(self.library, model, self.base.name if self.base else pretrained)
 
     def _create_model(self, pretrained: str, **how: Any) -> None:
         # HFLM hands load_in_4bit to transformers 5, which knows quantization_config only.

@@ -15,14 +15,15 @@ def is_quantized(layer: nn.Module) -> bool:
     return not layer.weight.dtype.is_floating_point if hasattr(layer, "weight") else False
 
 
-def compute_dtype(layer: nn.Linear, model: nn.Module) -> torch.dtype:
+def compute_dtype(layer: nn.Module, model: nn.Module) -> torch.dtype:
     """Return the type of the activations that reach `layer`.
 
     A plain layer computes in the type of its weight. A quantised one takes whatever the model's
     unquantised parts hand it, which is the model's own type.
     """
     if not is_quantized(layer):
-        return layer.weight.dtype
+        dtype: torch.dtype = layer.weight.dtype  # type: ignore[assignment]
+        return dtype
     floating = (p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     return next(floating, torch.float32)
 

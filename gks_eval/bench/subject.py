@@ -80,7 +80,7 @@ def open_subject(
             name = loaded.config.base_model
             base = Path(resolve_base_model(name))
             model = _load(str(base), loaded.config.revision, device, dtype)
-        check_fit(loaded, linear_shapes(model), name)
+        check_fit(loaded, model, name)
         yield Subject(name, adapters, model, _tokenizer(str(base)), loaded)
 
 

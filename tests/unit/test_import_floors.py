@@ -32,8 +32,8 @@ FLOORS: dict[int, frozenset[str]] = {
     # adapters on disk, models in memory, tasks on lm-eval's side
     2: frozenset(
         {
-            "base_model", "embedded", "fit", "hub", "inject", "library", "peft_adapter",
-            "request_cache", "routed", "scoring", "tasklib",
+            "base_copies", "base_model", "embedded", "fit", "hub", "inject", "library",
+            "peft_adapter", "peft_config", "request_cache", "routed", "scoring", "tasklib",
         }
     ),
     # what people come for; two wings

@@ -169,7 +169,7 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
     "a broken adapter is named": (
         LibraryError,
         lambda f: (f / "general" / "de" / WEIGHTS_FILE).write_bytes(b"x"),
-        ["general/de/adapter_model.safetensors", "'de'", "copy it anew"],
+        ["general/de/adapter_model.safetensors", "'de'", "copy it again"],
     ),
     "an adapter without config": (
         LibraryError,

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_sentence, edit_json, load_tiny, save_adapter
+from common import assert_sentence, edit_json
 from safetensors.torch import load_file, save_file
 
 from gks_eval.errors import LibraryError
 from gks_eval.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE, read_adapter
+from gks_eval.peft_config import Scaling, Targets
 
 KEY = "base_model.model.model.layers.0.self_attn.o_proj.lora_{}.weight"
 
@@ -104,13 +105,13 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda f: ((f / CONFIG_FILE).unlink(), (f / CONFIG_FILE).mkdir()),
         ["has no adapter_config.json"],
     ),
-    "config cut short": (text('{"r": 4,'), [CONFIG_FILE, "no readable JSON", "copy it anew"]),
+    "config cut short": (text('{"r": 4,'), [CONFIG_FILE, "no readable JSON", "copy it again"]),
     "config not UTF-8": (text(b'{"r": "\xff"}'), [CONFIG_FILE, "no readable JSON"]),
     "config nested": (text("[" * 100_000), [CONFIG_FILE, "no readable JSON"]),
-    "config a list": (text("[1]"), [CONFIG_FILE, "no JSON object", "copy it anew"]),
+    "config a list": (text("[1]"), [CONFIG_FILE, "no JSON object", "copy it again"]),
     "no weights": (
         lambda f: (f / WEIGHTS_FILE).unlink(),
-        ["has no adapter_model.safetensors", "copy it anew"],
+        ["has no adapter_model.safetensors", "copy it again"],
     ),
     **{
         f"pickle {name}": (
@@ -119,7 +120,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         )
         for name in PICKLED
     },
-    "weights cut short": (cut_short, [WEIGHTS_FILE, "no readable safetensors file", "anew"]),
+    "weights cut short": (cut_short, [WEIGHTS_FILE, "no readable safetensors file", "again"]),
     "weights empty": (text(b"", WEIGHTS_FILE), [WEIGHTS_FILE, "no readable safetensors"]),
     "weights are HTML": (text("<html>not found", WEIGHTS_FILE), ["no readable safetensors"]),
     "weights are a pickle": (
@@ -131,7 +132,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["no readable safetensors"],
     ),
     "no tensors": (lambda f: edit_weights(f, dict.clear), ["holds no LoRA factors", "export"]),
-    "NaN": (put("B", holding(math.nan)), [KEY.format("B"), "NaN or Inf", "train it anew"]),
+    "NaN": (put("B", holding(math.nan)), [KEY.format("B"), "NaN or Inf", "train it again"]),
     "Inf": (put("A", holding(-math.inf)), [KEY.format("A"), "NaN or Inf"]),
     "overflows float32": (
         put("A", lambda t: t.double() * 0 + 1e300),
@@ -143,7 +144,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "integers": (put("A", lambda t: t.to(torch.int8)), ["int8", "not of floats", "export"]),
     "booleans": (put("B", lambda t: t > 0), ["bool", "not of floats"]),
-    "4-bit floats": (four_bit_floats, ["no readable safetensors file", "copy it anew"]),
+    "4-bit floats": (four_bit_floats, ["no readable safetensors file", "copy it again"]),
     "complex": (put("A", lambda t: t.to(torch.complex64)), ["complex64", "not of floats"]),
     "ranks differ": (
         put("B", lambda t: t[:, :3]),
@@ -155,45 +156,61 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["(0, 64)"],
     ),
     "one dimension": (put("A", lambda t: t[0]), ["(64,) and (64, 4)"]),
-    "a convolution": (put("A", lambda t: t[..., None, None]), ["(4, 64, 1, 1)"]),
+    "a convolution": (
+        lambda f: [put(factor, lambda t: t[..., None, None])(f) for factor in "AB"],
+        ["o_proj is a convolution", "(4, 64, 1, 1)", "leaves it out"],
+    ),
     "A without B": (
         lambda f: edit_weights(f, lambda t: t.pop(KEY.format("B"))),
-        ["model.layers.0.self_attn.o_proj has no lora_B", "copy it anew"],
+        ["model.layers.0.self_attn.o_proj has no lora_B", "copy it again"],
     ),
     "B without A": (
         lambda f: edit_weights(f, lambda t: t.pop(KEY.format("A"))),
-        ["has no lora_A", "copy it anew"],
+        ["has no lora_A", "copy it again"],
     ),
     "rank unlike the config's": (
         config(r=8),
         [CONFIG_FILE, "says rank 8 for model.layers.0.self_attn.o_proj", "of rank 4", "copy both"],
     ),
     "rank unlike its pattern": (config(rank_pattern={"o_proj": 2}), ["says rank 2"]),
-    "two adapters in one file": (second_adapter, ["second lora_A", "one adapter a folder"]),
+    "two adapters in one file": (second_adapter, ["second lora_A", "one adapter per folder"]),
     "a DoRA magnitude": (
         lambda f: edit_weights(
             f, lambda t: t.update({KEY.format("magnitude_vector"): torch.ones(64)})
         ),
-        ["lora_magnitude_vector", "no LoRA factor", "only plain LoRA"],
+        ["lora_magnitude_vector", "DoRA's magnitudes", "only plain LoRA"],
     ),
-    "a saved module": (
-        lambda f: edit_weights(
-            f, lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(2)})
-        ),
-        ["lm_head.weight", "no LoRA factor"],
+    "a router": (
+        lambda f: edit_weights(f, lambda t: t.update({"m.lora_router": torch.ones(2)})),
+        ["m.lora_router", "neither a LoRA factor nor a weight of the base"],
+    ),
+    "a bias in B": (
+        lambda f: edit_weights(f, lambda t: t.update({"m.lora_B.bias": torch.ones(2)})),
+        ["m.lora_B.bias", "a bias in B"],
+    ),
+    "layers that the config leaves out": (
+        config(target_modules=["qkv_proj"]),
+        [WEIGHTS_FILE, "updates model.layers.0.self_attn.o_proj", "target_modules", "copy both"],
     ),
     "an embedding's factors": (
         lambda f: edit_weights(f, lambda t: t.update({"m.lora_embedding_A": torch.ones(2, 2)})),
-        ["m.lora_embedding_A", "no LoRA factor"],
+        ["m.lora_embedding_A", "a LoRA of the token embeddings"],
     ),
     "another method": (config(peft_type="IA3"), ["of kind IA3", "only LORA"]),
-    "DoRA": (config(use_dora=True), ["DoRA (use_dora)", UNSUPPORTED, "train it without"]),
-    "bias": (config(bias="all"), ["bias='all'", UNSUPPORTED, "bias='none'"]),
-    "bias of LoRA layers": (config(bias="lora_only"), ["bias='lora_only'", UNSUPPORTED]),
+    "DoRA": (config(use_dora=True), ["DoRA (use_dora)", UNSUPPORTED, "trained without it"]),
+    "a trained bias": (
+        lambda f: (
+            config(bias="all")(f),
+            edit_weights(f, lambda t: t.update({"m.base_layer.bias": torch.ones(2)})),
+        ),
+        ["m.bias, a trained bias (bias='all'", UNSUPPORTED, "bias='none'"],
+    ),
     "lora_bias": (config(lora_bias=True), ["(lora_bias)", UNSUPPORTED]),
-    "saved modules": (config(modules_to_save=["lm_head"]), ["(modules_to_save)", UNSUPPORTED]),
+    "saved modules": (
+        config(modules_to_save=["lm_head"]),
+        ["uses fully trained modules (modules_to_save), which", UNSUPPORTED],
+    ),
     "token embeddings": (config(trainable_token_indices=[1]), ["trained token embeddings"]),
-    "Conv1D": (config(fan_in_fan_out=True), ["(fan_in_fan_out)", UNSUPPORTED]),
     "replicated layers": (config(layer_replication=[[0, 1]]), ["(layer_replication)", UNSUPPORTED]),
     "QA-LoRA": (config(use_qalora=True), ["QA-LoRA", UNSUPPORTED]),
     "BD-LoRA": (config(use_bdlora={"nblocks": 2}), ["block-diagonal LoRA", UNSUPPORTED]),
@@ -221,20 +238,16 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "alpha_pattern a list": (config(alpha_pattern=["x"]), ["alpha_pattern", "no mapping"]),
     "rank_pattern a word": (config(rank_pattern="x"), ["rank_pattern", "no mapping"]),
     "alpha_pattern malformed": (config(alpha_pattern={"(": 1}), ["alpha_pattern '('", "malformed"]),
-    "alpha_pattern explosive": (
-        config(alpha_pattern={"(a|a)+x": 1}),
-        ["alpha_pattern '(a|a)+x'", "too intricate", "module names"],
-    ),
-    "rank_pattern with many repeats": (
-        config(rank_pattern={".*.*.*.*x": 4}),
-        ["rank_pattern", "too intricate"],
-    ),
-    "alpha_pattern long": (config(alpha_pattern={"a" * 400: 1}), ["too intricate"]),
+    "target_modules malformed": (config(target_modules="("), ["target_modules '('", "malformed"]),
+    "target_modules a number": (config(target_modules=7), ["target_modules is 7", "correct it"]),
+    "target_modules of numbers": (config(target_modules=[7]), ["target_modules is [7]"]),
+    "layers_to_transform a word": (config(layers_to_transform="x"), ["layers_to_transform is 'x'"]),
+    "alpha_pattern long": (config(alpha_pattern={"a" * 10_001: 1}), ["too intricate"]),
     "a name of thousands": (
         lambda f: edit_weights(
             f, lambda t: t.update({"a." * 5000 + "lora_A.weight": torch.ones(2, 2)})
         ),
-        ["a.a.a.", "no LoRA factor"],
+        ["a.a.a.", "neither a LoRA factor"],
     ),
     "a huge config": (text(b" " * (5 << 20)), [CONFIG_FILE, "larger than 4 MiB"]),
     "r a word": (config(r="4"), [CONFIG_FILE, "r is '4'", "not a finite number"]),
@@ -274,32 +287,9 @@ def test_a_good_adapter_is_read_exactly(folder: Path) -> None:
         assert pair.scaling == 4.0
     assert list(adapter.pairs) == sorted(adapter.pairs)
     assert adapter.folder == folder
-    assert not adapter.partial_layers
+    assert not adapter.copies
     saved = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
     assert adapter.base_model == saved["base_model_name_or_path"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "partial"),
-    [
-        ({"layers_to_transform": 0}, True),
-        ({"layers_to_transform": [0, 1]}, True),
-        ({"layers_to_transform": []}, False),
-        ({"layers_to_transform": None}, False),
-        ({"exclude_modules": ["layers.0.o_proj"]}, True),
-        ({"target_modules": r".*layers\.0\..*o_proj"}, True),
-        ({"target_modules": "all-linear"}, False),
-        ({"target_modules": ["model.layers.0.self_attn.o_proj"]}, True),
-        ({"target_modules": ["o_proj"]}, False),
-        ({"target_modules": None}, False),
-        ({"target_modules": 7}, False),
-    ],
-)
-def test_a_config_may_say_which_layers_are_meant(
-    fields: dict[str, Any], partial: bool, folder: Path
-) -> None:
-    edit_json(folder / CONFIG_FILE, **fields)
-    assert read_adapter(folder, "mine").partial_layers is partial
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -358,20 +348,25 @@ def test_digests_follow_the_content(folder: Path, tmp_path: Path) -> None:
     assert third.weights_sha256 != second.weights_sha256
 
 
-def test_real_dora_and_real_pissa_of_peft_are_refused(
-    tmp_path: Path, tiny_base: Callable[[str], Path]
-) -> None:
-    for name, fields in (
-        ("dora", {"use_dora": True}),
-        ("bias", {"bias": "all"}),
-        ("saved", {"modules_to_save": ["lm_head"]}),
-        ("pissa", {"init_lora_weights": "pissa"}),
-        ("rslora", {"use_rslora": True}),
-    ):
-        model = load_tiny(tiny_base("phi3"))
-        save_adapter(model, tmp_path / name, ["o_proj"], seed=1, **fields)
-        if name == "rslora":
-            assert read_adapter(tmp_path / name, name).pairs
-        else:
-            with pytest.raises(LibraryError):
-                read_adapter(tmp_path / name, name)
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
+def test_a_strangers_pattern_cannot_keep_us_busy(field: str) -> None:
+    fields = {"target_modules": [], field: "(a|a)+x"}
+    with pytest.raises(LibraryError) as caught:
+        Targets.read(fields, Path("some/config")).named(["a" * 60])
+    assert_sentence(caught.value, f"some/config: {field} '(a|a)+x' is too intricate")
+    patterns = {"alpha_pattern": {"(a|a)+x": 1}}
+    with pytest.raises(LibraryError, match=r"alpha_pattern '.*' is too intricate"):
+        Scaling(patterns, Path("some/config")).of("a" * 60, 4)
+
+
+def test_long_patterns_that_tools_write_are_matched() -> None:
+    """Unsloth's kind: eleven repeats and more than 300 characters, matched in no time."""
+    parts = "self_attn|attention|attn|mlp|feed_forward|ffn|dense"
+    leaves = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    pattern = (
+        rf"(?:.*?(?:language|text).*?(?:{parts}).*?(?:{leaves}).*?)"
+        rf"|(?:\bmodel\.layers\.[\d]{{1,}}\.(?:{parts})\.(?:(?:{leaves})))"
+    )
+    targets = Targets.read({"target_modules": pattern}, Path("config"))
+    names = ["model.layers.10.mlp.up_proj", "model.layers.0.self_attn.o_proj", "lm_head"]
+    assert targets.named(names) == set(names[:2])

@@ -1,0 +1,90 @@
+"""Weights of the base that PEFT saved next to an adapter's factors.
+
+PEFT saves the embeddings, the output embeddings or both when they are targeted (`lm_head` in
+target_modules), when the vocabulary was resized, or when asked to; loading the adapter writes them
+into the base. Where they equal the base's own they change nothing. Where they do not, the adapter
+is for another base.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from gks_eval.errors import CompatibilityError
+from gks_eval.peft_adapter import WEIGHTS_FILE, Adapter
+
+__all__ = ["check_copies"]
+
+
+def check_copies(adapter: Adapter, model: nn.Module, base: str) -> None:
+    """Check that the weights of the base in an adapter's file are those of this base.
+
+    Args:
+        adapter: The adapter.
+        model: The base without a library; on the meta device only shapes are compared.
+        base: How messages call it.
+
+    Raises:
+        CompatibilityError: The base lacks one, or has another.
+    """
+    if not adapter.copies:
+        return
+    path = adapter.folder / WEIGHTS_FILE
+    with safe_open(path, framework="pt") as file:
+        for name, key in adapter.copies.items():
+            start = f"{path}: adapter {adapter.name!r} holds {key}, "
+            shape = tuple(file.get_slice(key).get_shape())
+            held = _held(model, name)
+            if held is None:
+                raise CompatibilityError(
+                    f"{start}which is neither a LoRA factor nor a weight of {base}; use an adapter "
+                    "that was trained on this base."
+                )
+            if tuple(held.shape) != shape:
+                raise CompatibilityError(f"{start}{_other_shape(model, name, shape, held, base)}")
+            if not held.is_meta and not _equal(file.get_tensor(key), held):
+                raise CompatibilityError(
+                    f"{start}which differs from the weight of {base}: it was trained too, or the "
+                    "adapter is for another base; use the base that has this weight, or an adapter "
+                    "that leaves it alone."
+                )
+
+
+def _held(model: nn.Module, name: str) -> torch.Tensor | None:
+    from accelerate.utils import align_module_device
+
+    parent, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(parent)
+    except AttributeError:
+        return None
+    with align_module_device(module):  # an offloaded weight is on meta elsewhere
+        held: Any = getattr(module, leaf, None)
+        return held.detach() if isinstance(held, torch.Tensor) else None
+
+
+def _other_shape(
+    model: nn.Module, name: str, shape: tuple[int, ...], held: torch.Tensor, base: str
+) -> str:
+    own: Any = model
+    ends = [own.get_input_embeddings(), own.get_output_embeddings()]
+    if held.shape[1:] == shape[1:] and model.get_submodule(name.rpartition(".")[0]) in ends:
+        return (
+            f"embeddings of {shape[0]} tokens where {base} has {held.shape[0]}: it was trained on "
+            "a resized vocabulary; resize the base's embeddings likewise, save it with the "
+            "tokenizer, and name it with pretrained=..."
+        )
+    return (
+        f"a weight of shape {shape} where {base} has one of shape {tuple(held.shape)}; use the base"
+        " that the adapter was trained on."
+    )
+
+
+def _equal(copy: torch.Tensor, held: torch.Tensor) -> bool:
+    # Base and copy may be held in different types: equal is what the narrower one can tell.
+    copy = copy.to(held.device)
+    return torch.equal(copy.to(held.dtype), held) or torch.equal(held.to(copy.dtype), copy)
