@@ -74,7 +74,8 @@ class RoutingTally:
             self._sum(layer)
         counts = [max(1, self.tokens[layer]) for layer in layers]
         return {
-            "tokens": self.tokens[layers[0]],
+            # An adapted head sees the scored positions only.
+            "tokens": max(self.tokens[layer] for layer in layers),
             "share": [(self.chosen[m] / n).tolist() for m, n in zip(layers, counts, strict=True)],
             "mean_coefficient": [
                 (self.coefficients[m] / n).tolist() for m, n in zip(layers, counts, strict=True)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from gks_eval.inject import RoutedUpdate
+
 __all__ = ["Head"]
 
 CHUNK_BYTES = {"cpu": 128 << 20}
@@ -35,10 +37,13 @@ class Head:
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
         divisor = getattr(config, "logits_scaling", None) or 1.0
         self.scale = (getattr(config, "logit_scale", None) or 1.0) / divisor
-        # An exact type without hooks: a quantised or routed layer computes something else than x W.
+        # An exact type without hooks of others: a quantised layer computes something else than x W.
+        # The update of a routed head comes on top of the float32 product.
+        self.updates = list(module._forward_hooks.values())
         self.is_plain = (
             type(module) is nn.Linear
-            and not (module._forward_hooks or module._forward_pre_hooks)
+            and not module._forward_pre_hooks
+            and all(isinstance(hook, RoutedUpdate) for hook in self.updates)
             and module.weight.device.type != "meta"
         )
         self.widens = True  # whether the device multiplies 16-bit matrices into float32
@@ -95,6 +100,8 @@ class Head:
             logits = self._widened(hidden_MH.to(weight_VH.dtype), weight_VH)
         if isinstance(bias_V, torch.Tensor):
             logits += bias_V.float()
+        for update in self.updates:
+            logits = update(self.module, (hidden_MH,), {}, logits)
         return logits
 
     def _widened(self, hidden_MH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:

@@ -136,7 +136,7 @@ ADAPTERS = {
         config(use_dora=True)),
     "trained biases": (LibraryError, ["bias='all'", "bias='none'"], lambda f: (
         config(bias="all")(f),
-        tensors(lambda t: t.update({"base_model.model.x.bias": next(iter(t.values()))[0]}))(f))),
+        tensors(lambda t: t.update({"m.bias": next(iter(t.values()))[0].clone()}))(f))),
     "saved modules": (LibraryError, ["(modules_to_save)", "trained without it"],
         config(modules_to_save=["lm_head"])),
     "another method": (LibraryError, ["of kind IA3", "only LORA"], config(peft_type="IA3")),

@@ -29,7 +29,7 @@ from gks_eval.errors import CompatibilityError, LibraryError
 from gks_eval.inject import attach
 from gks_eval.library import load_library
 from gks_eval.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
-from gks_eval.scoring import packed_log_likelihoods
+from gks_eval.scoring import packed_log_likelihoods, supports_packed
 
 TOKENS = torch.randint(4, 260, (2, 11), generator=torch.Generator().manual_seed(0))
 ALONE = Setting(router="mine", subtract=())
@@ -373,20 +373,38 @@ def test_the_packed_scorer_applies_the_heads_adapter(
         equal(target_modules=["q_proj", "lm_head"], base={"tie_word_embeddings": tied})
     )
     assert HEAD in load_file(library / "adapter" / WEIGHTS_FILE)
-    pairs = [([5, 9, 7], [31, 8]), ([5, 9], [77]), ([5, 9, 7], [44])]
+    pairs = [([5, 9, 7], [token]) for token in range(4, 200)]
     model = load_tiny(base, dtype)
+    with attach(model, load_library(str(library)), ALONE), torch.no_grad():
+        answers = packed_log_likelihoods(model, pairs, device="cpu", max_length=64)
+        last = model.model(torch.tensor([[5, 9, 7]])).last_hidden_state[0, -1].float()
+    found = torch.tensor([float(value) for value, _ in answers])
+    # The head in float32 from the definition, on the hidden state as it comes.
+    tensors = load_file(library / "adapter" / WEIGHTS_FILE)
+    A, B = (tensors[f"base_model.model.lm_head.lora_{factor}.weight"] for factor in "AB")
+    logits = (tensors[HEAD].to(dtype).float() + 4.0 * B @ A) @ last
+    expected = torch.log_softmax(logits, -1)[4:200]
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    assert (found - expected).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("name", ["lm_head", "lm_head of gpt2", "plain phi", "plain mixtral"])
+def test_packed_scores_are_those_of_pefts_logits(
+    name: str, made: Callable[..., tuple[Path, Path]]
+) -> None:
+    base, library = made(CASES[name])
+    pairs = [([5, 9, 7], [31, 8]), ([5, 9], [77]), ([5, 9, 7], [44, 8, 9])]
+    model = load_tiny(base)
     with attach(model, load_library(str(library)), ALONE):
-        found = packed_log_likelihoods(model, pairs, device="cpu", max_length=64)
+        assert supports_packed(model) is None
+        answers = packed_log_likelihoods(model, pairs, device="cpu", max_length=64)
     with peft_may_warn():
-        # In float32 throughout: the reference that all three types are held against.
-        exact = load_tiny(base, dtype).float()
-        exact = PeftModel.from_pretrained(exact, library / "adapter").eval()
-    for (before, after), answer in zip(pairs, found, strict=True):
+        theirs = PeftModel.from_pretrained(load_tiny(base), library / "adapter").eval()
+    for (before, after), (value, _) in zip(pairs, answers, strict=True):
         with torch.no_grad():
-            logits = exact(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
+            logits = theirs(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
         expected = torch.log_softmax(logits, -1)[range(len(after)), after].sum()
-        tolerance = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
-        assert abs(answer[0] - float(expected)) < tolerance
+        assert abs(value - float(expected)) < 2e-5
 
 
 @pytest.mark.parametrize("save", [{}, {"save_embedding_layers": True}], ids=["auto", "asked"])

@@ -121,3 +121,12 @@ def test_the_tally_of_a_fixed_router() -> None:
         "mean_coefficient": [[0.25] * 4],
         "entropy": [pytest.approx(math.log(4))],
     }
+
+
+def test_an_adapted_head_sees_fewer_tokens() -> None:
+    tally = RoutingTally()
+    tally("lm_head", torch.tensor([[1.0, 0.0]]))
+    tally("model.layers.0.q_proj", torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    record = tally.record(["lm_head", "model.layers.0.q_proj"])
+    assert record["tokens"] == 2
+    assert record["share"] == [[1.0, 0.0], [0.5, 0.5]]
