@@ -24,6 +24,7 @@ __all__ = [
     "BaseModel",
     "Quantization",
     "check_near",
+    "check_quantization",
     "check_unknown",
     "choose_device",
     "content_stamp",
@@ -57,7 +58,7 @@ class BaseModel:
         name: As the user or the library names it.
         source: What transformers loads: a hub id or a local folder.
         revision: On the hub.
-        quantization: ``nf4`` and ``int8`` are made on loading, by bitsandbytes.
+        quantization: What is asked for; ``nf4`` and ``int8`` are made on loading, by bitsandbytes.
         differs_from_library: Whether the library was made for a base of another name.
     """
 
@@ -130,6 +131,26 @@ def _switch(name: str, value: bool | int | str | NotGiven) -> bool | None:
     if word not in ("true", "false", "1", "0"):
         raise UsageError(f"{name}={value} is neither True nor False.")
     return word in ("true", "1")
+
+
+def check_quantization(base: BaseModel, config: object) -> None:
+    """Refuse to quantise a base that is saved quantised in another way.
+
+    transformers would keep what is saved, with a warning at best.
+
+    Raises:
+        UsageError: 4 or 8 bits are asked for, and the base is saved in something else.
+    """
+    from gks_eval.quantized import saved_quantization
+
+    saved = saved_quantization(config)
+    if base.quantization != "none" and saved not in ("none", base.quantization):
+        argument = "load_in_8bit" if base.quantization == "int8" else "load_in_4bit"
+        raise UsageError(
+            f"base model {base.name} is saved quantised ({saved}) and cannot be loaded as "
+            f"{base.quantization}; give {argument}=False to run it as it is saved, or name an "
+            "unquantised base with pretrained=..."
+        )
 
 
 def quantization_config(quantization: Quantization) -> BitsAndBytesConfig | None:

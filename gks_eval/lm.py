@@ -15,6 +15,7 @@ from gks_eval.base_model import (
     UNLOADABLE,
     BaseModel,
     check_near,
+    check_quantization,
     check_unknown,
     choose_device,
     content_stamp,
@@ -27,7 +28,7 @@ from gks_eval.fit import check_fit, meta_model
 from gks_eval.inject import Attachment, attach
 from gks_eval.library import Library, load_library, read_manifest
 from gks_eval.packed_lm import PackedLM
-from gks_eval.quantized import keep_portable_layout
+from gks_eval.quantized import keep_portable_layout, quantization_of
 from gks_eval.request_cache import stamp
 from gks_eval.versions import versions
 
@@ -174,6 +175,7 @@ class GksArrowLM(PackedLM):
             raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")
         self.join_team()
         keep_portable_layout(self.model)
+        self.quantization = quantization_of(self.model)
         self.apply(setting)
         global CREATED
         CREATED += 1
@@ -221,6 +223,8 @@ class GksArrowLM(PackedLM):
         # The first moment at which the base's shape is known; its weights are read much later.
         super()._get_config(pretrained, **how)
         check_unknown(self._extra_arguments, _HF_ARGUMENTS | _OWN_ARGUMENTS, self.config)
+        if self.base is not None:
+            check_quantization(self.base, self.config)
         if self.library is None:
             return
         try:
@@ -230,11 +234,24 @@ class GksArrowLM(PackedLM):
             return
         check_fit(self.library, model, self.base.name if self.base else pretrained)
 
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **how: Any) -> None:
+        super()._create_tokenizer(pretrained, tokenizer, **how)
+        # HFLM resizes the embeddings for an adapter of peft=, which was trained with its own.
+        if tokenizer is None or "peft" in self._identity_arguments:
+            return
+        rows = getattr(self.config.get_text_config(), "vocab_size", None)
+        if rows is not None and self.tokenizer.vocab_size > rows:
+            raise UsageError(
+                f"tokenizer={self.tokenizer.name_or_path} has {self.tokenizer.vocab_size} tokens "
+                f"and the base model {rows} embeddings; leave tokenizer= out, or name the "
+                "tokenizer that the base was trained with."
+            )
+
     def _create_model(self, pretrained: str, **how: Any) -> None:
-        # HFLM hands load_in_4bit to transformers 5, which knows quantization_config only.
-        asked = quantization_config(self.base.quantization) if self.base else None
-        if asked is not None and how.get("quantization_config") is None:
-            how["quantization_config"] = asked
+        # HFLM hands load_in_4bit to transformers 5, which knows quantization_config only. Where the
+        # base is saved quantised, HFLM hands over what its config says.
+        if how.get("quantization_config") is None and self.base is not None:
+            how["quantization_config"] = quantization_config(self.base.quantization)
         super()._create_model(pretrained, **how)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
@@ -254,7 +271,7 @@ class GksArrowLM(PackedLM):
             {
                 "base": base.name if base else str(self.model.name_or_path),
                 "base_content": content_stamp(base.source) if base else None,
-                "quantization": base.quantization if base else "none",
+                "quantization": self.quantization,
                 "arguments": self._identity_arguments,
                 "dtype": str(self.model.dtype),
                 "library": library.content_hash if library and self.setting.uses_library else None,
@@ -273,7 +290,7 @@ class GksArrowLM(PackedLM):
             "library": library.describe() if library and self.setting.uses_library else None,
             "base_model": base.name if base else str(self.model.name_or_path),
             "revision": base.revision if base else None,
-            "quantization": base.quantization if base else "none",
+            "quantization": self.quantization,
             "scoring": self.scoring if self._unpackable is None else "plain",
             "versions": versions(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from gks_eval.scoring import (
     supports_packed,
 )
 from gks_eval.team import Team
-from gks_eval.unscorable import too_long, warn_of
+from gks_eval.unscorable import beyond_embeddings, too_long, warn_of
 from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
 
 __all__ = ["PackedLM"]
@@ -113,15 +113,15 @@ class PackedLM(HFLM):  # type: ignore[misc]
         """Score requests; those of the whole-text protocol are tokenised as one text.
 
         Raises:
-            DataError: A continuation is longer than the model may see; raised before any forward,
-                and in every process.
+            DataError: A continuation is longer than the model may see, or a token has no embedding;
+                raised before any forward, and in every process.
         """
         if self.enable_thinking:
             refused: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
             return refused
         packs = self.scoring == "packed" and self._packs()
         pairs = self.token_pairs(requests)
-        self._check_lengths(requests, pairs, pools=packs and self._pools)
+        self.check_pairs(requests, pairs, pools=packs and self._pools)
         asked = [(r.args, *pair) for r, pair in zip(requests, pairs, strict=True)]
         if packs:
             # Both protocols at once: they share contexts, and all processes make the same calls.
@@ -137,13 +137,57 @@ class PackedLM(HFLM):  # type: ignore[misc]
                 results |= dict(zip(chosen, answers, strict=True))
         return [results[n] for n in range(len(requests))]
 
-    def _check_lengths(
-        self, requests: list[Any], pairs: Sequence[TokenPair], *, pools: bool
+    def check_pairs(
+        self, requests: list[Any], pairs: Sequence[TokenPair], *, pools: bool = False
     ) -> None:
+        """Check that the model can take what is to be scored.
+
+        Args:
+            requests: lm-eval's requests.
+            pairs: Their tokens, as `token_pairs` gives them.
+            pools: Whether all processes call this, and all are to end on one's fault.
+
+        Raises:
+            DataError: It cannot; the sentence names task, item and text.
+        """
         fault = too_long(requests, pairs, self.max_length)
+        fault = fault or self._beyond(requests, ([*context, *text] for context, text in pairs))
         faults = self.team.gather(fault) if pools and self.team is not None else [fault]
         for sentence in filter(None, faults):
             raise DataError(sentence)
+
+    def _beyond(self, requests: list[Any], tokens: Iterable[list[int]]) -> str | None:
+        embeddings = self.model.get_input_embeddings()
+        rows = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
+        # Larger by tokens for images and the like, as some tokenizers are, is no fault by itself.
+        if max(self.tokenizer.get_vocab().values()) < rows:
+            return None
+        return beyond_embeddings(requests, list(tokens), rows)
+
+    def _check_texts(self, requests: list[Any]) -> None:
+        fault = self._beyond(requests, (self.tok_encode(request.args[0]) for request in requests))
+        if fault is not None:
+            raise DataError(fault)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Score whole texts, as HFLM does.
+
+        Raises:
+            DataError: A token has no embedding.
+        """
+        self._check_texts(requests)
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+        return scores
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue texts, as HFLM does.
+
+        Raises:
+            DataError: A token has no embedding.
+        """
+        self._check_texts(requests)
+        texts: list[str] = super().generate_until(requests, disable_tqdm)
+        return texts
 
     def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
         """Return each request's (context, continuation) tokens, as `loglikelihood` scores them.

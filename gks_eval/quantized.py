@@ -1,13 +1,21 @@
-"""What bitsandbytes' 4- and 8-bit linear layers need from us."""
+"""Quantised weights: how a model holds them, and what bitsandbytes' linear layers need from us."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 
 from gks_eval.errors import CompatibilityError
 
-__all__ = ["compute_dtype", "is_quantized", "keep_portable_layout"]
+__all__ = [
+    "compute_dtype",
+    "is_quantized",
+    "keep_portable_layout",
+    "quantization_of",
+    "saved_quantization",
+]
 
 
 def is_quantized(layer: nn.Module) -> bool:
@@ -50,3 +58,60 @@ def keep_portable_layout(model: nn.Module) -> None:
                     "library before its first forward."
                 )
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no nn.Module field
+
+
+def quantization_of(model: nn.Module) -> str:
+    """Return how a loaded model's weights are held, read from its layers.
+
+    Returns:
+        ``none``; ``nf4``, ``fp4`` or ``int8`` for bitsandbytes' layers, with ``double
+        quantisation``, a computation in another type than bfloat16 and a threshold other than 6
+        behind a comma; else the method that its config names, such as ``gptq, 4 bits``.
+    """
+    kinds = {kind for module in model.modules() if (kind := _layer_quantization(module))}
+    if not kinds:
+        return saved_quantization(getattr(model, "config", None))
+    return " + ".join(sorted(kinds))
+
+
+def saved_quantization(config: Any) -> str:
+    """Return how weights are held by what a model's config says of them, as `quantization_of`."""
+    held = getattr(config, "quantization_config", None)
+    if held is None:
+        return "none"
+    fields = held if isinstance(held, dict) else held.to_dict()
+    if fields.get("load_in_8bit"):
+        return _int8(float(fields.get("llm_int8_threshold", 6.0)))
+    if fields.get("load_in_4bit"):
+        return _four_bits(
+            str(fields.get("bnb_4bit_quant_type", "fp4")),
+            bool(fields.get("bnb_4bit_use_double_quant")),
+            str(fields.get("bnb_4bit_compute_dtype", "float32")),
+        )
+    method = str(getattr(fields.get("quant_method"), "value", fields.get("quant_method")))
+    return f"{method}, {fields['bits']} bits" if isinstance(fields.get("bits"), int) else method
+
+
+def _layer_quantization(layer: nn.Module) -> str | None:
+    weight: Any = getattr(layer, "weight", None)
+    kind = type(weight).__name__  # bitsandbytes need not be installed
+    if kind == "Params4bit":
+        state = weight.quant_state
+        double = weight.compress_statistics if state is None else state.nested
+        return _four_bits(weight.quant_type, bool(double), str(getattr(layer, "compute_dtype", "")))
+    if kind == "Int8Params":
+        return _int8(float(getattr(getattr(layer, "state", None), "threshold", 6.0)))
+    return None
+
+
+def _four_bits(kind: str, double: bool, compute: str) -> str:
+    compute = compute.removeprefix("torch.")
+    return (
+        kind
+        + ", double quantisation" * double
+        + (f", computing in {compute}" if compute not in ("bfloat16", "None", "") else "")
+    )
+
+
+def _int8(threshold: float) -> str:
+    return "int8" if threshold == 6.0 else f"int8, threshold {threshold:g}"

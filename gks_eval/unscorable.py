@@ -8,7 +8,7 @@ from typing import Any
 
 from gks_eval.errors import one_line
 
-__all__ = ["too_long", "warn_of"]
+__all__ = ["beyond_embeddings", "too_long", "warn_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,28 @@ def too_long(requests: Sequence[Any], pairs: Sequence[TokenPair], max_length: in
     return None
 
 
+def beyond_embeddings(
+    requests: Sequence[Any], tokens: Sequence[Sequence[int]], rows: int
+) -> str | None:
+    """Return a sentence about the first token that the base has no embedding for, if there is one.
+
+    Resized embeddings would be drawn at random, and scores with them.
+
+    Args:
+        requests: lm-eval's requests.
+        tokens: Each one's tokens.
+        rows: How many embeddings the base has.
+    """
+    for request, ids in zip(requests, tokens, strict=True):
+        if (highest := max(ids, default=0)) >= rows:
+            return (
+                f"{_item(request)}: its token {highest} lies beyond the base model's {rows} "
+                "embeddings; use the tokenizer that the base was trained with, or a base whose "
+                "embeddings were resized for this one."
+            )
+    return None
+
+
 def warn_of(requests: Sequence[Any], what: str) -> None:
     """Warn of requests that are not scored as they are.
 
@@ -51,9 +73,12 @@ def warn_of(requests: Sequence[Any], what: str) -> None:
 
 
 def _item(request: Any) -> str:
-    context, continuation = request.args[:2]
+    context, *rest = request.args
+    name = f"{request.task_name}, item {request.doc_id}"
+    if request.request_type != "loglikelihood":
+        return f"{name}, {_shown(context[:SHOWN])}"
     before = "" if context == "" else f" after {_shown(context[-SHOWN:])}"
-    return f"{request.task_name}, item {request.doc_id}, {_shown(continuation[:SHOWN])}{before}"
+    return f"{name}, {_shown(rest[0][:SHOWN])}{before}"
 
 
 def _shown(text: str) -> str:

@@ -40,6 +40,7 @@ class WeightlessLM(GksArrowLM):
     def loglikelihood(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
         """Count the tokens of texts to be scored."""
         pairs = self.token_pairs(requests)
+        self.check_pairs(requests, pairs)
         self.scored += [(r.task_name, *pair) for r, pair in zip(requests, pairs, strict=True)]
         return [TokenLogLikelihood(0.0, False, len(scored)) for _, scored in pairs]
 
