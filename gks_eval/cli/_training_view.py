@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gks_eval.training.run import Outcome
     from gks_eval.training.watch import Step
 
-__all__ = ["TrainingView", "clock", "show_estimate"]
+__all__ = ["TrainingView", "clock", "quiet_training", "show_estimate"]
 
 # Below this an adapter is next to its start: the warm-up gives the first step a rate of 0.
 FEW_STEPS = 5
@@ -35,6 +35,14 @@ def few_steps(names: Sequence[str]) -> str:
     )
 
 
+def quiet_training() -> None:
+    """Silence what the libraries print while they load a base."""
+    from transformers.utils import logging
+
+    quiet_libraries()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def clock(seconds: float) -> str:
     """Write a duration as 1:05 or 2:00:05."""
     minutes, second = divmod(round(seconds), 60)
@@ -43,7 +51,7 @@ def clock(seconds: float) -> str:
 
 
 def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
-    """Print what a run will take and what it lacks."""
+    """Print what a run will take and what would stop it."""
     console = console or Console()
     table = Table("adapter", *(Column(c, justify="right") for c in ("rows", "tokens", "steps")))
     for job in estimate.jobs:
@@ -51,8 +59,8 @@ def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
         name = f"{job.key} (finished before)" if job.finished else job.key
         table.add_row(name, *("?" if n is None else f"{n:,}" for n in known))
     console.print(table)
-    if any(job.rows is None for job in estimate.jobs):
-        console.print("?: only the data, which are not read here, can tell", highlight=False)
+    if not estimate.faults and any(job.rows is None for job in estimate.jobs):
+        console.print("?: only the data, which are not read here, can say", highlight=False)
     if (memory := estimate.memory) is not None:
         parts = (memory.total, memory.base, memory.adapter, memory.activations)
         total, base, adapter, activations = (f"{n / 2**30:.2f}" for n in parts)
@@ -65,8 +73,8 @@ def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
         console.print(few_steps(few), highlight=False, markup=False, soft_wrap=True)
     for remark in estimate.remarks:
         console.print(remark, highlight=False, soft_wrap=True)
-    for sentence in estimate.missing:
-        console.print(f"missing: {sentence}", highlight=False, soft_wrap=True)
+    for fault in estimate.faults[1:]:  # the first is what the command ends with
+        console.print(f"fault: {fault}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _too_long(record: Mapping[str, Any]) -> str:
@@ -98,10 +106,7 @@ class TrainingView(Watcher):
         self._records: dict[str, Mapping[str, Any]] = {}
 
     def __enter__(self) -> TrainingView:
-        from transformers.utils import logging
-
-        quiet_libraries()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        quiet_training()
         self._bars.start()
         return self
 

@@ -36,9 +36,11 @@ def cluster(
     """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
     from gks_eval.cli._bar import working
     from gks_eval.errors import UsageError
+    from gks_eval.files import check_output
 
     if output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{output}: give the cluster file a name that ends in .yaml.")
+    check_output(output)
     with working("reading and grouping adapters"):
         from gks_eval.library import load_library
         from gks_eval.training.cluster_file import write_cluster_file

@@ -36,7 +36,7 @@ def train(
     ] = "",
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what it takes and what is missing; train nothing."),
+        typer.Option("--dry-run", help="Check all and report what it takes; train nothing."),
     ] = False,
     ray: Annotated[
         str | None,
@@ -53,22 +53,32 @@ def train(
     from gks_eval.errors import UsageError
 
     recipe_file = find_recipe(recipe)
-    if output is None and not dry_run and not Path(recipe).exists():
+    if output is None and not Path(recipe).exists():
         raise UsageError(f"{recipe} is bundled: say where the library goes, with --output.")
     folder = output or recipe_file.resolve().parent
     names = [name.strip() for name in only.split(",") if name.strip()]
     if only and not names:
         raise UsageError("--only names no adapter; leave it out to train all of them.")
     with working("reading the recipe and its data"):
-        from gks_eval.cli._training_view import TrainingView, show_estimate
+        from gks_eval.cli._training_view import TrainingView, quiet_training, show_estimate
         from gks_eval.training.estimate import estimate
+        from gks_eval.training.fan_out import need_ray
+        from gks_eval.training.loss_table import check_measurable
         from gks_eval.training.plan import make_plan
         from gks_eval.training.run import train_library
 
         plan = make_plan(recipe_file)
-        expected = estimate(plan, names, folder) if dry_run else None
+        if loss_table:
+            check_measurable(plan, folder, plan.select(names))
+        if ray is not None:
+            need_ray()
+        if dry_run:
+            quiet_training()
+        expected = estimate(plan, names, folder, here=ray is None) if dry_run else None
     if expected is not None:
         show_estimate(expected)
+        if expected.faults:
+            raise expected.faults[0]
         return
     with TrainingView() as view:
         if ray is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Base", "load_base", "load_tokenizer", "pick_device", "place_of"]
+__all__ = ["Base", "load_base", "load_tokenizer", "outline_of", "pick_device", "place_of"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,36 @@ def load_tokenizer(recipe: Recipe, root: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise _not_found(place, error) from error
     return tokenizer
+
+
+def outline_of(recipe: Recipe, root: Path) -> PreTrainedModel:
+    """Return the base model on the meta device: its layers without a weight.
+
+    The files of a local base are looked at as `load_base` would, so that a missing, torn or
+    unfitting one is found; of a base on the hub only its configuration is downloaded.
+
+    Raises:
+        HubError: It can be found neither locally nor on the hub, or cannot be loaded.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from gks_eval.fit import meta_model
+
+    place = place_of(recipe, root)
+    try:
+        config = AutoConfig.from_pretrained(place, revision=recipe.revision)
+        if Path(place).is_dir() and not hasattr(config, "quantization_config"):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                place, dtype=getattr(torch, recipe.load.dtype), device_map="meta"
+            )
+        else:
+            model = meta_model(config)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _not_found(place, error) from error
+    outline: PreTrainedModel = model
+    return outline
 
 
 def load_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -> Base:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.config.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.errors import GksError
-from gks_eval.training.adapter_writer import is_finished
-from gks_eval.training.base import load_tokenizer, pick_device, place_of
-from gks_eval.training.job_data import load_job_data
+from gks_eval.files import read_json
+from gks_eval.team import Team
+from gks_eval.training.adapter_writer import RECORD
+from gks_eval.training.checks import Checked, check_run
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sft import steps_of
-from gks_eval.training.sources import identity
-from gks_eval.training.start import check_targets
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 __all__ = ["Estimate", "JobEstimate", "Memory", "estimate"]
 
@@ -71,62 +69,49 @@ class Estimate:
     Attributes:
         jobs: In the order of the recipe.
         memory: None where the base's configuration cannot be had.
-        missing: A sentence for each thing that would stop the run.
+        faults: What would stop the run; the run would end with the first.
         remarks: What should be known of the recipe before it is run.
     """
 
     jobs: tuple[JobEstimate, ...]
     memory: Memory | None
-    missing: tuple[str, ...]
+    faults: tuple[GksError, ...]
     remarks: tuple[str, ...] = ()
 
 
-def estimate(plan: Plan, only: Sequence[str] = (), output: Path | None = None) -> Estimate:
+def estimate(
+    plan: Plan, only: Sequence[str] = (), output: Path | None = None, *, here: bool = True
+) -> Estimate:
     """Look at a recipe without training; local data are read, the hub's are not.
 
     Args:
         plan: The recipe's jobs.
         only: Names of adapters; all when empty.
         output: The library's folder, to see which adapters it has already.
+        here: Whether it is this machine that trains.
 
     Raises:
         UsageError: A name in `only` that no job has.
     """
-    missing: list[str] = []
-    tokenizer: PreTrainedTokenizerBase | None = None
-    memory: Memory | None = None
-    for package in ("trl", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            missing.append(f"the package {package}: `pip install 'gks-eval[train]'`.")
-    try:
-        pick_device(plan.recipe.load)
-    except GksError as error:
-        missing.append(str(error))
     jobs = plan.select(only)
-    try:
-        tokenizer = load_tokenizer(plan.recipe, plan.root)
-        memory = _memory(plan, jobs)
-    except GksError as error:
-        missing.append(str(error))
-    except OSError as error:
-        missing.append(f"base model {plan.recipe.base_model}: {str(error).splitlines()[0]}")
-    estimates: list[JobEstimate] = []
-    for job in jobs:
-        try:
-            fingerprint = plan.fingerprint(job, identity(job, plan.root))
-            finished = output is not None and is_finished(output / job.key, fingerprint)
-            estimates.append(replace(_job(job, plan.root, tokenizer), finished=finished))
-        except GksError as error:
-            missing.append(str(error))
-            estimates.append(JobEstimate(job.key, None, None, None))
-    return Estimate(tuple(estimates), memory, tuple(missing), tuple(plan.remarks()))
+    checked = check_run(plan, jobs, output, whole=not only, processes=Team().size, here=here)
+    estimates = tuple(_job(job, checked, output) for job in jobs)
+    memory = None if checked.outline is None else _memory(plan, jobs, checked.outline)
+    return Estimate(estimates, memory, checked.faults, tuple(plan.remarks()))
 
 
-def _job(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase | None) -> JobEstimate:
+def _job(job: Job, checked: Checked, output: Path | None) -> JobEstimate:
     schedule = job.section.schedule
-    if job.member.file is not None and tokenizer is not None:
-        report = load_job_data(job, root, tokenizer).report
-        return JobEstimate(job.key, report.rows, report.tokens, steps_of(report.rows, schedule))
+    if output is not None and job.key in checked.finished:
+        record = read_json(output / job.key / RECORD)
+        return JobEstimate(
+            job.key, record.get("rows"), record.get("tokens"), record.get("steps"), finished=True
+        )
+    if (counts := checked.counts.get(job.key)) is not None:
+        rows = counts.report.rows
+        return JobEstimate(job.key, rows, counts.report.tokens, steps_of(rows, schedule))
+    if job.member.file is not None:
+        return JobEstimate(job.key, None, None, None)
     if isinstance(job.member, GeneralMember):
         rows = job.member.windows
         length = job.member.prompt + job.member.completion
@@ -135,15 +120,11 @@ def _job(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase | None) -> Job
     return JobEstimate(job.key, job.member.rows, None, steps)
 
 
-def _memory(plan: Plan, jobs: Sequence[Job]) -> Memory:
-    from transformers import AutoConfig
-
-    from gks_eval.fit import linear_layers, meta_model
+def _memory(plan: Plan, jobs: Sequence[Job], model: PreTrainedModel) -> Memory:
+    from gks_eval.fit import linear_layers
 
     recipe = plan.recipe
-    config = AutoConfig.from_pretrained(place_of(recipe, plan.root), revision=recipe.revision)
-    model = meta_model(config)
-    check_targets(model, recipe.adapter.targets, recipe.base_model)
+    config = model.config
     targets = tuple(recipe.adapter.targets)
     linear = linear_layers(model)
     factors = sum(

@@ -6,6 +6,7 @@ its last checkpoint, because that lies with the library on a file system that al
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from gks_eval.training.library_writer import check_output
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import Outcome, finish_library, missing_adapters, train_library
 
-__all__ = ["train_on_ray"]
+__all__ = ["need_ray", "train_on_ray"]
 
 RETRIES = 5
 """How often a task is started again after its worker has died."""
@@ -46,11 +47,10 @@ def train_on_ray(
         ResourceError: A task's workers died again and again.
         GksError: As `train_library`, the first that a task met.
     """
-    try:
-        import ray
-        from ray.exceptions import RayError
-    except ImportError as error:
-        raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.") from error
+    need_ray()
+    import ray
+    from ray.exceptions import RayError
+
     plan = make_plan(recipe_file)
     if not only:
         check_output(output)
@@ -90,6 +90,16 @@ def train_on_ray(
             ray.shutdown()
     still = {job.key for job in missing_adapters(plan, output)}
     return finish_library(plan, output, tuple(key for key in lacking if key not in still))
+
+
+def need_ray() -> None:
+    """Make sure of Ray.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.")
 
 
 def _reason(error: Exception) -> str:

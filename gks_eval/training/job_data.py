@@ -19,7 +19,7 @@ from gks_eval.training.windows import cut_first, cut_packed, window_example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["JobData", "load_job_data"]
+__all__ = ["JobData", "load_job_data", "separator_of"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,20 @@ def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> J
     return JobData(
         train, held_out, report, digest([[list(e.input_ids), list(e.labels)] for e in examples])
     )
+
+
+def separator_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends each text of `cut: packed`.
+
+    Raises:
+        DataError: The tokenizer has no end-of-text token.
+    """
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise DataError(
+            f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token to put between"
+            " packed texts; set `cut: first` in the recipe."
+        )
+    return tokenizer.eos_token_id
 
 
 def _nothing_left(job: Job, left: int, report: DataReport) -> str:
@@ -126,9 +140,7 @@ def _windows(
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     if member.cut == "packed":
-        separator = tokenizer.eos_token_id
-        assert isinstance(separator, int)
-        yield from cut_packed(texts, encode, length, separator)
+        yield from cut_packed(texts, encode, length, separator_of(tokenizer))
         return
     for window in cut_first(texts, encode, length):
         if window:

@@ -8,6 +8,7 @@ CUDA; this one holds for any alpha and any device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.errors import CompatibilityError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = ["loftq_factors", "start_from_loftq"]
+__all__ = ["check_quantised", "loftq_factors", "start_from_loftq"]
 
 
 def loftq_factors(
@@ -43,6 +44,29 @@ def loftq_factors(
     return root_R[:, None] * Vh_NK[:rank], U_DN[:, :rank] * root_R
 
 
+def check_quantised(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    """Refuse a target that a base in 4 bits holds whole: its output layer.
+
+    Args:
+        model: The base, its weights not needed.
+        targets: Names of the layers.
+
+    Raises:
+        CompatibilityError: There is such a target.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    for name, module in model.named_modules():
+        if module is head and any(f".{name}".endswith(f".{target}") for target in targets):
+            raise _not_quantised(name)
+
+
+def _not_quantised(name: str) -> CompatibilityError:
+    return CompatibilityError(
+        f"init: loftq: {name} is not held in 4 bits, so it has no quantisation error; leave it out"
+        " of adapter.targets."
+    )
+
+
 def start_from_loftq(model: PeftModel, full: PreTrainedModel) -> None:
     """Set every factor of a fresh adapter to its LoftQ start.
 
@@ -63,10 +87,7 @@ def start_from_loftq(model: PeftModel, full: PreTrainedModel) -> None:
             continue
         quantised = layer.get_base_layer().weight
         if getattr(quantised, "quant_state", None) is None:
-            raise CompatibilityError(
-                f"init: loftq: {name} is not held in 4 bits, so it has no quantisation error; leave"
-                " it out of adapter.targets."
-            )
+            raise _not_quantised(name.removeprefix("base_model.model."))
         weight_DK = weights[f"{name.removeprefix('base_model.model.')}.weight"]
         held_DK = dequantize_4bit(quantised.data, quantised.quant_state)
         error_DK = weight_DK.float().to(held_DK.device) - held_DK.float()

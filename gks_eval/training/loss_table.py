@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,30 @@ from gks_eval.quantized import keep_portable_layout
 from gks_eval.training.base import load_base, load_tokenizer
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
-from gks_eval.training.plan import Plan
+from gks_eval.training.plan import Job, Plan
 from gks_eval.training.run import missing_adapters
 
-__all__ = ["LOSS_TABLE", "measure_losses"]
+__all__ = ["LOSS_TABLE", "check_measurable", "measure_losses"]
 
 LOSS_TABLE = "held_out.json"
+
+
+def check_measurable(plan: Plan, library: Path, coming: Sequence[Job] = ()) -> None:
+    """Refuse what `measure_losses` cannot measure.
+
+    Args:
+        plan: The recipe.
+        library: Its library.
+        coming: Adapters that will be there by then.
+
+    Raises:
+        DataError: A section holds nothing out.
+        LibraryError: An adapter is missing.
+    """
+    if missing := [job for job in missing_adapters(plan, library) if job not in coming]:
+        raise LibraryError(f"{library}: {missing[0].key} is not trained yet; run `gks-eval train`.")
+    if any(job.section.held_out == 0 for job in plan.jobs):
+        raise DataError("the recipe holds no rows out; set `held_out` in its sections.")
 
 
 def measure_losses(
@@ -47,10 +65,7 @@ def measure_losses(
     """
     from peft import PeftModel
 
-    if missing := missing_adapters(plan, library):
-        raise LibraryError(f"{library}: {missing[0].key} is not trained yet; run `gks-eval train`.")
-    if any(job.section.held_out == 0 for job in plan.jobs):
-        raise DataError("the recipe holds no rows out; set `held_out` in its sections.")
+    check_measurable(plan, library)
     tokenizer = load_tokenizer(plan.recipe, plan.root)
     base = load_base(plan.recipe, plan.root).model
     first, *others = plan.jobs

@@ -14,8 +14,9 @@ from gks_eval.files import exclusive
 from gks_eval.team import Team
 from gks_eval.training.adapter_writer import CURVE, is_finished
 from gks_eval.training.base import load_tokenizer
+from gks_eval.training.checks import check_run
 from gks_eval.training.curves import draw_curves
-from gks_eval.training.library_writer import check_output, is_foreign, write_manifest
+from gks_eval.training.library_writer import is_foreign, write_manifest
 from gks_eval.training.limits import release_memory
 from gks_eval.training.one_adapter import WORK, train_job
 from gks_eval.training.plan import Job, Plan
@@ -66,15 +67,16 @@ def train_library(
     watcher = watcher or Watcher()
     team = Team()
     jobs = plan.select(only)
-    if not only:
-        check_output(output)
     if team.leads:
         watcher.planned(plan, jobs)
+    # All before the first: a column that is missing should be told now, not in some hours.
+    checked = check_run(plan, jobs, output, whole=not only, processes=team.size)
+    if checked.faults:
+        raise checked.faults[0]
     tokenizer: PreTrainedTokenizerBase | None = None
     trained: list[str] = []
-    # All before the first: a file that is missing should be told now, not in some hours.
-    fingerprints = [plan.fingerprint(job, identity(job, plan.root)) for job in jobs]
-    for job, fingerprint in zip(jobs, fingerprints, strict=True):
+    for job in jobs:
+        fingerprint = checked.fingerprints[job.key]
         lock = output / WORK / f"{job.kind}-{job.name}.lock"
         with exclusive(lock) if team.leads else nullcontext(True) as held:
             why = team.agree(_why_not(held, output / job.key, fingerprint))

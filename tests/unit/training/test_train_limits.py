@@ -49,9 +49,12 @@ def test_a_base_that_does_not_fit_says_so(
 ) -> None:
     import transformers
 
-    monkeypatch.setattr(
-        transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: exhaust("CPU")
-    )
+    outline = transformers.AutoModelForCausalLM.from_pretrained
+
+    def load(place: str, **how: Any) -> Any:
+        return outline(place, **how) if how.get("device_map") == "meta" else exhaust("CPU")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
     with pytest.raises(ResourceError, match="quantization: nf4"):
         train_library(make_plan(recipe_file()), tmp_path / "library", only=["copy"])
 

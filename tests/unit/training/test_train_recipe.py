@@ -141,7 +141,7 @@ def test_a_dry_run_counts_and_names_what_is_missing(
     assert (copy.rows, copy.steps) == (12, 12)
     assert gone.rows is None
     assert (en.rows, en.tokens) == (6, 6 * 32)
-    assert any("gone.jsonl" in sentence for sentence in found.missing)
+    assert any("gone.jsonl" in str(fault) for fault in found.faults)
     assert found.memory is not None
     # 65,000 float32 weights and the embedding of a two-layer model.
     assert 4 * 90_000 < found.memory.base < 4 * 140_000
@@ -149,7 +149,7 @@ def test_a_dry_run_counts_and_names_what_is_missing(
     show_estimate(found, console)
     text = console.export_text()
     assert "experts/copy" in text
-    assert "missing: " in text
+    assert "fault: " in text
     assert not (tmp_path / ".work").exists()
 
 
@@ -164,7 +164,7 @@ def test_a_dry_run_tells_finished_adapters_misspelled_targets_and_remarks(
     )
     found = estimate(make_plan(changed), output=tmp_path / "library")
     assert not any(job.finished for job in found.jobs)
-    assert "did you mean 'o_proj'" in found.missing[0]
+    assert "did you mean 'o_proj'" in str(found.faults[0])
     console = Console(record=True, width=120)
     show_estimate(found, console)
     assert "takes that away" in " ".join(console.export_text().split())

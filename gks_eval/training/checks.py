@@ -1,0 +1,160 @@
+"""What would stop a run before its first step, found without reading a weight.
+
+`train_library` refuses to begin with what is found here, and a dry run reports it: one list of
+checks, so that both end with the same sentence and the same exit code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gks_eval.config.recipe import GeneralMember
+from gks_eval.errors import GksError, UsageError
+from gks_eval.files import check_writable
+from gks_eval.training.adapter_writer import is_finished
+from gks_eval.training.base import load_tokenizer, outline_of, pick_device
+from gks_eval.training.examples import DataReport, chat_text
+from gks_eval.training.job_data import load_job_data, separator_of
+from gks_eval.training.library_writer import check_output
+from gks_eval.training.loftq import check_quantised
+from gks_eval.training.plan import Job, Plan
+from gks_eval.training.sources import identity
+from gks_eval.training.start import check_targets
+from gks_eval.training.team import share_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Checked", "JobCounts", "check_run"]
+
+PACKAGES = ("trl", "matplotlib")
+
+
+@dataclass(frozen=True)
+class JobCounts:
+    """The data of one adapter, counted.
+
+    Attributes:
+        report: As `gks_eval.training.job_data` counts.
+        longest: Tokens of the longest row that is trained on.
+        longest_held_out: Tokens of the longest row that is held out; 0 where none is.
+    """
+
+    report: DataReport
+    longest: int
+    longest_held_out: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found.
+
+    Attributes:
+        faults: What would stop the run, in the order in which it would be met.
+        fingerprints: By job; without those whose data are missing.
+        finished: Keys of the jobs whose adapter the library has already.
+        counts: By job; only of local data that have no fault.
+        outline: The base on the meta device; None where it cannot be had or is not needed.
+    """
+
+    faults: tuple[GksError, ...]
+    fingerprints: Mapping[str, str]
+    finished: frozenset[str]
+    counts: Mapping[str, JobCounts]
+    outline: PreTrainedModel | None
+
+
+def check_run(
+    plan: Plan,
+    jobs: Sequence[Job],
+    output: Path | None,
+    *,
+    whole: bool = True,
+    processes: int = 1,
+    here: bool = True,
+) -> Checked:
+    """Do what a run does up to its first step, but for the base's weights and data on the hub.
+
+    Args:
+        plan: The recipe's jobs.
+        jobs: Those to train.
+        output: The library's folder, where it is known.
+        whole: Whether the run is to write the library's manifest.
+        processes: That train each adapter together.
+        here: Whether it is this machine that trains.
+    """
+    faults: list[GksError] = []
+    fingerprints: dict[str, str] = {}
+    counts: dict[str, JobCounts] = {}
+    tokenizer: PreTrainedTokenizerBase | None = None
+    outline: PreTrainedModel | None = None
+    recipe = plan.recipe
+    with _noted(faults):
+        _check_packages()
+    if output is not None:
+        with _noted(faults):
+            if whole:
+                check_output(output)
+            check_writable(output)
+    for job in jobs:
+        with _noted(faults):
+            fingerprints[job.key] = plan.fingerprint(job, identity(job, plan.root))
+    finished = frozenset(
+        key for key, mark in fingerprints.items() if output and is_finished(output / key, mark)
+    )
+    todo = [job for job in jobs if job.key in fingerprints and job.key not in finished]
+    if not todo:  # neither base nor device is needed
+        return Checked(tuple(faults), fingerprints, finished, counts, None)
+    if here:
+        with _noted(faults):
+            pick_device(recipe.load)
+    with _noted(faults):
+        tokenizer = load_tokenizer(recipe, plan.root)
+        outline = outline_of(recipe, plan.root)
+        check_targets(outline, recipe.adapter.targets, recipe.base_model)
+        if recipe.adapter.init == "loftq":
+            check_quantised(outline, recipe.adapter.targets)
+    for job in todo:
+        with _noted(faults):
+            share_of(job.section.schedule, processes)
+            if tokenizer is not None:
+                _check_tokenizer(job, tokenizer)
+                if job.member.file is not None:
+                    counts[job.key] = _counted(job, plan.root, tokenizer)
+    return Checked(tuple(faults), fingerprints, finished, counts, outline)
+
+
+@contextmanager
+def _noted(faults: list[GksError]) -> Iterator[None]:
+    # A fault of the tokenizer or the recipe would come again with every job.
+    try:
+        yield
+    except GksError as error:
+        if str(error) not in map(str, faults):
+            faults.append(error)
+
+
+def _check_packages() -> None:
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UsageError(f"training needs {', '.join(missing)}: pip install 'gks-eval[train]'.")
+
+
+def _check_tokenizer(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
+    if job.section.format == "chat":
+        chat_text(tokenizer, "source", "target")
+    if isinstance(job.member, GeneralMember) and job.member.cut == "packed":
+        separator_of(tokenizer)
+
+
+def _counted(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> JobCounts:
+    data = load_job_data(job, root, tokenizer)
+    longest, held_out = (
+        max((len(example.input_ids) for example in examples), default=0)
+        for examples in (data.train, data.held_out)
+    )
+    return JobCounts(data.report, longest, held_out)
