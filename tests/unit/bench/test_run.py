@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -66,25 +67,42 @@ def test_pictures_of_a_known_format_only() -> None:
     assert_sentence(caught.value, "growth.gif", "png")
 
 
-@pytest.mark.parametrize("ending", FORMATS)
-def test_growth_is_drawn(tmp_path: Path, ending: str) -> None:
+def _growth(seconds: tuple[float, ...]) -> Growth:
     points = {
         names: tuple(
-            GrowthPoint(at=n, seconds={name: timing_of([0.1 * n, 0.2 * n]) for name in names})
-            for n in (1, 2, 4)
+            GrowthPoint(at=2**i, seconds={name: timing_of([s, 1.1 * s]) for name in names})
+            for i, s in enumerate(seconds)
         )
         for names in (("routed", "peft"), ("plain", "packed"))
     }
-    growth = Growth(
+    return Growth(
         layer="8->8, 4 tokens",
         experts=points["routed", "peft"],
         model="a base",
         choices=points["plain", "packed"],
         contexts=points["plain", "packed"],
     )
-    draw_growth(growth, tmp_path / f"g.{ending}")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_growth_is_drawn(tmp_path: Path, ending: str) -> None:
+    draw_growth(_growth((0.1, 0.2, 0.4)), tmp_path / f"g.{ending}")
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert (tmp_path / f"g.{ending}").read_bytes().startswith(begins[ending])
+
+
+@pytest.mark.parametrize(
+    "seconds", [(0.1, 0.2, 0.4), (0.012, 0.013, 0.015), (0.03, 0.04), (1e-4, 1.0), (0.5, 0.5)]
+)
+def test_each_axis_has_two_labels_or_more(tmp_path: Path, seconds: tuple[float, ...]) -> None:
+    draw_growth(_growth(seconds), tmp_path / "g.svg")
+    svg = (tmp_path / "g.svg").read_text("utf-8")
+    # Each tick is a group of the SVG, its text a comment in it; an axis ends the one before it.
+    labels = [re.findall(r'id="ytick_[^"]*".*?<!-- (.*?) -->', axis, re.DOTALL)
+              for axis in svg.split('id="axes_')[1:]]  # fmt: skip
+    assert len(labels) == 3
+    for axis in labels:
+        assert len([label for label in axis if re.fullmatch(r"[\d.]+", label)]) >= 2, axis
 
 
 def test_a_process_that_fails_is_named_with_its_last_line() -> None:
