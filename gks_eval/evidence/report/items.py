@@ -40,7 +40,7 @@ class Book:
     """The samples of several runs.
 
     Attributes:
-        tasks: Names of the tasks, with the metric where a task has several rows.
+        tasks: Names of the tasks.
         total: Items there are.
         items: Those kept, each as a list: task index, doc_id, prompt, choices, index of the gold
             answer or -1, gold answer, score by run, log-likelihoods by run, generated text by run.
@@ -66,9 +66,7 @@ def collect(
         ResultsError: A samples file is broken.
     """
     rows = [row for row in comparison.rows if row.kind == "task"]
-    rows_of = Counter(row.name for row in rows)
-    # A task with several metrics or filters has a row for each of them.
-    book = Book([r.name if rows_of[r.name] == 1 else f"{r.name} ({r.metric})" for r in rows])
+    book = Book([row.name for row in rows])
     kept: list[_Item] = []
     for index, row in enumerate(rows):
         items = _task_items(index, row, runs, max_text)
