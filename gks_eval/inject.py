@@ -173,8 +173,9 @@ def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
 def _warn_of_loftq(library: Library, model: nn.Module) -> None:
     adapters = (*library.experts.values(), *library.general.values())
     started = [adapter.name for adapter in adapters if str(adapter.init).lower() == "loftq"]
-    layers = routable_layers(model)
-    if started and not all(is_quantized(layers[name]) for name in library.modules):
+    layers = [layer for name, layer in routable_layers(model).items() if name in library.modules]
+    # On the meta device nothing is quantised yet, or the weights are offloaded.
+    if started and any(not (m.get_parameter("weight").is_meta or is_quantized(m)) for m in layers):
         logger.warning(
             "Library %s: %s started from LoftQ, so their updates also make up for the error of a "
             "4-bit base, and this base is not quantised; load it with load_in_4bit=True, unless "
@@ -185,9 +186,9 @@ def _warn_of_loftq(library: Library, model: nn.Module) -> None:
 
 
 def _device(layer: nn.Module) -> torch.device:
-    device: torch.device = layer.weight.device  # type: ignore[assignment]
-    if device.type != "meta":
-        return device
+    weight = layer.get_parameter("weight")
+    if not weight.is_meta:
+        return weight.device
     # accelerate keeps offloaded weights on meta and says where they run.
     hook = getattr(layer, "_hf_hook", None)
     return torch.device(getattr(hook, "execution_device", None) or "cpu")

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ _MAX_CONFIG_BYTES: Final = 4 << 20
 # Patterns come from whoever made the adapter, and a bad one can keep an engine busy for years.
 _MATCH_SECONDS: Final = 0.5
 _MAX_PATTERN: Final = 10_000
+# EVA writes a pattern for every layer, more than the engine itself keeps.
+_compile = lru_cache(maxsize=4096)(regex.compile)
 
 # Fields of a LoRA config that, when set, make the forward more than dW = s B A.
 _UNSUPPORTED: Final = {
@@ -263,8 +266,9 @@ def _match(text: str, pattern: str, name: str, where: str, *, whole: bool = Fals
     try:
         if len(text) > _MAX_PATTERN:
             raise TimeoutError
-        match = regex.fullmatch if whole else regex.match
-        return match(pattern, name, timeout=_MATCH_SECONDS)
+        compiled = _compile(pattern)
+        match = compiled.fullmatch if whole else compiled.match
+        return match(name, timeout=_MATCH_SECONDS)
     except TimeoutError:
         raise LibraryError(
             f"{where} {text!r:.60} is too intricate to be matched; write names of layers, or "

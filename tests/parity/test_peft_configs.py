@@ -26,9 +26,12 @@ from safetensors.torch import load_file, save_file
 
 from gks_eval.config.setting import Setting
 from gks_eval.errors import CompatibilityError, LibraryError
+from gks_eval.fit import check_fit, meta_model, routable_layers
 from gks_eval.inject import attach
 from gks_eval.library import load_library
 from gks_eval.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
+from gks_eval.peft_config import Targets
+from gks_eval.quantized import keep_portable_layout
 from gks_eval.scoring import packed_log_likelihoods, supports_packed
 
 TOKENS = torch.randint(4, 260, (2, 11), generator=torch.Generator().manual_seed(0))
@@ -430,6 +433,37 @@ def test_a_copy_in_another_type_is_the_same_weight(
     assert_sentence(refusal(base, library), "differs from the weight of")
 
 
+def test_copies_of_one_weight_in_two_16_bit_types(
+    made: Callable[..., tuple[Path, Path]],
+) -> None:
+    """Rounded twice, a few weights end on the neighbouring number."""
+    base, library = made(equal(target_modules=["q_proj", "lm_head"]))
+    for held, saved in (
+        (torch.float16, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+        (torch.bfloat16, torch.float32),
+    ):
+        change_weights(
+            library / "adapter",
+            lambda t, saved=saved: t.update({HEAD: load_tiny(base).lm_head.weight.to(saved)}),
+        )
+        attach(load_tiny(base, held), load_library(str(library)), ALONE).detach()
+
+
+def test_an_offloaded_head_is_compared(made: Callable[..., tuple[Path, Path]]) -> None:
+    from accelerate import cpu_offload
+
+    base, library = made(equal(target_modules=["q_proj", "lm_head"]))
+    expected = ours(base, library)
+    model = cpu_offload(load_tiny(base), execution_device=torch.device("cpu"))
+    assert model.lm_head.weight.is_meta
+    with torch.no_grad(), attach(model, load_library(str(library)), ALONE):
+        assert relative_error(model(TOKENS).logits, expected) < 1e-5
+    change_weights(library / "adapter", lambda t: t[HEAD][3, 4].mul_(1.1))
+    with pytest.raises(CompatibilityError, match="differs from the weight of"):
+        attach(model, load_library(str(library)), ALONE)
+
+
 def test_a_resized_vocabulary_is_named(bases: Callable[..., Path], tmp_path: Path) -> None:
     base = bases("llama")
     with peft_may_warn():
@@ -443,8 +477,6 @@ def test_a_resized_vocabulary_is_named(bases: Callable[..., Path], tmp_path: Pat
         "resize the base's embeddings", "pretrained=",
     )  # fmt: skip
     # Before any weight is read, too.
-    from gks_eval.fit import check_fit, meta_model
-
     config = load_tiny(base).config
     with pytest.raises(CompatibilityError, match="embeddings of 264 tokens"):
         check_fit(load_library(str(library)), meta_model(config), "base")
@@ -505,9 +537,6 @@ def test_layers_are_named_by_pefts_own_rules() -> None:
         _maybe_include_all_linear_layers,
         check_target_module_exists,
     )
-
-    from gks_eval.fit import meta_model, routable_layers
-    from gks_eval.peft_config import Targets
 
     models = [
         meta_model(base_config("llama", num_hidden_layers=12)),
@@ -641,5 +670,30 @@ def test_loftq_on_a_base_that_is_not_quantised_warns(
     with caplog.at_level(logging.WARNING, "gks_eval"):
         attach(model, load_library(str(library)), ALONE).detach()
     warned = [r.getMessage() for r in caplog.records if r.name.startswith("gks_eval")]
+    with caplog.at_level(logging.WARNING, "gks_eval"):
+        caplog.clear()
+        attach(meta_model(model.config), load_library(str(library)), ALONE).detach()
+    assert not [r for r in caplog.records if r.name.startswith("gks_eval")]
     assert len(warned) == (0 if bits else 1)
     assert bits or ("mine started from LoftQ" in warned[0] and "load_in_4bit=True" in warned[0])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_on_a_quantised_base(bits: int, made: Callable[..., tuple[Path, Path]]) -> None:
+    """The head stays in float there, and its copy is compared as anywhere."""
+    from transformers import BitsAndBytesConfig
+
+    base, library = made(equal(target_modules=["q_proj", "down_proj", "lm_head"]))
+
+    def packed() -> Any:
+        config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+        return load_tiny(base, quantization_config=config)
+
+    model = packed()
+    with torch.no_grad(), attach(model, load_library(str(library)), ALONE):
+        found = model(TOKENS).logits
+    with torch.no_grad(), peft_may_warn():
+        theirs = packed()
+        keep_portable_layout(theirs)
+        expected = PeftModel.from_pretrained(theirs, library / "adapter").eval()(TOKENS).logits
+    assert relative_error(found, expected) < 1e-4
