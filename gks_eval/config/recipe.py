@@ -15,7 +15,8 @@ from pydantic import (
 
 from gks_eval.config.library import AdapterName, Source
 from gks_eval.config.recipe_faults import senseless, told_again
-from gks_eval.config.yaml import FrozenModel
+from gks_eval.config.recipe_words import suggestion
+from gks_eval.config.yaml import FrozenModel, KeyPath
 
 __all__ = [
     "AdapterShape",
@@ -243,6 +244,19 @@ class Recipe(FrozenModel):
     schedule: Schedule = Schedule()
     experts: ExpertSection | None = None
     general: GeneralSection | None = None
+
+    @classmethod
+    def hint(cls, path: KeyPath) -> str | None:
+        """Return the recipe's key for a word of PEFT or TRL, or for one in the wrong section."""
+        sections: dict[str, type[FrozenModel]] = {
+            "adapter": AdapterShape,
+            "load": BaseLoad,
+            "schedule": Schedule,
+        }
+        keys = {
+            key: f"{name}.{key}" for name, model in sections.items() for key in model.model_fields
+        }
+        return suggestion(path, keys | {key: key for key in cls.model_fields})
 
     @model_validator(mode="wrap")
     @classmethod

@@ -29,6 +29,15 @@ class FrozenModel(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def hint(cls, path: KeyPath) -> str | None:  # noqa: ARG003 - for those that say more
+        """Return what to write for an unknown key, where the near names would not say it.
+
+        Args:
+            path: The key, after those that lead to it from the top of the file.
+        """
+        return None
+
 
 def load_typed(path: Path, model: type[ModelT]) -> ModelT:
     """Read one YAML file as `model`.
@@ -170,7 +179,9 @@ def _sentence(fault: ErrorDetails, lines: dict[KeyPath, int], model: type[BaseMo
     name = ".".join(_shown(part) for part in path) or "the file"
     if fault["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
-        hint = f"; {did_you_mean(str(path[-1]), known)}" if known else ""
+        own = model.hint(path) if issubclass(model, FrozenModel) else None
+        hint = own or (did_you_mean(str(path[-1]), known) if known else "")
+        hint = f"; {hint}" if hint else ""
         return f"line {line}: {name} is not a known key{hint}"
     if fault["type"] == "missing":
         return f"line {line}: {name} is missing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,15 @@ from rich.console import Console
 
 from gks_eval.cli._training_view import clock, show_estimate
 from gks_eval.cli.train import find_recipe
-from gks_eval.config.recipe import Recipe, Schedule
-from gks_eval.config.yaml import load_typed
+from gks_eval.config.recipe import (
+    ExpertMember,
+    ExpertSection,
+    GeneralMember,
+    Recipe,
+    Schedule,
+)
+from gks_eval.config.recipe_words import NOT_HERE, WORDS
+from gks_eval.config.yaml import load_typed, parse_typed
 from gks_eval.errors import ConfigError, ResourceError, UsageError
 from gks_eval.files import read_json, replaced_file, replaced_folder, write_text
 from gks_eval.paths import adapters_dir
@@ -57,6 +65,73 @@ def test_all_faults_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
         "line 4: experts: name the experts by", "line 14: general.members.en: has no rows",
     ):  # fmt: skip
         assert told in message, message
+
+
+THEIRS = """
+adapter: {targets: [o_proj], r: 8, lora_alpha: 16, lora_dropout: 0.1, target_modules: [q_proj],
+  init_lora_weights: loftq, bias: none, task_type: CAUSAL_LM, modules_to_save: [lm_head],
+  use_rslora: true, use_dora: true}
+schedule: {num_train_epochs: 3, per_device_train_batch_size: 4, gradient_accumulation_steps: 8,
+  lr_scheduler_type: linear, warmup_ratio: 0.1, warmup_steps: 10, max_grad_norm: 1.0,
+  optim: adamw_torch, save_steps: 10, max_steps: 100, seed: 1, bf16: true}
+learning_rate: 1.0e-4
+experts:
+  max_length: 512
+  completion_only_loss: true
+  schedule: {num_train_epochs: 2}
+  members: {a: {file: a.jsonl, dataset_name: org/rows}}
+base_model: org/model
+"""
+MEANT = {
+    "adapter": {
+        "r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout",
+        "target_modules": "targets", "init_lora_weights": "init",
+    },
+    "schedule": {
+        "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size",
+        "gradient_accumulation_steps": "accumulation", "lr_scheduler_type": "decay",
+        "warmup_ratio": "warmup", "max_grad_norm": "clip", "optim": "optimizer",
+        "save_steps": "checkpoint_steps", "bf16": "load.dtype",
+    },
+    "experts": {"max_length": "max_tokens", "completion_only_loss": "loss"},
+    "experts.schedule": {"num_train_epochs": "epochs"},
+    "experts.members.a": {"dataset_name": "hub"},
+}  # fmt: skip
+
+
+REFUSED = ("bias", "task_type", "modules_to_save", "use_dora", "use_rslora")
+
+
+def test_words_of_peft_and_trl_are_answered_with_the_recipe_s_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_typed(THEIRS, Recipe, "r.yaml")
+    # "more" would hide the last ones: as many as are listed are checked, each by itself.
+    shown = str(caught.value)
+    assert "adapter.r is not a known key; did you mean 'rank'; " in shown
+    for place, words in MEANT.items():
+        for word, meant in words.items():
+            hint = Recipe.hint((*place.split("."), word))
+            assert hint == f"did you mean {meant!r}", word
+    assert Recipe.hint(("learning_rate",)) == "did you mean 'schedule.learning_rate'"
+    assert Recipe.hint(("schedule", "seed")) == "write 'seed' at the top of the recipe"
+    for word in REFUSED:
+        assert f"adapter.{word} is not a known key; {NOT_HERE[word]}; " in shown
+
+
+def test_every_word_is_one_of_theirs_and_every_answer_a_key_of_a_recipe() -> None:
+    from peft import LoraConfig
+    from trl import SFTConfig
+
+    theirs = {field.name for kind in (LoraConfig, SFTConfig) for field in dataclasses.fields(kind)}
+    older = {"warmup_ratio"}  # of transformers 4
+    assert {*MEANT["adapter"], *MEANT["schedule"], *REFUSED} - theirs <= older
+    data = {**ExpertMember.model_fields, **GeneralMember.model_fields}
+    models = {"data": data, "experts": ExpertSection.model_fields, "": Recipe.model_fields}
+    for name in ("adapter", "load", "schedule"):
+        models[name] = Recipe.model_fields[name].annotation.model_fields  # type: ignore[union-attr]
+    for place in WORDS.values():
+        section, _, key = place.rpartition(".")
+        assert key in models[section], place
 
 
 @pytest.mark.parametrize(
