@@ -46,7 +46,7 @@ def draw_growth(growth: Growth, picture: Path) -> None:
     FigureCanvasAgg(figure)
     panels: Sequence[tuple[str, str, Sequence[GrowthPoint]]] = (
         (f"A layer's update, {growth.layer}", "experts", growth.experts),
-        (f"An evaluation, {growth.model}", "choices an item", growth.choices),
+        (f"An evaluation, {growth.model}", "choices per item", growth.choices),
         (f"An evaluation, {growth.model}", "tokens of context", growth.contexts),
     )
     for axes, (title, label, points) in zip(figure.subplots(1, len(panels)), panels, strict=True):
