@@ -5,6 +5,7 @@ No weights are needed for that; where they are there, those that PEFT saved alon
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def _check_shapes(
         more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CompatibilityError(
             f"{where}: it has no linear layer {missing[0]}{more}; "
-            + (_why_missing(missing[0], model) or f"the adapters were made for {made_for}.")
+            + (_why_missing(missing[0], model, shapes) or f"the adapters were made for {made_for}.")
         )
     for module, pair in adapter.pairs.items():
         if pair.shape != shapes[module]:
@@ -88,7 +89,12 @@ def _check_shapes(
             )
 
 
-def _why_missing(module: str, model: nn.Module) -> str | None:
+def _why_missing(module: str, model: nn.Module, layers: Iterable[str]) -> str | None:
+    if longer := next((name for name in layers if name.endswith(f".{module}")), None):
+        return (
+            f"it has {longer}, so the adapter was trained on the model without its head; train it "
+            "on AutoModelForCausalLM."
+        )
     if ".experts." in module:
         for name, parameter in model.named_parameters():
             if "experts" in name and parameter.ndim == 3:

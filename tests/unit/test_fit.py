@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from common import FAMILIES, TARGETS, assert_sentence, load_tiny, save_library, save_tiny_base
+from common import (
+    FAMILIES,
+    TARGETS,
+    assert_sentence,
+    edit_json,
+    load_tiny,
+    save_adapter,
+    save_library,
+    save_tiny_base,
+)
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.fit import check_fit, linear_layers, linear_shapes, meta_model
 from gks_eval.library import load_library
+from gks_eval.peft_adapter import CONFIG_FILE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,3 +108,43 @@ def test_adapters_of_some_layers_on_purpose(tmp_path: Path, tiny_base: Callable[
     library = load_library(str(folder))
     assert all(".1." in module for module in library.modules)
     check_fit(library, load_tiny(tiny_base("phi3")), "base")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_config_without_targets_means_pefts_choice(
+    named: bool, tmp_path: Path, tiny_base: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+
+    assert DEFAULTS["llama"] == ["q_proj", "v_proj"]
+    targets = ["q_proj", "v_proj"] if named else ["q_proj", "k_proj", "v_proj"]
+    folder = save_library(
+        tmp_path, tiny_base("llama"), "llama", experts=("a",), general=(), target_modules=targets
+    )
+    edit_json(folder / "experts" / "a" / CONFIG_FILE, target_modules=None)
+    library, model = load_library(str(folder)), tiny_model("llama")
+    if named:
+        check_fit(library, model, "base")
+        return
+    with pytest.raises(CompatibilityError) as caught:
+        check_fit(library, model, "base")
+    assert_sentence(caught.value, "'a' updates model.layers.0.self_attn.k_proj", "target_modules")
+
+
+def test_an_adapter_of_a_model_without_its_head(
+    tmp_path: Path, tiny_base: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    from transformers import AutoModel
+
+    headless = AutoModel.from_pretrained(tiny_base("llama"))
+    save_adapter(headless, tmp_path / "a", ["q_proj"], seed=1, task_type="FEATURE_EXTRACTION")
+    manifest = {"base_model": str(tiny_base("llama")), "experts": {"a": "a"}}
+    (tmp_path / "library.yaml").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(CompatibilityError) as caught:
+        check_fit(load_library(str(tmp_path)), tiny_model("llama"), "base")
+    assert_sentence(
+        caught.value,
+        "no linear layer layers.0.self_attn.q_proj (nor 1 more)",
+        "it has model.layers.0.self_attn.q_proj",
+        "without its head",
+    )
