@@ -635,6 +635,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "Megatron's layers": {"megatron_config": {"x": 1}, "megatron_core": "megatron.core"},
     "settings of a start": {"corda_config": {"x": 1}, "lora_ga_config": {"x": 1}},
     "settings of LoftQ": {"loftq_config": {"loftq_bits": 4}},
+    "fan_in_fan_out on nn.Linear": {"fan_in_fan_out": True},
     "about the file": {"revision": "x", "inference_mode": False, "auto_mapping": {"x": 1}},
     "biases that are not there": {"bias": "lora_only"},
 }
