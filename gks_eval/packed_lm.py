@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from gks_eval.errors import DataError, UsageError, did_you_mean
 from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
+from gks_eval.progress import Progress
 from gks_eval.request_cache import CountingHook
 from gks_eval.scoring import (
     PackedCounts,
@@ -59,6 +62,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
     softmax_dtype: torch.dtype | None
     batch_size_per_gpu: Any
     batch_schedule: float
+    _progress: Progress | None = None
 
     def choose_scoring(self, scoring: str | None) -> None:
         """Score by another scorer from now on; None means the default.
@@ -176,7 +180,13 @@ class PackedLM(HFLM):  # type: ignore[misc]
             DataError: A token has no embedding.
         """
         self._check_texts(requests)
-        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm)
+        scores: list[float]
+        if self.scoring == "packed" and self._packs():
+            tokens = sum(len(self.tok_encode(request.args[0])) for request in requests)
+            with self._bar("loglikelihood_rolling", len(requests), tokens, disable_tqdm):
+                scores = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        else:  # HFLM's own scorer shows its own progress
+            scores = super().loglikelihood_rolling(requests, disable_tqdm)
         return scores
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -186,8 +196,41 @@ class PackedLM(HFLM):  # type: ignore[misc]
             DataError: A token has no embedding.
         """
         self._check_texts(requests)
-        texts: list[str] = super().generate_until(requests, disable_tqdm)
+        with self._bar("generate_until", len(requests), len(requests), disable_tqdm):
+            texts: list[str] = super().generate_until(requests, disable_tqdm=True)
         return texts
+
+    @contextmanager
+    def _bar(self, kind: str, requests: int, work: float, disable_tqdm: bool) -> Iterator[None]:
+        # HFLM's own advances after each batch, by one at once and by the others unseen.
+        with tqdm(
+            total=requests,
+            disable=disable_tqdm or self.rank != 0,
+            desc=f"Running {kind} requests",
+            miniters=1,
+        ) as bar:
+            progress = self._progress = (
+                None if bar.disable else Progress(bar.update, requests, work)
+            )
+            try:
+                yield
+                if progress is not None:
+                    progress.close()
+            finally:
+                self._progress = None
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> torch.Tensor:
+        generate = partial(super()._model_generate, context, max_length, stop, **options)
+        tokens: torch.Tensor
+        if (progress := self._progress) is None:
+            tokens = generate()
+            return tokens
+        rows, steps = context.shape[0], max_length - context.shape[1]
+        with progress.during([self.model], steps, rows):
+            tokens = generate()
+        return tokens
 
     def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
         """Return each request's (context, continuation) tokens, as `loglikelihood` scores them.
@@ -299,10 +342,9 @@ class PackedLM(HFLM):  # type: ignore[misc]
             return self._plain(requests, disable_tqdm, override_bs)
         if override_bs is None:
             return self._packed(requests, disable_tqdm)
-        # Windows of rolling texts: HFLM batches, divides, caches and shows progress by itself.
-        return list(
-            self._score_pairs([(context, text) for _, context, text in requests], True, None)
-        )
+        # Windows of rolling texts: HFLM batches, divides and caches by itself.
+        pairs = [(context, text) for _, context, text in requests]
+        return list(self._score_pairs(pairs, sum(len(text) for _, text in pairs), None))
 
     def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
         if self.device.type != "cpu":
@@ -340,40 +382,37 @@ class PackedLM(HFLM):  # type: ignore[misc]
                 self.cache_hook.add_partial("loglikelihood", keys[index], result)
 
         if self.team is None or not self._pools:
-            return list(self._score_pairs(pairs, disable_tqdm, keep))
-        return list(
-            score_together(
-                pairs,
-                lambda share: self._score_pairs(share, disable_tqdm, None),
-                max_length=self.max_length,
-                team=self.team,
-            )
-        )
+            with self._bar("loglikelihood", len(pairs), len(pairs), disable_tqdm):
+                return list(self._score_pairs(pairs, len(pairs), keep))
+
+        def score(share: list[TokenPair]) -> list[TokenLogLikelihood]:
+            with self._bar("loglikelihood", len(share), len(share), disable_tqdm):
+                return self._score_pairs(share, len(share), None)
+
+        return list(score_together(pairs, score, max_length=self.max_length, team=self.team))
 
     def _score_pairs(
         self,
         pairs: Sequence[TokenPair],
-        disable_tqdm: bool,
+        work: int,
         keep: Callable[[int, TokenLogLikelihood], None] | None,
     ) -> list[TokenLogLikelihood]:
-        size = self.batch_size_per_gpu
-        with tqdm(
-            total=len(pairs),
-            disable=disable_tqdm or self.rank != 0,
-            desc="Running loglikelihood requests",
-        ) as bar:
-            return packed_log_likelihoods(
-                self.model,
-                pairs,
-                device=self.device,
-                max_length=self.max_length,
-                batch_tokens=(
-                    None if size == "auto" else requests_worth(pairs, size, self.max_length)
-                ),
-                progress=bar.update,
-                emit=keep,
-                counts=self.counts,
-            )
+        size, progress = self.batch_size_per_gpu, self._progress
+
+        def advance(number: int) -> None:
+            if progress is not None:
+                progress.finish(work * number / len(pairs))
+
+        return packed_log_likelihoods(
+            self.model,
+            pairs,
+            device=self.device,
+            max_length=self.max_length,
+            batch_tokens=None if size == "auto" else requests_worth(pairs, size, self.max_length),
+            progress=None if progress is None else advance,
+            emit=keep,
+            counts=self.counts,
+        )
 
     def _plain(
         self, requests: list[Request], disable_tqdm: bool, override_bs: int | None

@@ -38,6 +38,7 @@ class TreeModel:
 
     Attributes:
         abreast: Whether rows from the root are laid one behind the other instead of padded.
+        layers: Its decoder layers; empty where they cannot be told.
 
     Args:
         model: A transformers causal LM, a PEFT wrapping of one, or one with routed layers.
@@ -61,6 +62,7 @@ class TreeModel:
         self.reaches = _reaches(self.config, max_length)
         self.abreast = self.attention == "sdpa" and device.type in ABREAST_ON
         self.long_from = _long_from(self.config, max_length)
+        self.layers = _layers(self.base, self.config)
         parameter = next(self.base.parameters())
         self.dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
 
@@ -166,6 +168,12 @@ def cache_argument(transformer: nn.Module) -> str:
     """Return what the transformer calls the keys and values that it is to go on from."""
     taken = inspect.signature(transformer.forward).parameters
     return next(name for name in CACHE_NAMES if name in taken)
+
+
+def _layers(transformer: nn.Module, config: Any) -> list[nn.Module]:
+    count = getattr(config, "num_hidden_layers", 0)
+    lists = (m for m in transformer.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    return list(next(lists, ()))
 
 
 def _cache(trunk: Trunk, rows: int) -> Any:

@@ -28,6 +28,7 @@ from gks_eval.prefix_tree import (
     plan,
     to_sequences,
 )
+from gks_eval.progress import Progress
 from gks_eval.scoring.model import TreeModel, Trunk
 from gks_eval.scoring.sizes import choose_limits
 from gks_eval.scoring.support import tree_model
@@ -90,7 +91,8 @@ def packed_log_likelihoods(
         batch_tokens: The most tokens a forward; chosen from device and memory if None. Halved
             for good whenever memory runs out.
         row_tokens: Tokens a row; chosen from the device if None.
-        progress: Called with the number of requests that have just been answered.
+        progress: Called as the work goes on with numbers of requests that add up to all of them,
+            in proportion to the tokens computed.
         emit: Called with a request's index and result as soon as it is known.
         counts: Filled in, if given, with what was computed.
 
@@ -122,7 +124,7 @@ def packed_log_likelihoods(
         counts if counts is not None else PackedCounts(),
     )
     run.counts.requests += len(requests)
-    for scored, log_probs, greedy in run.score(sequences):
+    for scored, log_probs, greedy in run.score(sequences, progress, len(requests)):
         result = TokenLogLikelihood(
             log_probs.double().sum().item(), bool(greedy.all()), scored.scored
         )
@@ -130,8 +132,6 @@ def packed_log_likelihoods(
             results[index] = result
             if emit is not None:
                 emit(index, result)
-        if progress is not None:
-            progress(len(scored.requests))
     return [results[index] for index in range(len(requests))]
 
 
@@ -142,26 +142,39 @@ class _Run:
         self.tree = tree
         self.limits = limits
         self.counts = counts
+        self.progress: Progress | None = None
 
     def score(
-        self, sequences: list[Sequence]
+        self, sequences: list[Sequence], report: Callable[[int], None] | None, requests: int
     ) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
         """Yield each sequence with its scored tokens' log-probabilities and greedy marks."""
         # LongRoPE turns every position differently in texts beyond its bound: no prefix is common
         # to texts on both sides of it.
+        planned: list[tuple[bool, list[Sequence], list[Group]]] = []
         for long in (True, False):
             chosen = [one for one in sequences if self.tree.is_long(one.length) is long]
             self.counts.harness_tokens += count_harness_tokens(chosen)
             self.counts.distinct_tokens += count_distinct_tokens(chosen)
-            for group in plan(chosen, self.limits):
+            planned.append((long, chosen, plan(chosen, self.limits)))
+        work = sum(
+            len(group.trunk) + sum(row.tokens for row in group.rows)
+            for _, _, groups in planned
+            for group in groups
+        )
+        self.progress = report and Progress(report, requests, work)
+        for long, chosen, groups in planned:
+            for group in groups:
                 yield from self._score_group(chosen, group, long)
+        if self.progress is not None:
+            self.progress.close()
 
     def _score_group(
         self, sequences: list[Sequence], group: Group, long: bool
     ) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
         trunk: Trunk = []
         if group.trunk:
-            found = _unless_out_of_memory(partial(self.tree.prefill, group.trunk, long=long))
+            prefill = partial(self.tree.prefill, group.trunk, long=long)
+            found = self._in_memory(prefill, len(group.trunk))
             if found is None:
                 raise _too_large(len(group.trunk), self.tree.device)
             trunk = found
@@ -171,7 +184,8 @@ class _Run:
             size = next_batch(rows, self.limits, len(group.trunk))
             batch, rows = rows[:size], rows[size:]
             members = [[sequences[i] for i in row.members] for row in batch]
-            answers = _unless_out_of_memory(partial(self._score_batch, members, trunk, long))
+            score = partial(self._score_batch, members, trunk, long)
+            answers = self._in_memory(score, sum(row.tokens for row in batch))
             if answers is None:
                 rows = self._smaller(batch, len(group.trunk)) + rows
                 continue
@@ -179,6 +193,16 @@ class _Run:
             for one in (one for row in members for one in row):
                 yield one, answers[0][at : at + one.scored], answers[1][at : at + one.scored]
                 at += one.scored
+
+    def _in_memory(self, compute: Callable[[], T], tokens: int) -> T | None:
+        if self.progress is None:
+            return _unless_out_of_memory(compute)
+        layers = self.tree.layers
+        with self.progress.during(layers, len(layers), tokens):
+            found = _unless_out_of_memory(compute)
+        if found is None:
+            self.progress.finish(-tokens)  # to be done again
+        return found
 
     def _score_batch(
         self, members: list[list[Sequence]], trunk: Trunk, long: bool

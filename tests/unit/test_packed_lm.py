@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -99,3 +99,53 @@ def test_generation_in_batches_is_generation_one_by_one(
     gks.choose_batch_size(4)
     assert gks.generate_until(asked) == alone
     gks.choose_batch_size(3)
+
+
+class Bar:
+    """tqdm, as far as it is used, with its updates kept."""
+
+    made: ClassVar[list[Bar]] = []
+
+    def __init__(self, total: int, disable: bool, desc: str, **_: Any) -> None:
+        self.total, self.disable, self.desc = total, disable, desc
+        self.updates: list[int] = []
+        self.made.append(self)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, number: int) -> None:
+        self.updates.append(number)
+
+
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood_rolling", "loglikelihood"])
+def test_a_bar_advances_within_a_batch(
+    kind: str, gks: GksArrowLM, hf: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = ({"until": ["no such text"], "max_gen_toks": 12},) if kind == "generate_until" else ()
+    how = (" and so on",) if kind == "loglikelihood" else how
+    texts = [(f"A text, number {n}, of some length" * (1 + n % 3), *how) for n in range(6)]
+    gks.apply(Setting.from_arguments(router=None))
+    gks.choose_batch_size(6)
+    expected = getattr(hf, kind)(instances(texts, kind))
+    monkeypatch.setattr(Bar, "made", [])
+    monkeypatch.setattr("gks_eval.packed_lm.tqdm", Bar)
+    found = getattr(gks, kind)(instances(texts, kind))
+    quiet = getattr(gks, kind)(instances(texts, kind), disable_tqdm=True)
+    gks.choose_batch_size(3)
+    if kind == "generate_until":
+        assert found == expected
+    else:
+        flat = [one[0] if kind == "loglikelihood" else one for one in found]
+        theirs = [one[0] if kind == "loglikelihood" else one for one in expected]
+        assert flat == pytest.approx(theirs, abs=2e-3)
+    assert quiet == found
+    shown, hidden = (
+        bar for bar in Bar.made if bar.desc == f"Running {kind} requests"
+    )  # rolling texts have their windows scored without one
+    assert (shown.total, sum(shown.updates), shown.disable) == (6, 6, False)
+    assert len(shown.updates) > 1 if kind != "generate_until" else len(shown.updates) >= 5
+    assert hidden.disable
+    assert not hidden.updates

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -43,7 +44,39 @@ def test_results_are_told_as_they_come(model):
     results = score(model, emit=told.__setitem__, progress=steps.append)
     assert [told[index] for index in range(len(REQUESTS))] == results
     assert sum(steps) == len(REQUESTS)
-    assert len(steps) > 10
+    assert len(steps) > 5
+    assert score(model) == results
+
+
+def test_progress_follows_the_layers_of_one_long_forward(model):
+    """A batch answers its requests at once; before that, half its layers are half of them."""
+    seen: list[tuple[str, int]] = []
+    score(
+        model, REQUESTS[:20], batch_tokens=10_000, row_tokens=10_000,
+        progress=lambda n: seen.append(("progress", n)),
+        emit=lambda index, _: seen.append(("answer", index)),
+    )  # fmt: skip
+    before = [n for kind, n in seen[: seen.index(next(s for s in seen if s[0] == "answer"))]]
+    assert before == [10, 10], "the model has two layers"
+    assert sum(n for kind, n in seen if kind == "progress") == 20
+
+
+def test_progress_is_in_proportion_to_the_tokens(model):
+    counts, reported, at = PackedCounts(), 0, []
+
+    def note(number: int) -> None:
+        nonlocal reported
+        reported += number
+
+    hook = model.model.register_forward_hook(
+        lambda *_: at.append((counts.computed_tokens, reported))
+    )
+    score(model, progress=note, counts=counts, batch_tokens=48)
+    hook.remove()
+    assert len(at) > 8
+    # The hook comes after the layers and before the forward is counted: the next one's count.
+    for (_, reached), (tokens, _) in pairwise(at):
+        assert reached == pytest.approx(len(REQUESTS) * tokens / counts.computed_tokens, abs=1.5)
 
 
 def test_what_was_computed_is_counted(model):
