@@ -48,13 +48,13 @@ class Difference(FrozenModel):
     Attributes:
         candidate: The candidate's label.
         difference: Candidate less baseline, on the items compared.
-        low: Lower bound of its interval.
+        low: Lower bound of its interval; of a task it excludes 0 exactly where p < 1 - confidence.
         high: Upper bound.
         p: Two-sided p-value of "no difference".
         p_holm: The same after Holm over this candidate's tasks; None for groups.
         n: Pairs, or the smaller run's items where unpaired.
-        method: ``mcnemar`` (exact test, Tango's interval), ``bootstrap`` (paired),
-            ``group bootstrap``, ``unpaired``, or ``none`` where nothing can be said.
+        method: ``mcnemar`` (exact), ``sign flips``, ``group bootstrap``, ``unpaired``, or ``none``
+            where nothing can be said.
         gains: Items only the candidate gets right.
         losses: Items only the baseline gets right.
         unpaired_baseline: Items of the baseline without a partner.
@@ -70,7 +70,7 @@ class Difference(FrozenModel):
     p: float | None
     p_holm: float | None = None
     n: int
-    method: Literal["mcnemar", "bootstrap", "group bootstrap", "unpaired", "none"]
+    method: Literal["mcnemar", "sign flips", "group bootstrap", "unpaired", "none"]
     gains: int | None = None
     losses: int | None = None
     unpaired_baseline: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,13 +15,12 @@ from gks_eval.evidence.pairing import differences
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, choose_metric, load_scores
-from gks_eval.evidence.stats.bootstrap import DRAWS, Floats, bootstrap_p, group_means
-from gks_eval.evidence.stats.mcnemar import mcnemar_exact
-from gks_eval.evidence.stats.paired_score import worse_by_more_p
+from gks_eval.evidence.stats.group_test import group_test
+from gks_eval.evidence.stats.paired_test import paired_test
 from gks_eval.evidence.stats.power import detectable_difference
 from gks_eval.evidence.verdict import Check, Verdict, judge
 
-__all__ = ["drop_p", "gate", "measure"]
+__all__ = ["gate", "measure"]
 
 
 def gate(baseline: Run, candidate: Run, policy: GatePolicy) -> Verdict:
@@ -58,31 +56,6 @@ def measure(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Check]:
     return checks
 
 
-def drop_p(changes: Floats, binary: bool, tolerance: float, rng: np.random.Generator) -> float:
-    """Return the one-sided p-value of "worse by more than `tolerance`" on paired changes.
-
-    Exact McNemar for accuracies without a tolerance, the score test with one, a bootstrap for
-    other metrics.
-
-    Args:
-        changes: Candidate less baseline, negative is worse, (n,).
-        binary: Whether they are all -1, 0 or 1.
-        tolerance: Drop that is allowed.
-        rng: For the bootstrap.
-    """
-    if binary:
-        gains, losses = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))
-        if tolerance == 0.0:
-            return mcnemar_exact(gains, losses, "less")
-        return worse_by_more_p(gains, losses, changes.size, tolerance)
-    estimate, drawn = group_means([changes], [1.0], rng, DRAWS)
-    return bootstrap_p(estimate, drawn, tolerance, changed=int(np.count_nonzero(changes)))
-
-
-def _stream(name: str) -> np.random.Generator:
-    return np.random.default_rng([0, zlib.crc32(name.encode())])
-
-
 def _task(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
     key = choose_metric(name, both, limits.metric)
     scores, changes, problem = _pair(name, key or limits.metric, both)
@@ -106,7 +79,7 @@ def _task(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
             "n": changes.n,
             "gains": int(np.count_nonzero(values > 0)),
             "losses": int(np.count_nonzero(values < 0)),
-            "p": drop_p(values, changes.binary, tolerance, _stream(name)),
+            "p": paired_test(values, changes.binary).less_p(-tolerance),
             "detectable": None if math.isnan(seen) else seen,
         }
     )
@@ -128,7 +101,7 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
     if groups[0].leaves != groups[1].leaves:
         return unjudged("the two runs have other tasks in it")
     parts: list[list[Scores]] = []
-    paired: list[Changes] = []
+    paired: dict[str, Changes] = {}
     for leaf in groups[0].leaves:
         if all(leaf in run.tasks and key not in run.tasks[leaf].metrics for run in both):
             continue  # lm-eval averages only the tasks that have the metric
@@ -136,24 +109,23 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
         if changes is None or problem:
             return unjudged(f"{leaf}: {problem}")
         parts.append([score for score in scores if score is not None])
-        paired.append(changes)
+        paired[leaf] = changes
     if not paired:
         return unjudged(f"no task of it has {key}")
     if len({part[0].metric.higher_is_better for part in parts}) > 1:
         return unjudged(f"its tasks do not agree whether a higher {key} is better")
     sign = _sign(parts[0])
-    weights = group_weights([changes.n for changes in paired], is_weighted(name, key, both))
-    values = [sign * changes.values for changes in paired]
-    estimate, drawn = group_means(values, weights, _stream(name), DRAWS)
+    sizes = [changes.n for changes in paired.values()]
+    weights = group_weights(sizes, is_weighted(name, key, both))
+    values = {leaf: sign * changes.values for leaf, changes in paired.items()}
+    test = group_test(values, weights)
     seen = detectable_difference(
-        1, float(drawn.var()), limits.alpha or 0.05, two_sided=False, binary=False
+        1, float(test.drawn.var()), limits.alpha or 0.05, two_sided=False, binary=False
     )
     means = [
         math.fsum(w * part[side].metric.value for w, part in zip(weights, parts, strict=True))
         for side in (0, 1)
     ]
-    gains = sum(int(np.count_nonzero(v > 0)) for v in values)
-    losses = sum(int(np.count_nonzero(v < 0)) for v in values)
     return Check(
         kind="group",
         name=name,
@@ -162,13 +134,14 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
         baseline=means[0],
         candidate=means[1],
         higher_is_better=sign > 0,
-        binary=all(changes.binary for changes in paired),
-        change=estimate,
-        n=sum(changes.n for changes in paired),
-        gains=gains,
-        losses=losses,
-        p=bootstrap_p(estimate, drawn, limits.max_drop or 0.0, changed=gains + losses),
-        detectable=None if math.isnan(seen) else seen,
+        binary=all(changes.binary for changes in paired.values()),
+        change=test.average,
+        n=sum(sizes),
+        gains=sum(int(np.count_nonzero(v > 0)) for v in values.values()),
+        losses=sum(int(np.count_nonzero(v < 0)) for v in values.values()),
+        p=test.less_p(-(limits.max_drop or 0.0)),
+        detectable=None if math.isnan(seen) or test.problem else seen,
+        problem=test.problem,
     )
 
 

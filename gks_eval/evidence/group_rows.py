@@ -11,7 +11,7 @@ from gks_eval.evidence.paired import Changes
 from gks_eval.evidence.records import GroupResult
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import Scores, pick_key
-from gks_eval.evidence.stats.bootstrap import bootstrap_interval, bootstrap_p, group_means
+from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.power import detectable_difference
 from gks_eval.evidence.stats.unpaired import mean_difference
 from gks_eval.evidence.task_rows import Settings, TaskOutcome
@@ -75,12 +75,12 @@ def group_row(
             notes.append(f"{name} cannot be averaged for {run.label}: no {', '.join(absent)}")
             continue
         known = [part for part in parts if part is not None]
-        scores[run.label] = _score(known, weighted, settings, f"{name}/{run.label}")
+        scores[run.label] = _score(dict(zip(leaves, known, strict=True)), weighted, settings)
     if not scores:
         return None, notes
     baseline = runs[0].label
     rows = [
-        _difference(run.label, leaves, outcomes, scores, baseline, weighted, settings, name)
+        _difference(run.label, leaves, outcomes, scores, baseline, weighted, settings)
         for run in runs[1:]
         if run.label in scores and baseline in scores
     ]
@@ -98,26 +98,26 @@ def group_row(
     return row, notes
 
 
-def _score(parts: Sequence[Scores], weighted: bool, settings: Settings, stream: str) -> Score:
+def _score(tasks: Mapping[str, Scores], weighted: bool, settings: Settings) -> Score:
+    parts = list(tasks.values())
     weights = group_weights([part.n for part in parts], weighted)
     value = math.fsum(w * part.metric.value for w, part in zip(weights, parts, strict=True))
     n = sum(part.n for part in parts)
     if all(part.items for part in parts):
-        values = [part.values for part in parts]
-        _, drawn = group_means(values, weights, settings.stream(stream), settings.draws)
-        low, high = bootstrap_interval(drawn, settings.confidence)
-        return Score(value=value, n=n, low=low, high=high, method="bootstrap")
-    spread = _stderr(parts, weights)
-    if spread is None:
-        return Score(value=value, n=n, low=None, high=None, method="none")
-    low, high, _ = mean_difference(0.0, 0.0, value, spread, settings.confidence)
-    return Score(value=value, n=n, low=low, high=high, method="stderr")
+        values = {name: part.values for name, part in tasks.items()}
+        test = group_test(values, weights, settings.draws, settings.seed)
+        if interval := test.interval(settings.confidence):
+            return Score(value=value, n=n, low=interval[0], high=interval[1], method="bootstrap")
+    elif spread := _stderr(parts, weights):
+        low, high, _ = mean_difference(0.0, 0.0, value, spread, settings.confidence)
+        return Score(value=value, n=n, low=low, high=high, method="stderr")
+    return Score(value=value, n=n, low=None, high=None, method="none")
 
 
 def _stderr(parts: Sequence[Scores], weights: Sequence[float]) -> float | None:
     stderrs = [part.metric.stderr for part in parts]
-    if any(stderr is None for stderr in stderrs):
-        return None
+    if any(stderr is None for stderr in stderrs) or any(part.n < 2 for part in parts):
+        return None  # of one item no standard error says anything, not even 0
     return math.sqrt(
         math.fsum((w * (s or 0.0)) ** 2 for w, s in zip(weights, stderrs, strict=True))
     )
@@ -131,29 +131,28 @@ def _difference(
     baseline: str,
     weighted: bool,
     settings: Settings,
-    name: str,
 ) -> Difference:
     changes = [outcomes[leaf].changes.get(label) for leaf in leaves]
     paired = [change for change in changes if change is not None]
     if len(paired) == len(leaves):
         weights = group_weights([change.n for change in paired], weighted)
-        stream = settings.stream(f"{name}/{baseline}/{label}")
-        values = [change.values for change in paired]
-        estimate, drawn = group_means(values, weights, stream, settings.draws)
-        low, high = bootstrap_interval(drawn, settings.confidence)
+        values = {leaf: c.values for leaf, c in zip(leaves, paired, strict=True)}
+        test = group_test(values, weights, settings.draws, settings.seed)
+        low, high = test.interval(settings.confidence) or (None, None)
         return Difference(
             candidate=label,
-            difference=estimate,
+            difference=test.average,
             low=low,
             high=high,
-            p=bootstrap_p(estimate, drawn, changed=sum(c.gains + c.losses for c in paired)),
+            p=test.two_sided_p(),
             n=sum(change.n for change in paired),
             method="group bootstrap",
             gains=sum(change.gains for change in paired),
             losses=sum(change.losses for change in paired),
             unpaired_baseline=sum(change.pairing.only_first for change in paired),
             unpaired_candidate=sum(change.pairing.only_second for change in paired),
-            detectable=_detectable(paired, weights),
+            detectable=None if test.problem else _detectable(paired, weights),
+            note=f"no test: {test.problem}" if test.problem else "",
         )
     return _unpaired(label, leaves, outcomes, scores, baseline, weighted, settings)
 
@@ -182,7 +181,7 @@ def _unpaired(
         spreads.append(_stderr(parts, group_weights([part.n for part in parts], weighted)))
     first, second = scores[baseline].value, scores[label].value
     low = high = p = None
-    if spreads[0] is not None and spreads[1] is not None:
+    if spreads[0] and spreads[1]:
         low, high, p = mean_difference(first, spreads[0], second, spreads[1], settings.confidence)
     return Difference(
         candidate=label,

@@ -9,7 +9,7 @@ import numpy as np
 from gks_eval.evidence.pairing import Pairing, pair_items
 from gks_eval.evidence.samples import Item
 from gks_eval.evidence.scores import Scores
-from gks_eval.evidence.stats.bootstrap import Floats
+from gks_eval.evidence.stats.streams import Floats
 
 __all__ = ["Changes", "paired_changes"]
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from gks_eval.evidence.comparison import Difference, Flip, Row, Score
 from gks_eval.evidence.paired import Changes, paired_changes
@@ -15,15 +12,9 @@ from gks_eval.evidence.pairing import differences
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, load_scores
-from gks_eval.evidence.stats.bootstrap import (
-    DRAWS,
-    Floats,
-    bootstrap_interval,
-    bootstrap_p,
-    resampled_means,
-)
-from gks_eval.evidence.stats.mcnemar import mcnemar_exact
-from gks_eval.evidence.stats.paired_score import paired_interval
+from gks_eval.evidence.stats.bootstrap import DRAWS
+from gks_eval.evidence.stats.group_test import group_test
+from gks_eval.evidence.stats.paired_test import paired_test
 from gks_eval.evidence.stats.power import detectable_difference
 from gks_eval.evidence.stats.unpaired import mean_difference, proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
@@ -40,8 +31,8 @@ class Settings:
         tasks: Tasks and groups to keep, a group with its tasks; empty for all.
         force: Compare although versions, prompts, shots or limits differ, and say so.
         confidence: Of every interval.
-        draws: Resamples of a bootstrap.
-        seed: Of the bootstrap; each row draws from a stream of its own.
+        draws: Resamples of a bootstrap, and random subsets of a test by signs.
+        seed: Of these. The numbers compared are a seed themselves, names and order are not.
     """
 
     metric: str | None = None
@@ -50,10 +41,6 @@ class Settings:
     confidence: float = 0.95
     draws: int = DRAWS
     seed: int = 0
-
-    def stream(self, row: str) -> np.random.Generator:
-        """Return the row's own source of randomness, so that rows do not depend on each other."""
-        return np.random.default_rng([self.seed, zlib.crc32(row.encode())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +88,7 @@ def task_outcome(name: str, key: str, runs: Sequence[Run], settings: Settings) -
             faults[run.label] = found
         if change is not None and change.n:
             changes[run.label] = change
-            rows.append(_paired(run.label, change, settings, name))
+            rows.append(_paired(run.label, change, settings))
             if change.binary:
                 flips.extend(_flips(name, run.label, change))
         else:
@@ -113,39 +100,33 @@ def task_outcome(name: str, key: str, runs: Sequence[Run], settings: Settings) -
         metric=key,
         binary=all(score.binary for score in scores.values()),
         higher_is_better=first.metric.higher_is_better,
-        scores={label: score_of(score, settings, name) for label, score in scores.items()},
+        scores={label: score_of(score, settings) for label, score in scores.items()},
         differences=rows,
     )
     return TaskOutcome(row, flips, faults, scores, changes)
 
 
-def score_of(scores: Scores, settings: Settings, name: str) -> Score:
+def score_of(scores: Scores, settings: Settings) -> Score:
     """Return a run's value with its interval: Wilson's, a bootstrap's, or from the stderr."""
     value, n = scores.metric.value, scores.n
     if scores.binary and n:
         low, high = wilson_interval(scores.successes, n, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="wilson")
     if scores.items:
-        drawn = resampled_means(scores.values, settings.stream(name), settings.draws)
-        low, high = bootstrap_interval(drawn, settings.confidence)
-        return Score(value=value, n=n, low=low, high=high, method="bootstrap")
-    if scores.metric.stderr is not None:
+        test = group_test({"": scores.values}, [1.0], settings.draws, settings.seed)
+        if interval := test.interval(settings.confidence):
+            return Score(value=value, n=n, low=interval[0], high=interval[1], method="bootstrap")
+    elif scores.metric.stderr:
         low, high, _ = mean_difference(0.0, 0.0, value, scores.metric.stderr, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="stderr")
     return Score(value=value, n=n, low=None, high=None, method="none")
 
 
-def _paired(label: str, change: Changes, settings: Settings, name: str) -> Difference:
-    spread = _drawn(change.values, settings, f"{name}/{label}") if not change.binary else None
-    if spread is None:
-        gains, losses = change.gains, change.losses
-        low, high = paired_interval(gains, losses, change.n, settings.confidence)
-        p = mcnemar_exact(gains, losses)
-        variance = (gains + losses) / change.n
-    else:
-        low, high = bootstrap_interval(spread, settings.confidence)
-        p = bootstrap_p(change.mean, spread, changed=change.gains + change.losses)
-        variance = float(change.values.var())
+def _paired(label: str, change: Changes, settings: Settings) -> Difference:
+    test = paired_test(change.values, change.binary, settings.draws, settings.seed)
+    low, high = test.interval(settings.confidence) or (None, None)
+    changed = change.gains + change.losses
+    variance = changed / change.n if change.binary else float(change.values.var())
     detectable = detectable_difference(change.n, variance, binary=change.binary)
     pairing = change.pairing
     lonely = pairing.only_first + pairing.only_second
@@ -154,9 +135,9 @@ def _paired(label: str, change: Changes, settings: Settings, name: str) -> Diffe
         difference=change.mean,
         low=low,
         high=high,
-        p=p,
+        p=test.two_sided_p(),
         n=change.n,
-        method="mcnemar" if change.binary else "bootstrap",
+        method="mcnemar" if change.binary else "sign flips",
         gains=change.gains,
         losses=change.losses,
         unpaired_baseline=pairing.only_first,
@@ -164,10 +145,6 @@ def _paired(label: str, change: Changes, settings: Settings, name: str) -> Diffe
         detectable=None if math.isnan(detectable) else detectable,
         note=f"{lonely} items have no partner and are left out" if lonely else "",
     )
-
-
-def _drawn(values: Floats, settings: Settings, name: str) -> Floats:
-    return resampled_means(values, settings.stream(name), settings.draws)
 
 
 def _unpaired(label: str, baseline: Scores, candidate: Scores, settings: Settings) -> Difference:
@@ -179,7 +156,7 @@ def _unpaired(label: str, baseline: Scores, candidate: Scores, settings: Setting
     if baseline.binary and candidate.binary and baseline.n and candidate.n:
         counts = (baseline.successes, baseline.n, candidate.successes, candidate.n)
         low, high, p = proportion_difference(*counts, settings.confidence)
-    elif first.stderr is not None and second.stderr is not None:
+    elif first.stderr and second.stderr:
         stderrs = (first.value, first.stderr, second.value, second.stderr)
         low, high, p = mean_difference(*stderrs, settings.confidence)
     else:

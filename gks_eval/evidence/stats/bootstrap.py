@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
+
+from gks_eval.evidence.stats.streams import Floats, canonical, content_stream
 
 __all__ = ["bootstrap_interval", "bootstrap_p", "group_means", "resampled_means"]
-
-Floats = npt.NDArray[np.float64]
 
 DRAWS = 9_999
 # Values this few are resampled by how often each is drawn, which is the same distribution at a
@@ -53,8 +53,8 @@ def resampled_means(
 def group_means(
     tasks: Sequence[Sequence[float] | Floats],
     weights: Sequence[float],
-    rng: np.random.Generator,
     draws: int = DRAWS,
+    seed: int = 0,
 ) -> tuple[float, Floats]:
     """Return a group's average and its bootstrap over items within tasks.
 
@@ -64,17 +64,19 @@ def group_means(
     Args:
         tasks: Per task its items' values (or paired differences), (n_t,).
         weights: Per task, summing to 1: 1/T, or n_t / sum n as lm-eval weighs by size.
-        rng: Source of randomness.
         draws: Number of resamples.
+        seed: Further source of randomness; the values are one themselves, see `canonical`.
 
     Returns:
         The average, and (draws,) resampled averages.
     """
-    average = float(sum(w * np.mean(v) for w, v in zip(weights, tasks, strict=True)))
+    sign, samples, shares = canonical(tasks, weights)
+    rng = content_stream(seed, *samples)
+    average = math.fsum(w * float(np.mean(v)) for w, v in zip(shares, samples, strict=True))
     drawn = np.zeros(draws)
-    for weight, values in zip(weights, tasks, strict=True):
+    for weight, values in zip(shares, samples, strict=True):
         drawn += weight * resampled_means(values, rng, draws)
-    return average, drawn
+    return sign * average, sign * drawn
 
 
 def bootstrap_interval(drawn: Floats, confidence: float = 0.95) -> tuple[float, float]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 
 from scipy.stats import norm
-from statsmodels.stats.proportion import confint_proportions_2indep, proportions_ztest
 
-__all__ = ["mean_difference", "proportion_difference"]
+from gks_eval.evidence.stats.roots import root
+
+__all__ = ["independent_score", "mean_difference", "proportion_difference"]
+
+_EDGE = 1e-12
 
 
 def proportion_difference(
@@ -15,25 +18,65 @@ def proportion_difference(
 ) -> tuple[float, float, float]:
     """Return (low, high, two-sided p) of the second accuracy less the first, as if independent.
 
-    Newcombe's interval from two Wilson intervals (Statistics in Medicine 1998) and the score test
-    of equal proportions.
+    p is that of the score test of equal proportions, the interval holds the differences that the
+    same test does not reject: it excludes 0 exactly where p < 1 - confidence.
     """
-    low, high = confint_proportions_2indep(
-        second, n_second, first, n_first, method="newcomb", alpha=1.0 - confidence
-    )
-    if first + second in (0, n_first + n_second):
-        return float(low), float(high), 1.0
-    _, p = proportions_ztest([second, first], [n_second, n_first])
-    return float(low), float(high), float(p)
+    counts = (first, n_first, second, n_second)
+    z = float(norm.isf((1.0 - confidence) / 2.0))
+    estimate = second / n_second - first / n_first
+    score = independent_score(*counts, 0.0)
+    p = float(2.0 * norm.sf(abs(score)))
+
+    def limit(target: float, low: float, high: float) -> float:
+        return root(lambda d: independent_score(*counts, d) - target, low, high)
+
+    low = -1.0 if estimate <= -1.0 else limit(z, -1.0 + _EDGE, estimate)
+    high = 1.0 if estimate >= 1.0 else limit(-z, estimate, 1.0 - _EDGE)
+    # The test says on which side of 0 a limit lies; rounding must not say otherwise.
+    if p >= round(1.0 - confidence, 12):
+        return min(low, 0.0), max(high, 0.0), p
+    if score > 0.0:
+        return max(low, math.ulp(0.0)), high, p
+    return low, min(high, -math.ulp(0.0)), p
+
+
+def independent_score(
+    first: int, n_first: int, second: int, n_second: int, difference: float
+) -> float:
+    r"""Return the score statistic of a difference of two independent proportions.
+
+    .. math:: z(d) = (\hat p_2 - \hat p_1 - d) / \sqrt{p_1 (1 - p_1) / n_1 + p_2 (1 - p_2) / n_2}
+
+    where p_1 maximises the likelihood under p_2 = p_1 + d. At d = 0 it is the z of pooled
+    proportions, whose square is Pearson's chi-square. Mee, Biometrics 1984.
+    """
+    low, high = max(0.0, -difference) + _EDGE, min(1.0, 1.0 - difference) - _EDGE
+
+    def slope(p: float) -> float:
+        q = p + difference
+        right = first / p + second / q
+        return right - (n_first - first) / (1.0 - p) - (n_second - second) / (1.0 - q)
+
+    p = root(slope, low, high) if low < high else low
+    q = p + difference
+    variance = p * (1.0 - p) / n_first + q * (1.0 - q) / n_second
+    excess = second / n_second - first / n_first - difference
+    if variance <= 0.0 or abs(excess) < _EDGE:
+        return 0.0 if abs(excess) < _EDGE else math.copysign(math.inf, excess)
+    return excess / math.sqrt(variance)
 
 
 def mean_difference(
     first: float, first_stderr: float, second: float, second_stderr: float, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return (low, high, two-sided p) of a difference of means from their standard errors."""
+    """Return (low, high, two-sided p) of a difference of means from their standard errors.
+
+    Raises:
+        ValueError: Both standard errors are 0, from which nothing follows.
+    """
     spread = math.hypot(first_stderr, second_stderr)
+    if spread == 0.0:
+        raise ValueError("two standard errors of 0 give no interval")
     difference = second - first
     half = float(norm.isf((1.0 - confidence) / 2.0)) * spread
-    if spread == 0.0:
-        return difference, difference, 1.0 if difference == 0.0 else 0.0
     return difference - half, difference + half, float(2.0 * norm.sf(abs(difference) / spread))

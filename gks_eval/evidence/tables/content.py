@@ -93,7 +93,7 @@ def difference_table(comparison: Comparison) -> Table:
             cells = [row.name, *([d.candidate] if several else [])]
             if d.note:
                 cells[-1] += f" [{remarks.setdefault(d.note, len(remarks) + 1)}]"
-            if d.p_holm is not None and d.p_holm < 1.0 - comparison.confidence:
+            if d.p_holm is not None and d.p_holm < round(1.0 - comparison.confidence, 12):
                 marks[len(rows), len(cells)] = "best" if _better(row, d) else "second"
             cells += [
                 f"{number(d.difference, row.binary, signed=True)} "

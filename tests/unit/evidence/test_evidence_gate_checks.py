@@ -15,7 +15,7 @@ from scipy import stats
 from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.evidence.gate import gate, measure
 from gks_eval.evidence.runs import Run, one_run
-from gks_eval.evidence.stats.paired_score import worse_by_more_p
+from gks_eval.evidence.stats.paired_counts import paired_interval
 from gks_eval.evidence.verdict import Check
 
 # Standard normal quantiles of 95%, 99% and 80%.
@@ -68,11 +68,17 @@ def test_a_task_by_hand(runs, factory, alpha, z):
     )
 
 
-def test_a_tolerated_drop_is_tested_by_its_score(runs, factory):
+def test_a_tolerated_drop_is_tested_by_the_interval_s_own_test(runs, factory):
     old, new = factory.planted(1000, 50, 100, 500)
-    (check,) = measure(*runs({"a": old}, {"a": new}), GatePolicy(max_drop=0.04))
-    assert check.p == pytest.approx(worse_by_more_p(50, 100, 1000, 0.04), rel=1e-9)
-    assert 0.1 < check.p < 0.3
+    made = runs({"a": old}, {"a": new})
+    (check,) = measure(*made, GatePolicy(max_drop=0.04))
+    # By the score: variance 1000 (2 q - 0.04 * 1.04) with q = 0.0951, half a pair turned to gain.
+    assert check.p == pytest.approx(stats.norm.cdf((-50 + 40 + 1) / math.sqrt(148.7)), abs=0.02)
+    # The upper end of the 90% interval is the largest tolerance that fails at 5%.
+    _, high = paired_interval(50, 100, 1000, 0.9)
+    for tolerance, side in ((-high - 1e-6, "less"), (-high + 1e-6, "more")):
+        (check,) = measure(*made, GatePolicy(max_drop=tolerance))
+        assert (check.p < 0.05) == (side == "less")
 
 
 def test_where_lower_is_better_everything_is_turned_but_the_values(runs, factory):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -21,10 +21,14 @@ from gks_eval.evidence.stats.bootstrap import (
     group_means,
     resampled_means,
 )
+from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.stats.mcnemar import mcnemar_exact
-from gks_eval.evidence.stats.paired_score import paired_interval, paired_score, worse_by_more_p
+from gks_eval.evidence.stats.paired_counts import less_p, paired_interval, signed_root
+from gks_eval.evidence.stats.paired_test import CountTest, paired_test
 from gks_eval.evidence.stats.power import detectable_difference, mcnemar_power
+from gks_eval.evidence.stats.sign_flips import less_p as flip_less_p
+from gks_eval.evidence.stats.sign_flips import subset_means, two_sided_p
 from gks_eval.evidence.stats.unpaired import mean_difference, proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
 
@@ -64,86 +68,226 @@ def test_mcnemar_by_hand():
     assert mcnemar_exact(0, 0) == 1.0
 
 
-# --- Tango's interval ---------------------------------------------------------------------------
+# --- counts of paired changes --------------------------------------------------------------------
 
 
-def _score_by_brute_force(gains: int, losses: int, n: int, d: float) -> float:
-    """The same statistic with the nuisance probability found by maximising the likelihood."""
-    low, high = max(0.0, -d), (1.0 - d) / 2.0
+def _likelihood_by_brute_force(gains: float, losses: float, n: int, d: float) -> float:
+    """Twice the log-likelihood ratio of d, the other probability found by maximising."""
+    counts = (gains, losses, n - gains - losses)
 
-    def loss(q: float) -> float:
+    def loss(q: float, d: float = d) -> float:
         cells = (q + d, q, 1.0 - 2.0 * q - d)
-        counts = (gains, losses, n - gains - losses)
         return -sum(k * math.log(max(c, 1e-300)) for k, c in zip(counts, cells, strict=True) if k)
 
-    q = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-13}).x
-    return (gains - losses - n * d) / math.sqrt(n * (2 * q + d * (1 - d)))
+    bounds = (max(0.0, -d), (1.0 - d) / 2.0)
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-13}).fun
+    return 2.0 * (best - loss(losses / n, (gains - losses) / n))
 
 
-@pytest.mark.parametrize(("gains", "losses", "n"), [(3, 9, 40), (20, 5, 100), (1, 1, 15)])
-@pytest.mark.parametrize("d", [-0.4, -0.1, 0.05, 0.3])
-def test_the_score_uses_the_constrained_maximum(gains, losses, n, d):
-    expected = _score_by_brute_force(gains, losses, n, d)
-    assert paired_score(gains, losses, n, d) == pytest.approx(expected, rel=1e-4)
+@pytest.mark.parametrize(("gains", "losses", "n"), [(3, 9, 40), (20, 5, 100), (1.5, 0.5, 15)])
+@pytest.mark.parametrize("d", [-0.4, -0.1, 0.0, 0.05, 0.3])
+def test_the_root_is_of_the_largest_likelihood(gains, losses, n, d):
+    root = signed_root(gains, losses, n, d)
+    assert root**2 == pytest.approx(_likelihood_by_brute_force(gains, losses, n, d), rel=1e-6)
+    assert (root > 0) == ((gains - losses) / n > d)
 
 
-@given(gains=st.integers(0, 50), losses=st.integers(0, 50))
-def test_the_score_at_zero_is_mcnemar_s(gains, losses):
-    expected = (gains - losses) / math.sqrt(gains + losses) if gains + losses else 0.0
-    assert paired_score(gains, losses, 200, 0.0) == pytest.approx(expected)
-
-
+@given(gains=st.integers(0, 400), losses=st.integers(1, 400), unchanged=st.integers(0, 400))
 @settings(deadline=None)
-@given(gains=st.integers(0, 40), losses=st.integers(0, 40), both=st.integers(0, 200))
-def test_the_interval_holds_what_the_test_does_not_reject(gains, losses, both):
-    n = gains + losses + both
-    if n == 0:
-        return
-    low, high = paired_interval(gains, losses, n)
-    estimate = (gains - losses) / n
-    assert -1.0 <= low <= estimate + 1e-12
-    assert estimate - 1e-12 <= high <= 1.0
-    z = stats.norm.isf(0.025)
-    for limit, sign in ((low, 1), (high, -1)):
-        if abs(limit) < 1 - 1e-6:
-            assert paired_score(gains, losses, n, limit) == pytest.approx(sign * z, abs=1e-5)
+def test_the_test_of_no_change_is_mcnemar_s_and_continuous_there(gains, losses, unchanged):
+    n = gains + losses + unchanged
+    exact = stats.binomtest(gains, gains + losses, alternative="less").pvalue
+    assert less_p(gains, losses, n) == pytest.approx(exact, rel=1e-9)
+    for d in (-1e-9, 1e-9):
+        assert less_p(gains, losses, n, d) == pytest.approx(exact, rel=1e-4, abs=1e-14)
 
 
-def test_the_interval_without_discordant_items_by_hand():
-    # Z(d)^2 = n d / (1 - d) for g = l = 0, so the limit is z^2 / (n + z^2).
-    z2 = stats.norm.isf(0.025) ** 2
-    assert paired_interval(0, 0, 50) == pytest.approx((-z2 / (50 + z2), z2 / (50 + z2)), abs=1e-6)
+def test_without_losses_the_test_is_the_binomial_s():
+    for gains, n, d in ((0, 50, 0.03), (4, 100, 0.1)):
+        exact = stats.binomtest(gains, n, d, alternative="less").pvalue
+        assert less_p(gains, 0, n, d) == pytest.approx(exact)
+    assert less_p(4, 0, 100, -0.02) == 1.0
+    # 0.025^(1/50) = 0.92888
+    assert paired_interval(0, 0, 50) == pytest.approx((-0.07112, 0.07112), abs=1e-5)
     assert paired_interval(10, 0, 10)[1] == 1.0
     assert paired_interval(0, 10, 10)[0] == -1.0
     with pytest.raises(ValueError):
         paired_interval(6, 6, 10)
 
 
-def test_the_interval_is_swapped_with_the_runs():
-    low, high = paired_interval(4, 11, 60)
-    assert paired_interval(11, 4, 60) == pytest.approx((-high, -low), abs=1e-9)
+COUNTS = {
+    "gains": st.integers(0, 60),
+    "losses": st.integers(0, 60),
+    "unchanged": st.integers(0, 2_000),
+    "confidence": st.sampled_from([0.5, 0.8, 0.9, 0.95, 0.99, 0.999]),
+}
 
 
-def test_the_interval_covers_as_often_as_it_says():
-    rng = np.random.default_rng(11)
-    n, p_gain, p_loss = 80, 0.08, 0.15
-    draws = rng.multinomial(n, [p_gain, p_loss, 1 - p_gain - p_loss], size=2_000)
-    cache = {}
-    covered = 0
-    for gains, losses, _ in draws:
-        key = (int(gains), int(losses))
-        if key not in cache:
-            cache[key] = paired_interval(*key, n)
-        covered += cache[key][0] <= p_gain - p_loss <= cache[key][1]
-    assert covered / 2_000 == pytest.approx(0.95, abs=0.015)
+@given(**COUNTS)
+@settings(deadline=None, max_examples=120)
+def test_an_interval_of_counts_excludes_zero_exactly_where_p_is_below_alpha(
+    gains, losses, unchanged, confidence
+):
+    n = gains + losses + unchanged
+    if n == 0:
+        return
+    test = CountTest(gains, losses, n)
+    low, high = test.interval(confidence)
+    assert (low > 0 or high < 0) == (test.two_sided_p() < round(1 - confidence, 12))
+    assert -1 <= low <= (gains - losses) / n <= high <= 1
+    assert low < high
+    assert paired_interval(losses, gains, n, confidence) == pytest.approx((-high, -low), abs=1e-9)
 
 
-def test_the_one_sided_test_against_a_tolerance():
-    assert worse_by_more_p(10, 40, 200, 0.0) == pytest.approx(stats.norm.cdf(-30 / math.sqrt(50)))
-    assert worse_by_more_p(10, 40, 200, 0.15) == pytest.approx(0.5)
-    p = [worse_by_more_p(10, 40, 200, t) for t in (0.0, 0.05, 0.1, 0.2)]
-    assert p == sorted(p)
-    assert worse_by_more_p(0, 0, 200, 0.0) == 0.5
+@given(tolerance=st.floats(0, 0.3), **COUNTS)
+@settings(deadline=None, max_examples=120)
+def test_a_gate_fails_on_counts_exactly_where_the_interval_lies_beyond_the_tolerance(
+    gains, losses, unchanged, confidence, tolerance
+):
+    n = gains + losses + unchanged
+    if n == 0:
+        return
+    test = CountTest(gains, losses, n)
+    _, high = test.interval(confidence)
+    if abs(high + tolerance) > 1e-9:
+        assert (high < -tolerance) == (test.less_p(-tolerance) < round((1 - confidence) / 2, 12))
+
+
+@given(**COUNTS)
+@settings(deadline=None, max_examples=50)
+def test_the_test_of_counts_never_rises_with_the_difference(gains, losses, unchanged, confidence):
+    n = gains + losses + unchanged
+    if n == 0:
+        return
+    found = [less_p(gains, losses, n, d) for d in np.linspace(-0.99, 0.99, 67)]
+    assert all(b <= a + 1e-9 for a, b in pairwise(found))
+
+
+CELLS = [
+    (n, share, lean)
+    for n in (10, 50, 200)
+    for share in (0.005, 0.05, 0.3)
+    for lean in (0.0, 0.5, 1.0)
+]
+
+
+@pytest.mark.parametrize(("n", "discordance", "lean"), CELLS)
+def test_an_interval_of_counts_covers_at_least_as_often_as_it_says(n, discordance, lean):
+    """Summed over all outcomes: a difference is covered where neither test rejects it."""
+    d = discordance * lean
+    gain, loss = (discordance + d) / 2, (discordance - d) / 2
+    missed = 0.0
+    for gains in range(n + 1):
+        weights = stats.binom.pmf(gains, n, gain) * stats.binom.pmf(
+            np.arange(n - gains + 1), n - gains, loss / (1 - gain)
+        )
+        for losses in np.flatnonzero(weights > 1e-6):
+            sides = less_p(gains, int(losses), n, d), less_p(int(losses), gains, n, -d)
+            missed += weights[losses] * (min(sides) < 0.025)
+    assert missed <= 0.05
+
+
+# --- paired differences of any size --------------------------------------------------------------
+
+
+def _by_all_signs(values: list[float]) -> tuple[float, float]:
+    """Both one-sided p-values of the sum among all sums with some signs turned."""
+    sums = [math.fsum(s * v for s, v in zip(signs, values, strict=True))
+            for signs in product((1, -1), repeat=len(values))]  # fmt: skip
+    total = math.fsum(values)
+    less = sum(s <= total + 1e-9 for s in sums) / len(sums)
+    return less, sum(s >= total - 1e-9 for s in sums) / len(sums)
+
+
+@given(st.lists(st.integers(-8, 8).map(lambda i: i / 4), min_size=1, max_size=9))
+@settings(deadline=None, max_examples=60)
+def test_few_differences_have_every_sign_turned(values):
+    means = subset_means(np.array(values), 99)
+    assert means.size == 2 ** len(values) - 1
+    less, greater = _by_all_signs(values)
+    assert flip_less_p(means) == pytest.approx(less)
+    assert two_sided_p(means) == pytest.approx(min(1.0, 2 * min(less, greater)))
+
+
+def test_many_differences_have_their_signs_turned_at_random():
+    values = np.random.default_rng(1).normal(0.1, 1, 15).round(3)
+    less, greater = _by_all_signs(list(values))
+    means = subset_means(values, 99_999)
+    assert flip_less_p(means) == pytest.approx(less, abs=0.005)
+    assert two_sided_p(means) == pytest.approx(2 * min(less, greater), abs=0.005)
+
+
+@pytest.mark.parametrize(("gains", "losses"), [(1, 4), (3, 12), (0, 6), (20, 31)])
+def test_turning_signs_of_changed_answers_is_mcnemar_s_test(gains, losses):
+    values = np.array([1.0] * gains + [-1.0] * losses + [0.0] * 60)
+    p = two_sided_p(subset_means(values, 99_999))
+    assert p == pytest.approx(stats.binomtest(gains, gains + losses).pvalue, abs=0.006)
+
+
+@given(
+    values=st.lists(st.floats(-2, 2).map(lambda x: round(x, 3)), min_size=1, max_size=40),
+    zeros=st.integers(0, 40),
+    shift=st.integers(-50, 50).map(lambda i: i / 100),
+    confidence=COUNTS["confidence"],
+    tolerance=st.floats(0, 0.5),
+)
+@settings(deadline=None, max_examples=100)
+def test_an_interval_of_differences_is_the_test_inverted(
+    values, zeros, shift, confidence, tolerance
+):
+    changes = np.array([v + shift for v in values] + [0.0] * zeros)
+    test = paired_test(changes, False, draws=999)
+    interval = test.interval(confidence)
+    if interval is None:
+        few = 2.0 / (test.means.size + 1) >= round(1 - confidence, 12)
+        assert few or np.ptp(changes) < 1e-9
+        return
+    low, high = interval
+    assert low < high
+    assert (low > 0 or high < 0) == (test.two_sided_p() < round(1 - confidence, 12))
+    if abs(high + tolerance) > 1e-9:
+        assert (high < -tolerance) == (test.less_p(-tolerance) < round((1 - confidence) / 2, 12))
+
+
+def test_no_interval_has_no_width():
+    assert paired_test(np.zeros(200), False).interval(0.95) is None
+    assert paired_test(np.zeros(200), False).two_sided_p() == 1.0
+    assert paired_test(np.full(200, -0.1), False).interval(0.95) is None
+    assert paired_test(np.array([0.3]), False).two_sided_p() == 1.0
+    assert paired_test(np.array([0.3]), False).interval(0.95) is None
+
+
+@pytest.mark.parametrize("n", [12, 40, 400])
+def test_order_and_direction_change_nothing(n):
+    values = np.random.default_rng(n).normal(0.1, 1, n)
+    test, shuffled = (paired_test(v, False) for v in (values, values[::-1]))
+    assert test.interval(0.95) == shuffled.interval(0.95)
+    low, high = test.interval(0.95)
+    turned = paired_test(-values, False)
+    assert turned.interval(0.95) == (-high, -low)
+    assert turned.two_sided_p() == test.two_sided_p()
+
+
+def test_an_interval_of_differences_is_near_the_t_interval():
+    values = np.random.default_rng(8).normal(0.12, 1, 400)
+    expected = stats.ttest_1samp(values, 0)
+    test = paired_test(values, False, draws=50_000)
+    assert test.two_sided_p() == pytest.approx(expected.pvalue, abs=0.01)
+    assert test.interval(0.95) == pytest.approx(tuple(expected.confidence_interval()), abs=0.005)
+
+
+def test_an_interval_of_ten_differences_covers_where_a_bootstrap_does_not():
+    rng = np.random.default_rng(12)
+    covered = np.zeros(2)
+    for _ in range(600):
+        values = rng.normal(0, 1, 10)
+        intervals = (
+            paired_test(values, False, draws=999).interval(0.95),
+            bootstrap_interval(resampled_means(values, rng, 999)),
+        )
+        covered += [low <= 0 <= high for low, high in intervals]
+    assert covered[0] / 600 == pytest.approx(0.95, abs=0.03)
+    assert covered[1] / 600 < 0.92
 
 
 # --- Holm ---------------------------------------------------------------------------------------
@@ -184,7 +328,7 @@ def test_a_group_s_bootstrap_is_scipy_s_over_several_samples():
     def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return sum(w * s.mean(axis=axis) for w, s in zip(weights, samples, strict=True))
 
-    average, drawn = group_means(tasks, weights, np.random.default_rng(5), 20_000)
+    average, drawn = group_means(tasks, weights, 20_000, 5)
     assert average == pytest.approx(statistic(*tasks))
     theirs = stats.bootstrap(
         tasks,
@@ -205,8 +349,45 @@ def test_the_spread_of_a_group_is_the_formula_s():
     tasks = [np.array([0.0, 1.0] * 50), np.array([0.0, 0.0, 1.0] * 100)]
     weights = [100 / 400, 300 / 400]
     expected = math.sqrt(sum(w * w * t.var() / t.size for w, t in zip(weights, tasks, strict=True)))
-    drawn = group_means(tasks, weights, np.random.default_rng(0), 50_000)[1]
+    drawn = group_means(tasks, weights, 50_000)[1]
     assert drawn.std() == pytest.approx(expected, rel=0.02)
+
+
+def test_a_group_s_bootstrap_depends_on_neither_names_nor_order():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(0.1, 1, 30), rng.integers(-1, 2, 90).astype(float)
+    first = group_test({"a": a, "b": b}, [0.25, 0.75])
+    second = group_test({"y": b[::-1], "x": a[::-1]}, [0.75, 0.25])
+    assert first.two_sided_p() == second.two_sided_p()
+    assert first.interval(0.95) == second.interval(0.95)
+    turned = group_test({"a": -a, "b": -b}, [0.25, 0.75])
+    assert turned.two_sided_p() == first.two_sided_p()
+    low, high = first.interval(0.95)
+    assert turned.interval(0.95) == pytest.approx((-high, -low), abs=1e-12)
+    assert group_test({"a": a, "b": b}, [0.25, 0.75], seed=1).interval(0.95) != (low, high)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        ({"a": [1.0], "b": [-1.0]}, "every task has a single item"),
+        ({"a": [0.0], "b": [0.0]}, "every task has a single item"),
+        ({"a": [1.0], "b": [-1.0, 0.0] * 9}, "a has a single item"),
+        ({"a": [1.0], "b": [1.0], "c": [-1.0, 0.0] * 9}, "a, b have a single item"),
+        ({**{c: [1.0] for c in "abcde"}, "z": [-1.0, 0.0]}, "a, b, c and 2 more have a single"),
+        ({"a": [-1.0] * 9, "b": [0.0] * 9}, "changed alike"),
+    ],
+)
+def test_a_group_without_a_spread_is_not_tested(tasks, said):
+    test = group_test(tasks, [1 / len(tasks)] * len(tasks))
+    assert said in test.problem
+    assert (test.two_sided_p(), test.less_p(), test.interval(0.95)) == (None, None, None)
+
+
+def test_an_unchanged_group_has_a_p_but_no_interval():
+    test = group_test({"a": [0.0] * 9, "b": [0.0] * 9}, [0.5, 0.5])
+    assert (test.problem, test.two_sided_p(), test.less_p()) == ("", 1.0, 1.0)
+    assert test.interval(0.95) is None
 
 
 def test_bootstrap_p_by_hand():
@@ -222,7 +403,7 @@ def test_bootstrap_p_by_hand():
 @pytest.mark.parametrize("losses", [1, 2, 4, 5, 9])
 def test_bootstrap_p_is_no_surer_than_a_test_of_signs(losses: int):
     values = np.array([-1.0] * losses + [0.0] * (60 - losses))
-    estimate, drawn = group_means([values], [1.0], np.random.default_rng(0))
+    estimate, drawn = group_means([values], [1.0])
     alone = bootstrap_p(estimate, drawn)
     for margin, way in ((None, "two-sided"), (0.0, "less")):
         found = bootstrap_p(estimate, drawn, margin, changed=losses)
@@ -295,15 +476,44 @@ def test_the_detectable_difference_by_hand():
 # --- unpaired -----------------------------------------------------------------------------------
 
 
-def test_the_unpaired_interval_is_newcombe_s_from_wilson_s():
-    low, high, p = proportion_difference(60, 100, 90, 120)
-    p1, p2 = 0.6, 0.75
-    (l1, u1), (l2, u2) = wilson_interval(60, 100), wilson_interval(90, 120)
-    assert low == pytest.approx(p2 - p1 - math.hypot(p2 - l2, u1 - p1), abs=1e-9)
-    assert high == pytest.approx(p2 - p1 + math.hypot(u2 - p2, p1 - l1), abs=1e-9)
+def _independent_score_by_brute_force(counts: tuple[int, int, int, int], d: float) -> float:
+    first, n_first, second, n_second = counts
+
+    def loss(p: float) -> float:
+        cells = (p, 1 - p, p + d, 1 - p - d)
+        found = (first, n_first - first, second, n_second - second)
+        return -sum(k * math.log(c) for k, c in zip(found, cells, strict=True))
+
+    bounds = (max(0.0, -d) + 1e-9, min(1.0, 1.0 - d) - 1e-9)
+    p = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-13}).x
+    variance = p * (1 - p) / n_first + (p + d) * (1 - p - d) / n_second
+    return (second / n_second - first / n_first - d) / math.sqrt(variance)
+
+
+def test_the_unpaired_interval_holds_what_the_score_test_does_not_reject():
+    counts = (60, 100, 90, 120)
+    low, high, p = proportion_difference(*counts)
+    z = stats.norm.isf(0.025)
+    assert _independent_score_by_brute_force(counts, low) == pytest.approx(z, abs=1e-5)
+    assert _independent_score_by_brute_force(counts, high) == pytest.approx(-z, abs=1e-5)
     # The score test of equal proportions squares to Pearson's chi-square.
     chi2 = stats.chi2_contingency([[60, 40], [90, 30]], correction=False).statistic
     assert p == pytest.approx(stats.chi2.sf(chi2, 1), rel=1e-6)
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 200), st.integers(1, 200)),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    confidence=COUNTS["confidence"],
+)
+@settings(deadline=None, max_examples=150)
+def test_an_unpaired_interval_excludes_zero_exactly_where_p_is_below_alpha(
+    sizes, shares, confidence
+):
+    first, second = (round(n * share) for n, share in zip(sizes, shares, strict=True))
+    low, high, p = proportion_difference(first, sizes[0], second, sizes[1], confidence)
+    assert (low > 0 or high < 0) == (p < round(1 - confidence, 12))
+    assert -1 <= low <= second / sizes[1] - first / sizes[0] <= high <= 1
 
 
 def test_unpaired_runs_that_are_all_right_do_not_differ():
@@ -315,5 +525,6 @@ def test_the_difference_of_means_by_hand():
     low, high, p = mean_difference(1.0, 0.3, 2.0, 0.4)
     assert (low, high) == pytest.approx((1 - 1.959964 * 0.5, 1 + 1.959964 * 0.5), abs=1e-6)
     assert p == pytest.approx(2 * stats.norm.sf(2.0))
-    assert mean_difference(1.0, 0.0, 1.0, 0.0)[2] == 1.0
-    assert mean_difference(1.0, 0.0, 2.0, 0.0)[2] == 0.0
+    for second in (1.0, 2.0):
+        with pytest.raises(ValueError):
+            mean_difference(1.0, 0.0, second, 0.0)

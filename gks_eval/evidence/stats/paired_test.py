@@ -1,0 +1,80 @@
+"""The test of paired changes: of counts where every score is 0 or 1, else of values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gks_eval.evidence.stats import paired_counts, sign_flips
+from gks_eval.evidence.stats.bootstrap import DRAWS
+from gks_eval.evidence.stats.mcnemar import mcnemar_exact
+from gks_eval.evidence.stats.streams import Floats
+
+__all__ = ["CountTest", "FlipTest", "paired_test"]
+
+
+@dataclass(frozen=True, slots=True)
+class CountTest:
+    """Of two accuracies: see `paired_counts`."""
+
+    gains: int
+    losses: int
+    n: int
+
+    def two_sided_p(self) -> float:
+        """Return the p-value of "no difference"."""
+        return mcnemar_exact(self.gains, self.losses)
+
+    def less_p(self, difference: float = 0.0) -> float:
+        """Return the one-sided p-value that speaks for a change below `difference`."""
+        return paired_counts.less_p(self.gains, self.losses, self.n, difference)
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Return the changes that the test does not reject."""
+        return paired_counts.paired_interval(self.gains, self.losses, self.n, confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class FlipTest:
+    """Of two means: see `sign_flips`.
+
+    Attributes:
+        means: As `subset_means` gives them.
+    """
+
+    means: Floats
+
+    def two_sided_p(self) -> float:
+        """Return the p-value of "no difference"."""
+        return sign_flips.two_sided_p(self.means)
+
+    def less_p(self, difference: float = 0.0) -> float:
+        """Return the one-sided p-value that speaks for a change below `difference`."""
+        return sign_flips.less_p(self.means, difference)
+
+    def interval(self, confidence: float) -> tuple[float, float] | None:
+        """Return the changes that the test does not reject; None where nothing bounds them.
+
+        That is so with few items, and where all changed alike: nothing then says how they vary.
+        """
+        if np.ptp(self.means) == 0.0:
+            return None
+        return sign_flips.flip_interval(self.means, confidence)
+
+
+def paired_test(
+    changes: Floats, binary: bool, draws: int = DRAWS, seed: int = 0
+) -> CountTest | FlipTest:
+    """Return the test of paired changes.
+
+    Args:
+        changes: Second run less first, (n,).
+        binary: Whether they are all -1, 0 or 1.
+        draws: Random subsets of `FlipTest`.
+        seed: Of these.
+    """
+    if binary:
+        gains, losses = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))
+        return CountTest(gains, losses, changes.size)
+    return FlipTest(sign_flips.subset_means(changes, draws, seed))
