@@ -107,9 +107,10 @@ def difference_table(comparison: Comparison) -> Table:
             rows.append(cells)
     columns = ["task", *(["run"] if several else []), "change", "p", "p Holm", "n", "+/−"]
     notes = [
-        "p: exact McNemar or paired bootstrap, two-sided; Holm over the tasks of a run, groups "
-        "apart. +/−: items that only the run, or only the baseline, gets right. detectable: the "
-        "difference seen in 80% of cases at 5% with so many pairs and so many changed items."
+        "p: two-sided; exact McNemar, turned signs, or for a group a bootstrap. Holm over the "
+        "tasks of a run, groups apart. +/−: items that only the run, or only the baseline, gets "
+        "right. detectable: the difference seen in 80% of cases at 5% with so many pairs and so "
+        "many changed items."
     ]
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"
