@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from one_by_one import one_by_one
 
 from gks_eval.scoring import PackedCounts, packed_log_likelihoods
 
@@ -86,3 +87,18 @@ def test_bfloat16_differs_by_rounding_alone(harness):
     rounded = packed_log_likelihoods(model.eval(), requests, device="cpu", max_length=2048)
     for a, b in zip(exact, rounded, strict=True):
         assert abs(a[0] - b[0]) <= 0.15 * a.tokens**0.5 + 0.02 * abs(a[0])
+
+
+def test_packed_is_as_near_to_float64_as_the_harness(harness):
+    requests = encoded(harness)
+    model = type(harness.model).from_pretrained(harness.model.name_or_path, dtype=torch.float64)
+    exact = one_by_one(model.eval(), requests, 2048)
+    theirs = harness._loglikelihood_tokens([(None, *pair) for pair in requests], disable_tqdm=True)
+    ours = packed_log_likelihoods(harness.model, requests, device="cpu", max_length=2048)
+    hf_off, packed_off = (
+        max(abs(one[0] - other[0]) for one, other in zip(found, exact, strict=True))
+        for found in (theirs, ours)
+    )
+    lowest = min(one[0] for one in exact)
+    print(f"down to {lowest:.0f}: hf off by {hf_off:.1e}, packed by {packed_off:.1e}")
+    assert packed_off <= max(hf_off, 1e-4)
