@@ -131,7 +131,7 @@ def test_layers_count_and_not_what_the_config_says(tiny_model: Callable[..., Any
 
 @pytest.fixture(scope="module")
 def larger(tiny_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a base with an added token that has no embedding, as for images in Gemma 3."""
+    """Return a base with an added token that has no embedding, as some have for images."""
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("larger") / "base"
