@@ -1,8 +1,8 @@
 """How a library's adapters lie to each other: norms and angles of their updates.
 
 The numbers behind the claim that subtracting general knowledge makes experts more distinct.
-Everything is computed from the factors: ``<dW_1, dW_2> = s_1 s_2 sum((B_1^T B_2) * (A_1 A_2^T))``,
-so no update is ever written out.
+Everything is computed from the factors, see `gks_eval.lora.inner_product`: no update is ever
+written out.
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from gks_eval.arrow import prototypes
 from gks_eval.config.setting import Rule
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library import Library
-from gks_eval.lora import LoraPair, average_factors, stack
+from gks_eval.lora import LoraPair, average_factors, inner_product, stack
+from gks_eval.starts import StartsTally
 from gks_eval.subtract import subtract
 from gks_eval.versions import versions
 
-__all__ = ["SCHEMA", "Summary", "inner_product", "library_geometry", "summary"]
+__all__ = ["SCHEMA", "Summary", "library_geometry", "summary"]
 
 SCHEMA: Final = "gks_eval.geometry/1"
-
-
-def inner_product(one: LoraPair, other: LoraPair) -> float:
-    """Return the Frobenius inner product of two updates of one layer, in float64."""
-    write = one.B.double().T @ other.B.double()
-    read = one.A.double() @ other.A.double().T
-    return float(one.scaling * other.scaling * (write * read).sum())
 
 
 def library_geometry(
@@ -49,10 +43,11 @@ def library_geometry(
     Returns:
         Frobenius norms of dW and of its residual by rule, for every expert and layer; cosines of
         updates, over all layers taken as one vector; mean |prototype . prototype| over layers;
-        how far the residual of ``factors`` is from that of ``delta``, relative to the latter; and
-        the norm of an even mixture of all E experts by either combine, for every layer: of
-        ``s mean(B_i) mean(A_i)`` for ``factors`` (what the uniform router applies), which is small
-        where the A's have starts of their own, and of ``mean(dW_i)`` for ``outputs``.
+        how far the residual of ``factors`` is from that of ``delta``, relative to the latter; for
+        the rules on factors what `gks_eval.starts.Starts.record` gives; and the norm of an even
+        mixture of all E experts by either combine, for every layer: of ``s mean(B_i) mean(A_i)``
+        for ``factors`` (what the uniform router applies), which is small where the A's have starts
+        of their own, and of ``mean(dW_i)`` for ``outputs``.
         Rules and combines that the adapters' ranks or scalings do not allow are left out.
 
     Raises:
@@ -75,6 +70,7 @@ def library_geometry(
     }
     distance: dict[str, list[float]] = {name: [] for name in experts}
     mixed: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
+    starts = {rule: StartsTally(experts, rule) for rule in rules if rule != "delta"}
     crossed = torch.zeros(size, len(library.general), dtype=torch.float64)
     general_squares = torch.zeros(len(library.general), dtype=torch.float64)
 
@@ -85,6 +81,8 @@ def library_geometry(
         residuals: dict[str, list[LoraPair]] = {"none": tasks}
         for rule in rules:
             residuals[rule] = [subtract(pair, subtracted, rule) for pair in tasks]
+        for rule, tally in starts.items():
+            tally(tasks, subtracted, residuals[rule])
         for variant, pairs in residuals.items():
             table = torch.tensor(
                 [[inner_product(a, b) for b in pairs] for a in pairs], dtype=torch.float64
@@ -120,6 +118,7 @@ def library_geometry(
         "norm": norms["none"],
         "residual_norm": {rule: norms[rule] for rule in rules},
         "mixture_norm": mixed,
+        "starts": {rule: tally.result().record() for rule, tally in starts.items()},
         "cosine_general": _cosines(crossed, own, general_squares.clamp_min(0).sqrt()),
         "cosine_experts": {
             variant: _cosines(table, *[table.diagonal().clamp_min(0).sqrt()] * 2)
@@ -191,6 +190,7 @@ class Summary:
     Attributes:
         rule: How the residuals were made; ``none`` for the experts as they are.
         norm: |dW| over all layers, mean over experts.
+        left: The same, divided by the expert's own |dW| before subtraction.
         mixture: Norm over all layers of an even mixture of all experts, by combine.
         cosine: Of the updates, mean over pairs of different experts.
         prototypes: |cosine| of prototypes, mean over such pairs and layers.
@@ -198,6 +198,7 @@ class Summary:
 
     rule: str
     norm: float
+    left: float
     mixture: dict[str, float]
     cosine: float
     prototypes: float
@@ -213,11 +214,14 @@ def summary(geometry: Mapping[str, Any]) -> list[Summary]:
     for rule, cosines in geometry["cosine_experts"].items():
         norms = geometry["norm"] if rule == "none" else geometry["residual_norm"][rule]
         sizes = [math.hypot(*layers) for layers in norms.values()]
+        whole = [math.hypot(*layers) for layers in geometry["norm"].values()]
+        shares = [size / own if own else 1.0 for size, own in zip(sizes, whole, strict=True)]
         mixed = geometry["mixture_norm"][rule].items()
         rows.append(
             Summary(
                 rule,
                 sum(sizes) / len(sizes),
+                sum(shares) / len(shares),
                 {combine: math.hypot(*layers) for combine, layers in mixed},
                 _mean_off_diagonal(cosines),
                 _mean_off_diagonal(geometry["prototype_similarity"][rule]),

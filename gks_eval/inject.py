@@ -19,12 +19,17 @@ from gks_eval.fit import check_fit, routable_layers
 from gks_eval.library import Library
 from gks_eval.quantized import compute_dtype, is_quantized, keep_portable_layout
 from gks_eval.routed import RoutedWeights, build, inner, to_device
+from gks_eval.starts import Starts, StartsTally
+from gks_eval.team import Team
 
 __all__ = ["Attachment", "Observer", "RoutedUpdate", "attach"]
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[str, torch.Tensor], None]
+
+# Libraries, by content hash, whose shared starts this process has warned of.
+_WARNED: set[str] = set()
 
 
 class RoutedUpdate:
@@ -86,36 +91,56 @@ class Attachment:
     """A library attached to a model; `apply` swaps settings, `detach` restores the model.
 
     Also a context manager that detaches on leaving.
+
+    Attributes:
+        setting: What the model runs by.
+        starts: What the setting's rule leaves of the experts, see `gks_eval.starts`; None where
+            nothing is subtracted, or by the rule `delta`.
     """
 
     def __init__(self, model: nn.Module, library: Library) -> None:
         self.model = model
         self.library = library
         self.setting: Setting | None = None
+        self.starts: Starts | None = None
         found = routable_layers(model)
         self.layers = {name: RoutedUpdate(found[name], name) for name in library.modules}
 
-    def apply(self, setting: Setting) -> None:
+    def apply(self, setting: Setting | str) -> None:
         """Run the model by `setting` from now on.
+
+        Args:
+            setting: As for `attach`.
 
         Raises:
             UsageError: The library has not what the setting names.
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
+        setting = _setting(setting)
         self.library.check(setting)
+        by_factors = setting.uses_library and setting.subtract and setting.rule != "delta"
+        experts = self.library.chosen_experts(setting)
+        tally = StartsTally(experts, setting.rule) if by_factors else None
         for name, update in self.layers.items():
             if not setting.uses_library:
                 update.weights = None
                 continue
-            experts, general = self.library.layer(name, setting)
             update.weights = build(
-                experts,
-                general,
+                *self.library.layer(name, setting),
                 setting,
                 dtype=compute_dtype(update.layer, self.model),
                 device=_device(update.layer),
+                measure=tally,
             )
         self.setting = setting
+        self.starts = None if tally is None else tally.result()
+        self._warn_of_shared_starts()
+
+    def _warn_of_shared_starts(self) -> None:
+        warning = self.starts and self.starts.warning(self.library.name)
+        if warning and self.library.content_hash not in _WARNED and Team().leads:
+            _WARNED.add(self.library.content_hash)
+            logger.warning(warning)
 
     def observe(self, observer: Observer | None) -> None:
         """Have every layer report its coefficients to `observer`; None stops that."""
@@ -140,19 +165,24 @@ class Attachment:
         self.detach()
 
 
-def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
+def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attachment:
     """Attach `library` to `model` and apply `setting`.
+
+    Logs a warning, once a library and process, where the experts share their starts with what is
+    subtracted from their factors, see `gks_eval.starts`.
 
     Args:
         model: Any causal LM of transformers with linear layers, quantised or not, split over
             devices or not.
         library: Adapters that fit it.
-        setting: How they are subtracted, routed and combined.
+        setting: How they are subtracted, routed and combined; as text in the grid's grammar, see
+            `Setting.parse`.
 
     Raises:
         CompatibilityError: The adapters do not fit the model or the setting.
         UsageError: The library has not what the setting names, or one is attached already.
     """
+    setting = _setting(setting)
     library.check(setting)
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
     if any(isinstance(hook, RoutedUpdate) for hook in hooks):
@@ -168,6 +198,18 @@ def attach(model: nn.Module, library: Library, setting: Setting) -> Attachment:
         raise
     logger.info("Attached library %s to %d linear layers.", library.name, len(attachment.layers))
     return attachment
+
+
+def _setting(given: Setting | str) -> Setting:
+    if isinstance(given, Setting):
+        return given
+    setting, others = Setting.parse(given)
+    if others:
+        raise UsageError(
+            f"setting {given!r}: {next(iter(others))} belongs to the model gks_arrow and not to a "
+            "setting; leave it out."
+        )
+    return setting
 
 
 def _warn_of_loftq(library: Library, model: nn.Module) -> None:

@@ -127,6 +127,22 @@ class Library:
                         f"{module}: {error}"
                     ) from None
 
+    def summary(self) -> str:
+        """Return base, adapters, ranks, scalings and targets in one line."""
+        pairs = [
+            pair
+            for adapter in (*self.experts.values(), *self.general.values())
+            for pair in adapter.pairs.values()
+        ]
+        targets = sorted({module.rpartition(".")[2] for module in self.modules})
+        ranks = sorted({pair.rank for pair in pairs})
+        scalings = sorted({f"{pair.scaling:.4g}" for pair in pairs})
+        return (
+            f"{self.name}: base {self.config.base_model}; {len(self.experts)} experts, general "
+            f"{', '.join(self.general) or 'none'}; rank {', '.join(map(str, ranks))}, scaling "
+            f"{', '.join(scalings)}; targets {', '.join(targets)} ({len(self.modules)} layers)."
+        )
+
     def describe(self) -> dict[str, Any]:
         """Return what results record about the library, as plain JSON values."""
         return {

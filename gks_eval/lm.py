@@ -284,10 +284,12 @@ class GksArrowLM(PackedLM):
         """Return what lm-eval records in a results file, with ours under ``gks_eval``."""
         info: dict[str, Any] = super().get_model_info()
         base, library = self.base, self.library
+        starts = self.attachment.starts if self.attachment else None
         info["gks_eval"] = {
             "identity": self.identity(),
             "setting": self.setting.identity(),
             "library": library.describe() if library and self.setting.uses_library else None,
+            "starts": starts.record() if starts else None,
             "base_model": base.name if base else str(self.model.name_or_path),
             "revision": base.revision if base else None,
             "quantization": self.quantization,

@@ -13,7 +13,7 @@ import torch
 
 from gks_eval.errors import CompatibilityError
 
-__all__ = ["LoraPair", "average_factors", "same_factors", "stack"]
+__all__ = ["LoraPair", "average_factors", "inner_product", "same_factors", "stack"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,16 @@ class LoraPair:
     def to(self, dtype: torch.dtype) -> LoraPair:
         """Return the pair with factors of another dtype."""
         return LoraPair(self.A.to(dtype), self.B.to(dtype), self.scaling)
+
+
+def inner_product(one: LoraPair, other: LoraPair) -> float:
+    """Return the Frobenius inner product of two updates of one layer, in float64.
+
+    ``<dW_1, dW_2> = s_1 s_2 sum((B_1^T B_2) * (A_1 A_2^T))``: no update is written out.
+    """
+    write = one.B.double().T @ other.B.double()
+    read = one.A.double() @ other.A.double().T
+    return float(one.scaling * other.scaling * (write * read).sum())
 
 
 def stack(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:

@@ -14,7 +14,7 @@ Nothing of size tokens x experts x D is ever allocated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -127,6 +127,8 @@ def build(
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    measure: Callable[[Sequence[LoraPair], Sequence[LoraPair], Sequence[LoraPair]], None]
+    | None = None,
 ) -> RoutedWeights:
     """Prepare one layer.
 
@@ -137,6 +139,7 @@ def build(
         dtype: Type of the layer's activations. Scores are float32 whatever it is: in 16-bit layers
             the prototypes stay in float32 and have a product of their own.
         device: Where the layer computes.
+        measure: Called with the experts, the general adapters and the residuals, in float32.
 
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule or combination needs them equal.
@@ -144,6 +147,8 @@ def build(
     experts = [pair.to(torch.float32) for pair in experts]
     general = [pair.to(torch.float32) for pair in general]
     residuals = [subtract(pair, general, setting.rule) for pair in experts]
+    if measure is not None:
+        measure(experts, general, residuals)
     exact = bool(general) and setting.rule == "delta"
     # Under the exact rule the mixture is taken over the task adapters and the general part
     # subtracted once; only the prototypes come from the residuals.

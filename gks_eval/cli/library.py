@@ -43,7 +43,7 @@ def _show(
         typer.Option("--output", "-o", help="File for all numbers, as JSON (geometry.json)."),
     ] = None,
 ) -> None:
-    """Show norms and angles of a library's updates, before and after subtraction by each rule."""
+    """Show base, ranks, targets, norms and angles of a library, before and after each rule."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -57,6 +57,7 @@ def _show(
         from gks_eval.geometry import library_geometry, summary
         from gks_eval.grid.table import print_whole
         from gks_eval.library import load_library
+        from gks_eval.starts import Starts
 
         loaded = load_library(library)
     languages = None if subtract == "avg" else [part.strip() for part in subtract.split("+")]
@@ -64,30 +65,46 @@ def _show(
         geometry = library_geometry(loaded, languages, advance)
     if output is not None:
         write_text(output, json.dumps(geometry, indent=1) + "\n")
+    typer.echo(loaded.summary())
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = (
-        "|dW| over all layers, a mean over experts; the norm of an even mixture of all of them, by "
-        "combine; means over pairs of experts, for prototypes over layers too."
+        "|dW| over all layers, a mean over experts, and as a share of that before subtraction; the "
+        "norm of an even mixture of all experts, by combine; means over pairs of experts, for "
+        "prototypes over layers too."
     )
     table.add_column("\nresidual")
     mixtures = (f"even mix,\n{combine}" for combine in get_args(Combine))
-    for heading in ("\n|dW|", *mixtures, "cosine of\nexperts", "|cosine| of\nprototypes"):
+    for heading in ("\n|dW|", "\nleft", *mixtures, "cosine of\nexperts", "|cosine| of\nprototypes"):
         table.add_column(heading, justify="right")
     for row in summary(geometry):
         mixed = (row.mixture.get(combine) for combine in get_args(Combine))
-        norms = ("–" if norm is None else f"{norm:.4g}" for norm in (row.norm, *mixed))
-        table.add_row(row.rule, *norms, f"{row.cosine:+.4f}", f"{row.prototypes:.4f}")
+        norms = ("–" if norm is None else f"{norm:.4g}" for norm in mixed)
+        table.add_row(
+            row.rule,
+            f"{row.norm:.4g}",
+            f"{row.left:.0%}",
+            *norms,
+            f"{row.cosine:+.4f}",
+            f"{row.prototypes:.4f}",
+        )
     print_whole(table)
     near = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     near.caption = (
         "Cosine of each expert's dW with each general adapter's, and how far the residual by "
-        "factors is from the exact one, relative to it, as a mean over layers."
+        "factors is from the exact one, relative to it, as a mean over layers; start: |cosine| of "
+        "each expert's A with theirs, above 0.5 for shared starts."
     )
     near.add_column("expert")
-    for name in (*geometry["general"], "factors from delta"):
+    starts = next((record["cosine"] for record in geometry["starts"].values()), None)
+    for name in (*geometry["general"], "factors from delta", "start"):
         near.add_column(name, justify="right")
     for name, row in zip(geometry["experts"], geometry["cosine_general"], strict=True):
         apart = geometry["rule_distance"].get(name)
         told = f"{sum(apart) / len(apart):.3f}" if apart else "–"
-        near.add_row(name, *(f"{cosine:+.4f}" for cosine in row), told)
+        start = f"{starts[name]:.2f}" if starts else "–"
+        near.add_row(name, *(f"{cosine:+.4f}" for cosine in row), told, start)
     print_whole(near)
+    for record in geometry["starts"].values():
+        if warning := Starts.of_record(record).warning(loaded.name):
+            typer.echo(warning)
+            break  # one rule's figure is enough; "left" has all

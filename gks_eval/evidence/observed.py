@@ -8,7 +8,7 @@ too, so that a change of meaning needs a new number.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -96,6 +96,8 @@ class LibraryGeometry(FrozenModel):
         prototype_similarity: Likewise, (E, E): mean over layers of |prototype . prototype|.
         rule_distance: Per expert, (L,): |factors - delta| / |delta|.
         mixture_norm: By rule or ``none``, by combine, (L,): norm of an even mixture of all experts.
+        starts: By rule on factors: per expert the |cosine| of its A with the general ones', and
+            the share of |dW| that is left; the experts with shared starts.
         provenance: Anything about how it was made.
     """
 
@@ -111,6 +113,7 @@ class LibraryGeometry(FrozenModel):
     prototype_similarity: dict[str, list[list[Cosine]]]
     rule_distance: dict[str, list[Size]] = Field(default_factory=dict)
     mixture_norm: dict[str, dict[str, list[Size]]] = Field(default_factory=dict)
+    starts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     provenance: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")

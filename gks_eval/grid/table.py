@@ -14,6 +14,7 @@ from rich.table import Table
 
 from gks_eval.errors import ResultsError
 from gks_eval.grid.cell import CELL_FILE
+from gks_eval.starts import Starts
 
 if TYPE_CHECKING:
     from gks_eval.grid.plan import GridPlan
@@ -29,30 +30,30 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
 
     Returns:
         A table with the number of items in its caption where all tasks have as many, else in a
-        column of its own.
+        column of its own. The caption also warns of shared starts, see `gks_eval.starts`.
 
     Raises:
         ResultsError: A folder holds no readable results.
     """
     cells = [_read(folder) for folder in folders]
-    tasks = list(dict.fromkeys(task for _, results, _ in cells for task in results))
-    sizes = {task: n for _, _, counts in cells for task, n in counts.items()}
+    tasks = list(dict.fromkeys(task for _, results, _, _ in cells for task in results))
+    sizes = {task: n for _, _, counts, _ in cells for task, n in counts.items()}
     shared = len(set(sizes.values())) == 1
     items = f"n = {next(iter(sizes.values()))} items a task" if shared else "n items"
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=f"Accuracy in percent ± standard error; {items}.",
+        caption=f"Accuracy in percent ± standard error; {items}.{_starts_note(cells)}",
         caption_justify="left",
     )
     table.add_column("task", no_wrap=True)
     if not shared:
         table.add_column("n", justify="right")
-    for label, _, _ in cells:
+    for label, _, _, _ in cells:
         table.add_column(escape(label), justify="right", no_wrap=True)
     for task in tasks:
         count = [] if shared else [str(sizes.get(task, ""))]
-        scores = [_cell(results.get(task, {})) for _, results, _ in cells]
+        scores = [_cell(results.get(task, {})) for _, results, _, _ in cells]
         table.add_row(escape(task.removeprefix("gks_")), *count, *scores)
     return table
 
@@ -109,16 +110,31 @@ def print_whole(table: Table) -> None:
     Console(width=max(console.width, needed)).print(table)
 
 
-def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int]]:
+def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int], Starts | None]:
     try:
         label = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["label"]
         (path,) = folder.glob("results_*.json")
         content = json.loads(path.read_text(encoding="utf-8"))
         counts = {task: n["effective"] for task, n in content["n-samples"].items()}
         results = {task: dict(metrics) for task, metrics in content["results"].items()}
-        return str(label), results, counts
+        starts = content["config"].get("gks_eval", {}).get("starts")
+        return str(label), results, counts, Starts.of_record(starts) if starts else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ResultsError(f"{folder} holds no readable results; delete it and run anew.") from None
+
+
+def _starts_note(cells: Sequence[tuple[str, Any, Any, Starts | None]]) -> str:
+    shares = [
+        f"{starts.left_of_shared:.0%} ({escape(label)})"
+        for label, _, _, starts in cells
+        if starts and starts.shared
+    ]
+    if not shares:
+        return ""
+    return (
+        "\nShared starts: subtraction from the factors leaves "
+        f"{', '.join(shares)} of the experts' updates; preset=exact does not depend on the starts."
+    )
 
 
 def _cell(metrics: dict[str, Any]) -> str:

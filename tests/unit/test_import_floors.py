@@ -25,8 +25,8 @@ FLOORS: dict[int, frozenset[str]] = {
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
         {
-            "arrow", "hardware", "lora", "prefix_tree", "progress", "quantized", "subtract",
-            "unscorable", "whole_text",
+            "arrow", "hardware", "lora", "prefix_tree", "progress", "quantized", "starts",
+            "subtract", "unscorable", "whole_text",
         }
     ),
     # adapters on disk, models in memory, tasks on lm-eval's side

@@ -1,0 +1,129 @@
+"""Shared starts: what a rule on factors leaves of experts that began as the general adapters did.
+
+LoRA starts from a random A and B = 0. Adapters trained with one seed, the default of TRL and many
+scripts, start from one A, and A moves little. Then ``A_t - A_g`` is small: `factors` leaves
+``(B_t - B_g)(A_t - A_g)``, a product of two small differences, and `orthogonal` projects nearly all
+of A_t out. `delta` does not depend on the starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gks_eval.lora import LoraPair, inner_product
+
+__all__ = ["SHARED", "Starts", "StartsTally"]
+
+SHARED: Final = 0.5
+"""Mean |cosine| of an expert's A's with the general ones above which their starts are shared.
+
+Independent starts of rank R and width K have about ``1 / sqrt(R K)``: 0.02 for 4 and 576.
+"""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How the starts of a library's experts lie to what a setting subtracts.
+
+    Attributes:
+        rule: How it is subtracted.
+        cosine: |cosine| of an expert's A with a general adapter's, both as one vector; the mean
+            over general adapters and layers, by expert.
+        left: |dW_residual| / |dW_task| over all layers, by expert.
+    """
+
+    rule: str
+    cosine: Mapping[str, float]
+    left: Mapping[str, float]
+
+    @property
+    def shared(self) -> list[str]:
+        """Return the experts that share their start with what is subtracted."""
+        return [name for name, cosine in self.cosine.items() if cosine > SHARED]
+
+    def warning(self, library: str) -> str | None:
+        """Return one sentence on shared starts; None where there are none."""
+        names = self.shared
+        if not names:
+            return None
+        cosine = sum(self.cosine[name] for name in names) / len(names)
+        return (
+            f"Library {library} has shared starts: {len(names)} of {len(self.cosine)} experts "
+            f"have nearly the same A as the general adapters (cosine {cosine:.2f}), and "
+            f"rule={self.rule} leaves {self.left_of_shared:.0%} of the norm of their updates; use "
+            "preset=exact, which does not depend on the starts."
+        )
+
+    @property
+    def left_of_shared(self) -> float:
+        """Return `left` as a mean over the experts with shared starts; at least one must be."""
+        return sum(self.left[name] for name in self.shared) / len(self.shared)
+
+    def record(self) -> dict[str, Any]:
+        """Return what results record, as plain JSON values."""
+        return {
+            "rule": self.rule,
+            "shared": self.shared,
+            "cosine": dict(self.cosine),
+            "left": dict(self.left),
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Starts:
+        """Return what `record` was made of.
+
+        Raises:
+            KeyError: A field is missing.
+        """
+        return cls(record["rule"], record["cosine"], record["left"])
+
+
+class StartsTally:
+    """Sums over layers; call it with each layer's pairs, then ask for the `result`."""
+
+    def __init__(self, experts: Sequence[str], rule: str) -> None:
+        self._rule = rule
+        self._layers = 0
+        self._cosine = dict.fromkeys(experts, 0.0)
+        self._task = dict.fromkeys(experts, 0.0)
+        self._residual = dict.fromkeys(experts, 0.0)
+
+    def __call__(
+        self,
+        experts: Sequence[LoraPair],
+        general: Sequence[LoraPair],
+        residuals: Sequence[LoraPair],
+    ) -> None:
+        """Add one layer.
+
+        Args:
+            experts: The task adapters, in the order of their names.
+            general: What is subtracted from them; at least one, of the experts' rank.
+            residuals: What that leaves.
+        """
+        self._layers += 1
+        for name, task, residual in zip(self._cosine, experts, residuals, strict=True):
+            cosines = (_cosine(task, one) for one in general)
+            self._cosine[name] += sum(cosines) / len(general)
+            self._task[name] += inner_product(task, task)
+            self._residual[name] += inner_product(residual, residual)
+
+    def result(self) -> Starts:
+        """Return the means over the layers added."""
+        return Starts(
+            self._rule,
+            {name: total / max(1, self._layers) for name, total in self._cosine.items()},
+            {
+                name: math.sqrt(self._residual[name] / square) if square > 0 else 1.0
+                for name, square in self._task.items()
+            },
+        )
+
+
+def _cosine(one: LoraPair, other: LoraPair) -> float:
+    # In the factors' own type: two digits are shown.
+    scale = float(one.A.norm() * other.A.norm())
+    return abs(float((one.A * other.A).sum())) / scale if scale > 0 else 0.0
