@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gks_eval.base_model import quantization_config
 from gks_eval.config.recipe import BaseLoad, Recipe
 from gks_eval.embedded import resolve_base_model
-from gks_eval.errors import HubError, ResourceError
-from gks_eval.quantized import keep_portable_layout
+from gks_eval.errors import HubError, ResourceError, UsageError
+from gks_eval.quantized import keep_portable_layout, saved_quantization
 from gks_eval.training.limits import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def outline_of(recipe: Recipe, root: Path) -> PreTrainedModel:
     place = place_of(recipe, root)
     try:
         config = AutoConfig.from_pretrained(place, revision=recipe.revision)
+        _check_saved(place, config, recipe.load)
         if Path(place).is_dir() and not hasattr(config, "quantization_config"):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 place, dtype=getattr(torch, recipe.load.dtype), device_map="meta"
@@ -122,10 +123,11 @@ def load_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -> Base:
     Raises:
         HubError: It can be found neither locally nor on the hub.
         ResourceError: It needs a GPU that is not there, or more memory than there is.
+        UsageError: It is saved quantised, in another way than it is to be loaded.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     place = place_of(recipe, root)
     load = load or recipe.load
@@ -135,6 +137,7 @@ def load_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -> Base:
         how["quantization_config"] = quantization_config("nf4")
         how["device_map"] = {"": device}
     try:
+        _check_saved(place, AutoConfig.from_pretrained(place, revision=recipe.revision), load)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place, **how)
         if load.quantization == "none":
             model.to(device)  # type: ignore[arg-type]
@@ -148,6 +151,16 @@ def load_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -> Base:
     keep_portable_layout(model)
     model.requires_grad_(False)
     return Base(model, place, getattr(model.config, "_commit_hash", None))
+
+
+def _check_saved(place: str, config: object, load: BaseLoad) -> None:
+    # transformers would keep what is saved, with a warning at best.
+    saved = saved_quantization(config)
+    if saved not in ("none", load.quantization):
+        raise UsageError(
+            f"base model {place}: is saved quantised ({saved}) and is to be loaded with"
+            f" `quantization: {load.quantization}`; name an unquantised base in `base_model`."
+        )
 
 
 def _not_found(place: str, error: Exception) -> HubError:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from common import load_tiny, relative_error
+from common import assert_sentence, load_tiny, relative_error
 
 from gks_eval.config.recipe import AdapterShape, Recipe
+from gks_eval.errors import UsageError
 from gks_eval.library import load_library
-from gks_eval.training.base import load_base
+from gks_eval.training.base import load_base, outline_of
 from gks_eval.training.loftq import loftq_factors, start_from_loftq
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import train_library
@@ -191,3 +192,25 @@ def test_the_paper_recipe_runs_on_a_tiny_phi_3_in_4_bits(
     assert scored["general/fr"] == 1
     tokens = records["general/en"]["tokens"] / records["general/en"]["rows"]
     assert tokens == 512
+
+
+@pytest.mark.parametrize("asked", ["nf4", "none"])
+def test_a_base_saved_in_another_quantisation_is_refused(
+    asked: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    """transformers would train on what is saved, and the record would hold the recipe's word."""
+    from transformers import BitsAndBytesConfig
+
+    double = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    load_tiny(Path(recipe.base_model), quantization_config=double).save_pretrained(
+        tmp_path / "base"
+    )
+    load = recipe.load.model_copy(update={"quantization": asked})
+    other = recipe.model_copy(update={"base_model": str(tmp_path / "base"), "load": load})
+    for make in (load_base, outline_of):
+        with pytest.raises(UsageError) as caught:
+            make(other, tmp_path)
+        assert_sentence(caught.value, "(nf4, double quantisation)", f"quantization: {asked}")
