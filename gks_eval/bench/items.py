@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from gks_eval.errors import DataError, UsageError
+from gks_eval.errors import DataError
 from gks_eval.paths import tasks_dir
+from gks_eval.tasklib.local_data import data_root
 
-__all__ = ["DATA_ROOT", "DEMO", "MIX", "Items", "build_items", "build_set", "collections"]
+__all__ = ["DEMO", "MIX", "Items", "build_items", "build_set", "collections"]
 
-DATA_ROOT = "GKS_DATA_ROOT"
 DEMO = ("gks_demo",)
 # The paper's sets, each with equally many items; those of several tasks have a part of each.
 MIX = {
@@ -72,22 +69,16 @@ def collections(items: int) -> dict[str, dict[str, Items]]:
         items: Of every set.
 
     Returns:
-        Sets by name, by collection: ``demo``, and ``mix`` if `DATA_ROOT` is set.
+        Sets by name, by collection: ``demo``, and ``mix`` if ``GKS_DATA_ROOT`` is set.
 
     Raises:
-        UsageError: `DATA_ROOT` names no folder.
+        UsageError: ``GKS_DATA_ROOT`` names no folder.
         HubError: A set's data are not there.
         DataError: A set has fewer items.
     """
     found = {"demo": build_items(DEMO, items)}
-    root = os.environ.get(DATA_ROOT)
-    if root:
-        folder = Path(root).expanduser()
-        if not folder.is_dir():
-            raise UsageError(f"{DATA_ROOT}={root} is no folder; name one with org/name/ in it.")
-        # datasets prefers a folder org/name under the working directory to the hub.
-        with _standing_in(folder):
-            found["mix"] = {name: build_set(tasks, items) for name, tasks in MIX.items()}
+    if data_root() is not None:
+        found["mix"] = {name: build_set(tasks, items) for name, tasks in MIX.items()}
     return found
 
 
@@ -127,13 +118,3 @@ def build_items(names: Sequence[str], items: int) -> dict[str, Items]:
             [one for group in grouped for one in group], [len(group) for group in grouped]
         )
     return built
-
-
-@contextlib.contextmanager
-def _standing_in(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -177,8 +177,10 @@ def _tasks(names: list[str], include_paths: list[str]) -> dict[str, Any]:
     if not names:
         raise UsageError("--tasks names nothing; give tasks or groups, separated by commas.")
     from gks_eval.grid import task_manager
+    from gks_eval.tasklib.local_data import local_data
 
-    tasks: dict[str, Any] = task_manager(names, include_paths).load(names)["tasks"]
+    with local_data():
+        tasks: dict[str, Any] = task_manager(names, include_paths).load(names)["tasks"]
     scored = {name: task for name, task in tasks.items() if task.OUTPUT_TYPE not in _UNSCORED}
     if not scored:
         raise UsageError(f"--tasks {','.join(names)}: none of these is scored by log-likelihood.")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gks_eval.errors import HubError
+from gks_eval.errors import DataError, HubError
+from gks_eval.tasklib.local_data import DATA_ROOT, local_data
 
 __all__ = ["interleave", "load_data", "load_subsets", "resolve_files"]
 
@@ -15,19 +16,28 @@ def load_data(path: str, name: str | None = None, **kwargs: Any) -> Any:
     """Load a data set as `datasets.load_dataset` does.
 
     Args:
-        path: Hub id, or ``json`` with `data_files`. A folder of that name under the working
-            directory comes before the hub.
+        path: Hub id, or ``json`` with `data_files`. A folder of that name comes before the hub:
+            one in `DATA_ROOT`, then one in the working directory.
         name: The subset.
         **kwargs: Handed on.
 
     Raises:
-        HubError: When neither the hub nor the working directory has it.
+        HubError: When no folder and not the hub has it.
+        DataError: When its files cannot be read.
     """
     import datasets
+    from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    what = f"{path!r}, subset {name!r}" if name else repr(path)
     try:
-        return datasets.load_dataset(path, name, **kwargs)
+        with local_data():
+            return datasets.load_dataset(path, name, **kwargs)
+    except DatasetGenerationError as error:
+        raise DataError(
+            f"the data set {what} has a file that cannot be read ({error.__cause__ or error}); "
+            "correct the file, or download it again."
+        ) from error
     except (
         ConnectionError,
         FileNotFoundError,  # which datasets' own DatasetNotFoundError is
@@ -35,11 +45,10 @@ def load_data(path: str, name: str | None = None, **kwargs: Any) -> Any:
         OfflineModeIsEnabled,
         ValueError,  # an unknown subset
     ) as error:
-        what = f"{path!r}, subset {name!r}" if name else repr(path)
         reason = " ".join(str(error).split())
         raise HubError(
-            f"the data set {what} could not be loaded ({reason}); go online, or start in a folder "
-            f"that holds a copy of it as {path}/."
+            f"the data set {what} could not be loaded ({reason}); go online, or set {DATA_ROOT} "
+            f"to a folder that holds a copy of it as {path}/."
         ) from error
 
 

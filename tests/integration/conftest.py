@@ -41,6 +41,7 @@ def data_hub(
         pytest.skip("set GKS_DATA_ROOT to a folder of real samples")
     folder = HUB if request.param == "invented" else Path(REAL)
     monkeypatch.chdir(folder)
+    monkeypatch.delenv("GKS_DATA_ROOT", raising=False)  # it would come first
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()

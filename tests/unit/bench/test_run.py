@@ -11,7 +11,7 @@ import pytest
 import torch
 from common import assert_sentence
 
-from gks_eval.bench.items import DATA_ROOT, build_items, build_set, collections
+from gks_eval.bench.items import build_items, build_set, collections
 from gks_eval.bench.machine import hardware
 from gks_eval.bench.plot import FORMATS, check_plot, draw_growth
 from gks_eval.bench.record import Growth, GrowthPoint
@@ -22,6 +22,7 @@ from gks_eval.bench.startup import TASK, _run, write_task
 from gks_eval.bench.subject import open_subject
 from gks_eval.bench.timing import timing_of
 from gks_eval.errors import DataError, ResourceError, UsageError
+from gks_eval.tasklib.local_data import DATA_ROOT
 
 HUB = Path(__file__).parents[2] / "data" / "hub"
 
