@@ -3,9 +3,10 @@
 - `settings`: what a grid is, and the grammar of its settings
 - `run`: the walk over the settings on one loaded base
 - `cell`: one setting, from its evaluation to its folder
+- `kept`: which settings are finished already
 - `plan`: what a grid will compute, counted by `weightless`, a model without weights
 - `evaluate`: lm-eval's evaluation, as these two ask for it
-- `tasks`: lm-eval's index with the package's tasks
+- `tasks`: lm-eval's index with the package's tasks, and what a grid's tasks hold
 - `table`: the accuracies side by side
 """
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from gks_eval.base_model import content_stamp
 from gks_eval.errors import ResourceError, ResultsError
 from gks_eval.files import disk_errors, write_text
 from gks_eval.grid.evaluate import evaluate
@@ -26,7 +27,7 @@ from gks_eval.team import Team
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
 
-__all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "is_finished"]
+__all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "record_of"]
 
 CELL_FILE: Final = "cell.json"
 # Arguments that no file may hold.
@@ -34,10 +35,27 @@ _SECRET: Final = ("token", "use_auth_token")
 
 
 def cell_request(
-    cell: Cell, library: Library | None, base: Mapping[str, Any], grid: Grid
+    cell: Cell,
+    library: Library | None,
+    base: Mapping[str, Any],
+    content: Mapping[str, Any],
+    grid: Grid,
 ) -> dict[str, Any]:
-    """Return what a finished cell must have been asked for to be kept."""
+    """Return what a finished cell must have been asked for to be kept.
+
+    Args:
+        cell: The setting.
+        library: Its library.
+        base: What is known of the base.
+        content: What the tasks hold, as `gks_eval.grid.tasks.grid_content` gives it.
+        grid: What the cell is one of.
+    """
     routed = library is not None and cell.setting.uses_library
+    stamps = {
+        name: content_stamp(str(value))
+        for name, value in sorted(grid.model_arguments.items())
+        if name not in _SECRET and name != "pretrained"
+    }
     return {
         "setting": cell.setting.identity(),
         "arguments": dict(cell.others),
@@ -46,34 +64,29 @@ def cell_request(
         "model_arguments": {
             name: str(v) for name, v in sorted(grid.model_arguments.items()) if name not in _SECRET
         },
+        "folders": {name: found for name, found in stamps.items() if found is not None},
         "tasks": list(grid.tasks),
-        "include_paths": [str(path) for path in grid.include_paths],
+        "content": dict(content),
         "evaluation": {name: str(v) for name, v in sorted(grid.evaluation.items())},
     }
 
 
-def is_finished(folder: Path, request: Mapping[str, Any]) -> bool:
-    """Tell whether a folder holds the whole of what `request` asks for.
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished setting; None where its folder is not there.
 
     Raises:
-        ResultsError: It holds something else.
+        ResultsError: The folder holds no finished setting, or the record cannot be read.
     """
-    record = folder / CELL_FILE
-    if not record.is_file():
+    file = folder / CELL_FILE
+    if not file.is_file():
         if folder.exists():
             raise ResultsError(f"{folder} is there but is no finished cell; move it away.")
-        return False
+        return None
     try:
-        found = dict(json.loads(record.read_text(encoding="utf-8"))["request"])
+        record = dict(json.loads(file.read_text(encoding="utf-8")))
+        return {**record, "request": dict(record["request"])}
     except (ValueError, KeyError, TypeError, OSError):
-        raise ResultsError(f"{record} cannot be read; delete {folder} to run it anew.") from None
-    if found != request:
-        differing = ", ".join(sorted(key for key in request if found.get(key) != request[key]))
-        raise ResultsError(
-            f"{folder} was made with other arguments ({differing}); name another --output, or "
-            "delete it."
-        )
-    return True
+        raise ResultsError(f"{file} cannot be read; delete {folder} to run it again.") from None
 
 
 def evaluate_cell(
@@ -137,7 +150,8 @@ def evaluate_cell(
     for task, rows in samples.items():
         tracker.save_results_samples(task_name=task, samples=rows)
     rows = {task: len(found) for task, found in samples.items()}
-    record = {"label": cell.label, "request": request, "spent": spent}
+    commit = getattr(lm.config, "_commit_hash", None)
+    record = {"label": cell.label, "request": request, "commit": commit, "spent": spent}
     _publish(written, grid.output / cell.slug, record, rows)
     shutil.rmtree(aside, ignore_errors=True)
 

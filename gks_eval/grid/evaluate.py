@@ -1,10 +1,13 @@
-"""lm-eval's evaluation as a grid asks for it, with sentences for items that are not there."""
+"""lm-eval's evaluation as a grid asks for it."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.errors import UsageError
 from gks_eval.grid.settings import Grid
 
 if TYPE_CHECKING:
@@ -24,23 +27,38 @@ def evaluate(lm: GksArrowLM, tasks: Any, grid: Grid, **how: Any) -> dict[str, An
 
     Returns:
         lm-eval's results; None in a process that does not lead.
-
-    Raises:
-        UsageError: The items asked for are not there.
     """
     import lm_eval
 
-    try:
+    with _quiet_git():
         results: dict[str, Any] | None = lm_eval.simple_evaluate(
             model=lm, tasks=list(grid.tasks), task_manager=tasks, **{**grid.evaluation, **how}
         )
-    except AssertionError as error:
-        # lm-eval's only check of item numbers.
-        if "--samples" not in str(error):
-            raise
-        raise UsageError(f"--samples: {' '.join(str(error).split())}.") from None
-    if results is not None:
-        known = set(results["n-samples"])
-        if unknown := sorted(set(grid.evaluation.get("samples", ())) - known):
-            raise UsageError(f"--samples names {unknown[0]}, which is no task of this grid.")
     return results
+
+
+@contextmanager
+def _quiet_git() -> Iterator[None]:
+    """Keep git from printing "fatal: not a git repository" for every evaluation.
+
+    lm-eval asks git for the commit of the working directory, and reads it from the files where git
+    gives none.
+    """
+    from lm_eval import evaluator
+    from lm_eval.loggers.utils import get_commit_from_path
+
+    def commit() -> str | None:
+        try:
+            asked = ("git", "describe", "--always")
+            found = subprocess.run(asked, capture_output=True, text=True, check=True)  # noqa: S603
+            return found.stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            read: str | None = get_commit_from_path(Path.cwd())
+            return read
+
+    original = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = commit
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = original

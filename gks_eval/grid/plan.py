@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gks_eval.grid.cell import CELL_FILE, cell_request, is_finished
+from gks_eval.grid.cell import CELL_FILE, cell_request
 from gks_eval.grid.evaluate import evaluate
+from gks_eval.grid.kept import finished
 from gks_eval.grid.run import load_model, prepare
 from gks_eval.grid.settings import Cell, Grid
-from gks_eval.grid.tasks import task_manager
+from gks_eval.grid.tasks import grid_content, task_manager
+from gks_eval.tasklib.local_data import local_data
 
 __all__ = ["GridPlan", "TaskSize", "plan_grid"]
 
@@ -80,13 +82,15 @@ def plan_grid(grid: Grid) -> GridPlan:
     from gks_eval.grid.weightless import WeightlessLM
 
     cells, libraries, base = prepare(grid)
-    states = [
-        (cell, is_finished(grid.output / cell.slug, cell_request(cell, library, base, grid)))
-        for cell, library in zip(cells, libraries, strict=True)
-    ]
-    tasks = task_manager(grid.tasks, grid.include_paths)
-    lm = load_model(WeightlessLM, {"router": "none"}, None, base, grid)
-    results = evaluate(lm, tasks, grid, log_samples=False, bootstrap_iters=0)
+    with local_data():
+        tasks = task_manager(grid.tasks, grid.include_paths)
+        content = grid_content(tasks, grid)
+        pairs = list(zip(cells, libraries, strict=True))
+        requests = [cell_request(cell, library, base, content, grid) for cell, library in pairs]
+        done = finished([grid.output / cell.slug for cell in cells], requests)
+        states = list(zip(cells, done, strict=True))
+        lm = load_model(WeightlessLM, {"router": "none"}, None, base, grid)
+        results = evaluate(lm, tasks, grid, log_samples=False, bootstrap_iters=0)
     assert results is not None  # it works alone
     asked = Counter(task for task, _, _ in lm.scored) + Counter(lm.continued)
     items = {task: count["effective"] for task, count in results["n-samples"].items()}

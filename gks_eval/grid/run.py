@@ -11,10 +11,12 @@ from gks_eval.base_model import content_stamp
 from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import ResourceError, UsageError
 from gks_eval.files import disk_errors
-from gks_eval.grid.cell import cell_request, evaluate_cell, is_finished
+from gks_eval.grid.cell import cell_request, evaluate_cell
+from gks_eval.grid.kept import check_commit, finished
 from gks_eval.grid.settings import Cell, Grid, parse_settings
-from gks_eval.grid.tasks import task_manager
+from gks_eval.grid.tasks import grid_content, task_manager
 from gks_eval.library import Library, load_library, read_manifest
+from gks_eval.tasklib.local_data import local_data
 from gks_eval.team import Team
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
 
     Raises:
         UsageError: A setting cannot be run; all are checked before the base is loaded.
-        ResultsError: A folder holds a finished cell made by other arguments.
+        ResultsError: A folder holds a finished cell of other arguments, or of tasks or data that
+            have changed since; all are checked before the base is loaded.
         ResourceError: Another process works on the same output, or results could not be written.
         GksError: As `GksArrowLM`.
     """
@@ -49,7 +52,8 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
         with disk_errors(grid.output):
             grid.output.mkdir(parents=True, exist_ok=True)
             (grid.output / ".lock").touch()
-        with FileLock(grid.output / ".lock", timeout=0) if team.leads else nullcontext():
+        lock = FileLock(grid.output / ".lock", timeout=0) if team.leads else nullcontext()
+        with lock, local_data():
             return _run_cells(cells, libraries, base, grid, team, on_cell or _silent)
     except Timeout:
         raise ResourceError(
@@ -116,24 +120,31 @@ def _run_cells(
 ) -> list[Path]:
     from gks_eval.lm import GksArrowLM
 
+    tasks = task_manager(grid.tasks, grid.include_paths)
+    content = grid_content(tasks, grid)
+    folders = [grid.output / cell.slug for cell in cells]
+    requests = [
+        cell_request(cell, library, base, content, grid)
+        for cell, library in zip(cells, libraries, strict=True)
+    ]
+    done = team.agree(finished(folders, requests))
     lm: GksArrowLM | None = None
-    tasks: Any = None
-    for cell, library in zip(cells, libraries, strict=True):
-        folder = grid.output / cell.slug
-        request = cell_request(cell, library, base, grid)
-        if team.agree(is_finished(folder, request)):
+    for cell, library, request, is_done in zip(cells, libraries, requests, done, strict=True):
+        if is_done:
             on_cell(cell, "kept")
             continue
         on_cell(cell, "running")
         if lm is None:
-            tasks = task_manager(grid.tasks, grid.include_paths)
             arguments = cell.setting.arguments()
             lm = load_model(GksArrowLM, arguments, _library_name(cell, grid), base, grid)
+            if team.leads:
+                kept = [folder for folder, there in zip(folders, done, strict=True) if there]
+                check_commit(kept, getattr(lm.config, "_commit_hash", None))
         _swap(lm, cell, library, grid)
         evaluate_cell(lm, tasks, cell, request, grid, team)
         on_cell(cell, "done")
     team.wait()  # for what the leader writes
-    return [grid.output / cell.slug for cell in cells]
+    return folders
 
 
 def load_model(

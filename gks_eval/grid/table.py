@@ -29,21 +29,28 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
         folders: Finished cells.
 
     Returns:
-        A table with the number of items in its caption where all tasks have as many, else in a
-        column of its own. The caption also warns of shared starts, see `gks_eval.starts`.
+        A table with the number of items in its caption where all scores have as many, else in a
+        column of its own, and in each score of a task whose settings have different numbers. The
+        caption also warns of shared starts, see `gks_eval.starts`.
 
     Raises:
         ResultsError: A folder holds no readable results.
     """
     cells = [_read(folder) for folder in folders]
     tasks = list(dict.fromkeys(task for _, results, _, _ in cells for task in results))
-    sizes = {task: n for _, _, counts, _ in cells for task, n in counts.items()}
-    shared = len(set(sizes.values())) == 1
-    items = f"n = {next(iter(sizes.values()))} items a task" if shared else "n items"
+    sizes = {task: {n[task] for _, _, n, _ in cells if task in n} for task in tasks}
+    every = set().union(*sizes.values())
+    shared, mixed = len(every) == 1, any(len(found) > 1 for found in sizes.values())
+    items = f"n = {min(every)} items a task" if shared else "n items"
+    caption = f"Accuracy in percent ± standard error; {items}."
+    if mixed:
+        caption += (
+            " SETTINGS OF ONE TASK DIFFER IN n (in brackets): these scores are not comparable."
+        )
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        caption=f"Accuracy in percent ± standard error; {items}.{_starts_note(cells)}",
+        caption=caption + _starts_note(cells),
         caption_justify="left",
     )
     table.add_column("task", no_wrap=True)
@@ -52,8 +59,12 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
     for label, _, _, _ in cells:
         table.add_column(escape(label), justify="right", no_wrap=True)
     for task in tasks:
-        count = [] if shared else [str(sizes.get(task, ""))]
-        scores = [_cell(results.get(task, {})) for _, results, _, _ in cells]
+        found = sorted(sizes[task])
+        count = [] if shared else ["-".join(map(str, found[:: len(found) - 1 or 1]))]
+        scores = [
+            _cell(results.get(task, {})) + (f" ({n[task]})" if len(found) > 1 and task in n else "")
+            for _, results, n, _ in cells
+        ]
         table.add_row(escape(task.removeprefix("gks_")), *count, *scores)
     return table
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.grid.settings import Grid
 from gks_eval.paths import task_folders
+from gks_eval.tasklib.named import leaves, warn_of_unreadable
 
-__all__ = ["task_manager"]
+__all__ = ["grid_content", "task_manager"]
 
 
 def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any:
-    """Return lm-eval's index of tasks with ours in it; ours alone where that is enough.
+    """Return lm-eval's index of tasks with ours in it; ours and the user's where that is enough.
 
     Args:
         names: Tasks or groups that must be there.
@@ -23,13 +25,14 @@ def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any
             folder is not there.
     """
     folders = task_folders(include_paths, "--include-path")
+    warn_of_unreadable(include_paths)
 
     from lm_eval.tasks import TaskManager
 
-    # lm-eval's own thousands of tasks take seconds to index; our YAMLs name none of them.
-    if not include_paths and not any(mark in name for name in names for mark in "*?["):
+    # lm-eval's own thousands of tasks take seconds to index: only where one of them is named.
+    if not any(mark in name for name in names for mark in "*?["):
         ours = TaskManager(include_path=folders, include_defaults=False)
-        if all(ours.match_tasks([name]) for name in names):
+        if all(leaf in ours.task_index for name in names for leaf in leaves(ours, name)):
             return ours
     manager = TaskManager(include_path=folders)
     for name in names:
@@ -41,3 +44,39 @@ def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any
 def _near_task(name: str, manager: Any) -> str:
     near = did_you_mean(name, [task for task in manager.all_tasks if task.startswith("gks_")])
     return f"{near}." if near.startswith("did") else "`gks-eval run ls tasks` lists them."
+
+
+def grid_content(tasks: Any, grid: Grid) -> dict[str, Any]:
+    """Load a grid's tasks and return what they hold, as plain JSON.
+
+    Args:
+        tasks: lm-eval's index of tasks.
+        grid: Whose tasks, items and examples they are.
+
+    Raises:
+        UsageError: The items or the few-shot examples that are asked for are not there.
+        GksError: The data of a task cannot be loaded.
+    """
+    from gks_eval.tasklib.content import group_content, task_content
+    from gks_eval.tasklib.task import GksTask, without_warnings
+
+    asked = grid.evaluation
+    samples = asked.get("samples") or {}
+    with without_warnings():  # each setting gives them again
+        loaded = tasks.load(list(grid.tasks))
+        if unknown := sorted(set(samples) - set(loaded["tasks"])):
+            raise UsageError(f"--samples names {unknown[0]}, which is no task of this grid.")
+        found = {}
+        for name, task in loaded["tasks"].items():
+            if isinstance(task, GksTask):
+                task.check_evaluation(asked)
+            try:
+                found[name] = task_content(
+                    task, asked.get("limit"), samples.get(name), asked.get("num_fewshot")
+                )
+            except AssertionError as error:  # lm-eval's only check of item numbers
+                if "--samples" not in str(error):
+                    raise
+                raise UsageError(f"{name}: {' '.join(str(error).split())}.") from None
+    groups = {name: group_content(group) for name, group in loaded.get("groups", {}).items()}
+    return {"tasks": found, "groups": groups}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from common import assert_sentence
 
 from gks_eval.errors import GksError, ResourceError, ResultsError, UsageError
 from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
+from gks_eval.grid.evaluate import _quiet_git
+from gks_eval.grid.kept import check_commit, differences
 from gks_eval.grid.table import accuracy_table
+from gks_eval.grid.tasks import grid_content, task_manager
 
 LibraryOf = Callable[..., Path]
 TASKS = ["gks_demo_goals_en", "gks_demo_science_de"]
@@ -107,12 +111,183 @@ def test_other_arguments_do_not_pass_for_the_same_cell(
     library = tiny_library("phi3")
     run_grid(grid(library, tmp_path, ["arrow"]))
     with pytest.raises(ResultsError) as caught:
-        run_grid(grid(library, tmp_path, ["arrow"], evaluation={"limit": 5}))
-    assert_sentence(caught.value, str(tmp_path / "arrow"), "evaluation", "--output")
+        run_grid(
+            grid(library, tmp_path, ["arrow"], evaluation={"limit": 5.0, "bootstrap_iters": 0})
+        )
+    assert_sentence(caught.value, str(tmp_path / "arrow"), "(--limit: 6 before, 5 now)", "--output")
     (tmp_path / "arrow" / CELL_FILE).write_text('{"request": ')
     with pytest.raises(ResultsError) as broken:
         run_grid(grid(library, tmp_path, ["arrow"]))
     assert_sentence(broken.value, CELL_FILE, "delete")
+
+
+@pytest.fixture
+def own_task(tmp_path: Path) -> Path:
+    """A folder with the tasks `toy` and `other`, their functions and their data."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name in ("toy", "other"):
+        rows = [{"q": f"{name} {n}", "c": ["yes", "no"], "a": n % 2} for n in range(3)]
+        write_rows(folder / f"{name}.jsonl", rows)
+        (folder / f"{name}.yaml").write_text(
+            f"include: _shared_yaml\ntask: {name}\n"
+            f"dataset_kwargs: {{data_files: {{test: {folder / name}.jsonl}}}}\n"
+        )
+    (folder / "_shared_yaml").write_text(
+        "dataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "Q: {{q}} A:"\ndoc_to_choice: !function own.choices\ndoc_to_target: a\n'
+    )
+    (folder / "own.py").write_text("import helper_of_own as h\ndef choices(doc): return h.f(doc)\n")
+    (folder / "helper_of_own.py").write_text("def f(doc): return doc['c']\n")
+    (folder / "both.yaml").write_text(
+        "group: both\ntask: [toy, other]\naggregate_metric_list: [{metric: acc}]\n"
+    )
+    return folder
+
+
+def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text("utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), "utf-8")
+
+
+EDITS: list[tuple[str, Callable[[Path], None], str | None]] = [
+    ("include", lambda d: edit(d / "_shared_yaml", "Q: {{q}}", "{{q}}"), "task other: doc_to_text"),
+    ("code", lambda d: edit(d / "own.py", "h.f(doc)", "h.f(doc)[:]"), "task toy: doc_to_choice"),
+    ("helper", lambda d: edit(d / "helper_of_own.py", "['c']", "['c'][:]"), "doc_to_choice"),
+    ("comment", lambda d: edit(d / "own.py", "import", "# of rows\nimport"), None),
+    ("row", lambda d: edit(d / "toy.jsonl", "toy 1", "toy x"), "task toy: its data"),
+    ("unscored row", lambda d: edit(d / "toy.jsonl", "toy 2", "toy x"), None),
+    ("group", lambda d: edit(d / "both.yaml", "metric: acc", "metric: acc, weight_by_size: false"),
+     "group both: its members or means"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("_name", "change", "named"), EDITS, ids=[e[0] for e in EDITS])
+def test_what_changed_in_a_task_is_named(
+    _name: str,
+    change: Callable[[Path], None],
+    named: str | None,
+    own_task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(own_task)
+    asked = grid(
+        tmp_path, tmp_path, ["base"], tasks=["both"], include_paths=[str(own_task)],
+        evaluation={"limit": 2},
+    )  # fmt: skip
+
+    def content() -> dict[str, Any]:
+        for module in ("helper_of_own", str(own_task / "own")):
+            sys.modules.pop(module, None)  # another run is another process
+        return {"content": grid_content(task_manager(["both"], asked.include_paths), asked)}
+
+    before = content()
+    assert before == content()
+    change(own_task)
+    found = list(differences(before, content()))
+    if named is None:
+        assert found == []
+    else:
+        assert any(named in text for text in found), found
+
+
+def test_a_setting_of_a_changed_task_is_not_kept(
+    own_task: Path, tiny_library: LibraryOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(own_task)
+    asked = grid(
+        tiny_library("phi3"), tmp_path / "out", ["base"], tasks=["toy"],
+        include_paths=[str(own_task)], evaluation={"bootstrap_iters": 0},
+    )  # fmt: skip
+    (folder,) = run_grid(asked)
+    edit(own_task / "toy.yaml", "task: toy", "task: toy\ndoc_to_text: q")
+    with (own_task / "toy.jsonl").open("a") as file:
+        file.write('{"q": "toy 3", "c": ["yes", "no"], "a": 0}\n')
+    states: list[str] = []
+    with pytest.raises(ResultsError) as caught:
+        run_grid(replace(asked, settings=["arrow", "base"]), lambda _, state: states.append(state))
+    assert not states  # nothing runs before the refusal
+    changed = "task toy: doc_to_text, 3 items before, 4 now"
+    assert_sentence(caught.value, str(folder), changed, "delete it")
+    shutil.rmtree(folder)
+    folders = run_grid(replace(asked, settings=["arrow", "base"]))
+    assert [results(f)["n-samples"]["toy"]["effective"] for f in folders] == [4, 4]
+
+
+def test_a_folder_of_an_older_version_is_kept_with_a_warning(
+    tiny_library: LibraryOf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = tiny_library("phi3")
+    (folder,) = run_grid(grid(library, tmp_path, ["base"]))
+    record = json.loads((folder / CELL_FILE).read_text("utf-8"))
+    for key in ("content", "folders"):
+        del record["request"][key]
+    record["request"]["include_paths"] = []
+    (folder / CELL_FILE).write_text(json.dumps(record), "utf-8")
+    states: list[str] = []
+    run_grid(grid(library, tmp_path, ["base"]), lambda _, state: states.append(state))
+    assert states == ["kept"]
+    (told,) = [r.getMessage() for r in caplog.records if r.name == "gks_eval.grid.kept"]
+    assert told.startswith(f"{folder} is kept unchecked")
+
+
+def test_another_tokenizer_in_the_same_folder_is_not_the_same_cell(
+    tiny_library: LibraryOf, tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "tokenizer"
+    shutil.copytree(tiny_base("phi3"), copy)
+    arguments = {"dtype": "float32", "batch_size": "8", "tokenizer": str(copy)}
+    asked = grid(tiny_library("phi3"), tmp_path / "out", ["base"], model_arguments=arguments)
+    run_grid(asked)
+    edit(copy / "chat_template.jinja", "<|", "<|")
+    with pytest.raises(ResultsError) as caught:
+        run_grid(asked)
+    assert_sentence(caught.value, "(tokenizer)")
+
+
+def test_two_commits_of_a_base_are_not_mixed(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    library = tiny_library("phi3")
+    (folder,) = run_grid(grid(library, tmp_path, ["base"]))
+    record = json.loads((folder / CELL_FILE).read_text("utf-8"))
+    assert record["commit"] is None  # a local folder
+    (folder / CELL_FILE).write_text(json.dumps({**record, "commit": "a" * 40}), "utf-8")
+    check_commit([folder], None)
+    check_commit([folder], "a" * 40)
+    with pytest.raises(ResultsError) as caught:
+        check_commit([folder], "b" * 40)
+    assert_sentence(caught.value, str(folder), "aaaaaaaaaaaa", "revision=")
+
+
+def test_git_is_not_heard_where_there_is_no_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from lm_eval import evaluator
+
+    monkeypatch.chdir(tmp_path)
+    with _quiet_git():
+        assert evaluator.get_git_commit_hash() is None
+    assert capfd.readouterr().err == ""
+
+
+def test_settings_that_differ_in_n_say_so(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    library = tiny_library("phi3")
+    folders = [
+        run_grid(grid(library, tmp_path / str(n), ["base"], evaluation={"limit": n}))[0]
+        for n in (3, 5)
+    ]
+    table = accuracy_table(folders)
+    assert "DIFFER IN n" in str(table.caption)
+    assert list(table.columns[1].cells) == ["3-5"] * len(TASKS)
+    for column, n in ((2, 3), (3, 5)):
+        assert all(str(cell).endswith(f" ({n})") for cell in table.columns[column].cells)
+    alone = accuracy_table(folders[:1])
+    assert str(alone.caption) == "Accuracy in percent ± standard error; n = 3 items a task."
 
 
 def test_another_base_is_not_the_same_cell(tiny_library: LibraryOf, tmp_path: Path) -> None:
