@@ -24,6 +24,7 @@ from gks_eval.base_model import (
 )
 from gks_eval.config.setting import ARGUMENTS, NOT_GIVEN, NotGiven, Setting, digest
 from gks_eval.errors import UsageError
+from gks_eval.excepthook import say_errors_under_lm_eval
 from gks_eval.fit import check_fit, meta_model
 from gks_eval.inject import Attachment, attach
 from gks_eval.library import Library, load_library, read_manifest
@@ -35,6 +36,7 @@ from gks_eval.versions import versions
 __all__ = ["CREATED", "DEFAULT_LIBRARY", "GksArrowLM"]
 
 logger = logging.getLogger(__name__)
+say_errors_under_lm_eval()
 
 DEFAULT_LIBRARY = "phi3-mini"
 

@@ -13,9 +13,14 @@ from typing import Any, Final
 from gks_eval.errors import UsageError
 from gks_eval.loglikelihood import TokenLogLikelihood
 
-__all__ = ["STAMP_KEY", "CountingHook", "stamp"]
+__all__ = ["CACHE_AND_ITEMS", "STAMP_KEY", "CountingHook", "stamp"]
 
 STAMP_KEY: Final = "gks_eval:identity"
+CACHE_AND_ITEMS: Final = (
+    "--cache_requests keeps the prompts of a task under its name alone, so with --limit or "
+    "--samples lm-eval would score the prompts of other items; leave --cache_requests out."
+)
+"""The sentence for two flags of lm-eval that give wrong scores together."""
 
 
 def stamp(database: MutableMapping[str, Any], identity: str) -> None:

@@ -15,8 +15,11 @@ from gks_eval.cli._lm_eval import lm_eval_told
 from gks_eval.errors import ResourceError, UsageError
 from gks_eval.files import check_writable
 from gks_eval.paths import task_folders
+from gks_eval.request_cache import CACHE_AND_ITEMS
+from gks_eval.tasklib.named import check_named, warn_of_unreadable
 
 __all__ = [
+    "check_asked",
     "check_output",
     "config_of",
     "folders_of_config",
@@ -118,6 +121,31 @@ def token_to_environment(model: str, arguments: dict[str, Any]) -> None:
         os.environ["HF_TOKEN"] = arguments.pop("token")
 
 
+def check_asked(asked: Mapping[str, Any], folders: Sequence[str]) -> None:
+    """Refuse what would fail, or score the wrong items, once the model is loaded.
+
+    Args:
+        asked: lm-eval's arguments, those of the command line before those of ``--config``.
+        folders: The user's folders of tasks.
+
+    Raises:
+        UsageError: ``--cache_requests`` is combined with a part of the items, or a task of this
+            package cannot do what is asked.
+    """
+    cache = asked.get("cache_requests")
+    on = cache.get("cache_requests") if isinstance(cache, Mapping) else cache
+    if on and (asked.get("limit") is not None or asked.get("samples")):
+        raise UsageError(CACHE_AND_ITEMS)
+    names = asked.get("tasks") or []
+    names = names if isinstance(names, list) else str(names).split(",")
+    warn_of_unreadable(folders)
+    if any(asked.get(n) for n in ("num_fewshot", "apply_chat_template", "system_instruction")):
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_path=task_folders(folders, _FLAG), include_defaults=False)
+        check_named(manager, [part for name in names for part in str(name).split(",")], asked)
+
+
 class _UnwrittenResults(logging.Handler):
     """Notes what lm-eval could not write: it logs that and ends with 0 all the same."""
 
@@ -148,14 +176,19 @@ def _run_harness(arguments: Sequence[str]) -> None:
     output = getattr(parsed, "output_path", None) or config.get("output_path")
     if output:
         check_output(str(output))
+    asked = {**config, **{k: v for k, v in vars(parsed).items() if v is not None}}
+    check_asked(asked, parsed.include_path[1:])
     if isinstance(given := getattr(parsed, "model_args", None), dict):
         token_to_environment(str(getattr(parsed, "model", "")), given)
     _bridge.register()  # works where no .pth is read too: `pip install --target`, GKS_EVAL_BRIDGE=0
     unwritten = _UnwrittenResults()
     tracker = logging.getLogger("lm_eval.loggers.evaluation_tracker")
     tracker.addHandler(unwritten)
+    from gks_eval.tasklib.local_data import local_data
+
     try:
-        harness.execute(parsed)
+        with local_data():
+            harness.execute(parsed)
     finally:
         tracker.removeHandler(unwritten)
     if unwritten.lost:

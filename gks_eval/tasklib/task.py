@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval.api.registry import register_metric
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 
+from gks_eval.config.setting import digest
 from gks_eval.errors import UsageError
+from gks_eval.excepthook import say_errors_under_lm_eval
+from gks_eval.request_cache import CACHE_AND_ITEMS
+from gks_eval.tasklib.content import task_content
 from gks_eval.tasklib.data import load_data, load_subsets, resolve_files
 from gks_eval.tasklib.faults import (
     Fault,
@@ -21,9 +26,10 @@ from gks_eval.tasklib.faults import (
 )
 from gks_eval.tasklib.metrics import choice_metrics
 
-__all__ = ["GksTask", "NoExamples"]
+__all__ = ["GksTask", "NoExamples", "no_examples", "without_warnings"]
 
 logger = logging.getLogger(__name__)
+say_errors_under_lm_eval()
 
 Doc = Mapping[str, Any]
 
@@ -39,6 +45,17 @@ def _acc_token_norm(items: Any) -> Any:
     return items
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence what tasks say of faulty items, where a report or the run itself says it."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class NoExamples(ContextSampler):  # type: ignore[misc]
     """The few-shot sampler of sets whose only split is the scored one: it refuses."""
 
@@ -49,11 +66,16 @@ class NoExamples(ContextSampler):  # type: ignore[misc]
             UsageError: For n > 0.
         """
         if n > 0:
-            raise UsageError(
-                f"--num_fewshot {n} asks for examples, but this task has no split besides the "
-                "scored one to take them from; run it with --num_fewshot 0."
-            )
+            raise no_examples(n, "this task")
         return []
+
+
+def no_examples(shots: int, task: str) -> UsageError:
+    """Return the error of a task that is asked for examples and has none."""
+    return UsageError(
+        f"--num_fewshot {shots} asks for examples, but {task} has no split besides the scored one "
+        "to take them from; leave the task out, or run it with --num_fewshot 0."
+    )
 
 
 class GksTask(ConfigurableTask):  # type: ignore[misc]
@@ -61,9 +83,9 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
 
     * ``dataset_kwargs.subsets`` merges subsets into one task; ``dataset_kwargs.data_files`` are
       relative to the YAML file.
-    * A scored item whose gold answer is outside its choices is dropped; empty and duplicated
-      options stay. Either way one warning counts and names them. Examples for few-shot prompts
-      are dropped in the same way.
+    * A scored item whose gold answer is outside its choices is dropped; items with an empty, a
+      duplicated or a single option stay. Either way one warning counts and names them. Examples
+      for few-shot prompts are dropped in the same way.
     * Multiple choice is scored by `gks_eval.tasklib.metrics.choice_metrics`.
     * In logged samples, ``resps`` holds (log-likelihood, is greedy, scored tokens) where the model
       tells the tokens; ``filtered_resps`` stays lm-eval's pair.
@@ -130,8 +152,53 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
         """
         return [] if self._building else super().fewshot_docs()
 
+    def check_evaluation(self, asked: Mapping[str, Any]) -> None:
+        """Refuse what the task cannot do, before a base is loaded for it.
+
+        Args:
+            asked: Arguments of `lm_eval.simple_evaluate`, by name.
+
+        Raises:
+            UsageError: Examples are asked for, and the set has no split to take them from.
+        """
+        shots = asked.get("num_fewshot")
+        if shots and isinstance(self.sampler, NoExamples):
+            raise no_examples(shots, self.config.task)
+
+    def build_all_requests(
+        self,
+        *,
+        limit: int | None = None,
+        samples: list[int] | None = None,
+        cache_requests: bool = False,
+        tokenizer_name: str = "",
+        **kwargs: Any,
+    ) -> None:
+        """Build the requests, or read those that ``--cache_requests`` kept.
+
+        lm-eval keeps them under the task's name. Here they are kept under its content as well, so
+        that an edited task or data set gets requests of its own.
+
+        Raises:
+            UsageError: The cache is to be used for a part of the items: lm-eval would take the
+                requests of others.
+        """
+        if cache_requests:
+            if limit is not None or samples is not None:
+                raise UsageError(CACHE_AND_ITEMS)
+            content = task_content(self, num_fewshot=self.config.num_fewshot)
+            tokenizer_name += f"-content{digest(content)}"
+        super().build_all_requests(
+            limit=limit,
+            samples=samples,
+            cache_requests=cache_requests,
+            tokenizer_name=tokenizer_name,
+            **kwargs,
+        )
+
     def fewshot_context(self, doc: Doc, num_fewshot: int = 0, **kwargs: Any) -> Any:
         """Return the prompt of an item, with examples whose gold answer is among the choices."""
+        self.check_evaluation({"num_fewshot": num_fewshot})
         if num_fewshot > 0 and not self._pool_is_read:
             pool = self.fewshot_docs()
             self.sampler.replace_df(list(self._without_faulty(pool, "few-shot")) if pool else [])
@@ -146,7 +213,9 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
         }
         if told := describe_faults(faults, FaultKind.GOLD_OUTSIDE):
             logger.warning("%s, %s split: DROPPED %s", self.config.task, role, told)
-        for kind in (FaultKind.EMPTY_OPTION, FaultKind.DUPLICATED_OPTION):
+        for kind in FaultKind:
+            if kind == FaultKind.GOLD_OUTSIDE:
+                continue
             if role == "scored" and (told := describe_faults(faults, kind)):
                 logger.warning("%s, %s split: kept %s", self.config.task, role, told)
         if not outside:

@@ -24,7 +24,7 @@ from gks_eval.tasklib.metrics import best_choice, token_counts
 from gks_eval.tasklib.task import GksTask
 from gks_eval.whole_text import PROTOCOL
 
-__all__ = ["MAX_TOKENS", "WholeTextTask", "whole_text"]
+__all__ = ["MAX_TOKENS", "WholeTextTask", "refuse_changes", "whole_text"]
 
 MAX_TOKENS = 512
 
@@ -34,6 +34,27 @@ def whole_text(content: str, choice: str) -> tuple[str, str]:
     return f"<|user|>\n{content}<|end|>\n<|assistant|>", f"{choice}<|end|>\n"
 
 
+def refuse_changes(task: str, asked: Mapping[str, Any]) -> None:
+    """Refuse whatever would change the text that a task of the authors' protocol scores.
+
+    Args:
+        task: Its name.
+        asked: Arguments of `lm_eval.simple_evaluate`, by name.
+
+    Raises:
+        UsageError: Few-shot examples, a system instruction or a chat template are asked for.
+    """
+    for name in ("num_fewshot", "system_instruction", "apply_chat_template"):
+        if not asked.get(name):
+            continue
+        argument = f"--{name} {asked[name]}" if name == "num_fewshot" else f"--{name}"
+        raise UsageError(
+            f"{task} is the authors' protocol, which has its own chat text and no examples, so "
+            f"{argument} cannot be used with it; leave it out, or run "
+            f"{task.replace('gks_paper_', 'gks_')}."
+        )
+
+
 class WholeTextTask(GksTask):
     """A task of the family ``gks_paper_*``.
 
@@ -41,27 +62,28 @@ class WholeTextTask(GksTask):
     argument that asks for whole-text scoring, which only the model class ``gks_arrow`` knows.
     """
 
-    def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int = 0, **kwargs: Any) -> str:
-        """Return the content; nothing may be put around it.
+    def check_evaluation(self, asked: Mapping[str, Any]) -> None:
+        """Refuse what would change the text; see `GksTask.check_evaluation`.
 
         Raises:
             UsageError: For few-shot examples, a system instruction or a chat template.
         """
-        if num_fewshot:
-            self._refuse(f"--num_fewshot {num_fewshot}")
-        if kwargs.get("system_instruction"):
-            self._refuse("--system_instruction")
-        if kwargs.get("apply_chat_template"):
-            self._refuse("--apply_chat_template")
+        refuse_changes(self.config.task, asked)
+
+    def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int = 0, **kwargs: Any) -> str:
+        """Return the content; nothing may be put around it."""
+        self.check_evaluation({**kwargs, "num_fewshot": num_fewshot})
         content: str = self.doc_to_text(doc)
         return content
 
-    def _refuse(self, argument: str) -> None:
-        raise UsageError(
-            f"{self.config.task} is the authors' protocol, which has its own chat text and no "
-            f"examples, so {argument} cannot be used with it; leave it out, or run "
-            f"{self.config.task.replace('gks_paper_', 'gks_')}."
-        )
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Build the requests, or read those that ``--cache_requests`` kept.
+
+        Raises:
+            UsageError: No ``gks_arrow`` model was made, which alone can score them.
+        """
+        self._check_model()
+        super().build_all_requests(**kwargs)
 
     def construct_requests(self, doc: Mapping[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         """Return one request a choice: (prompt, continuation, protocol).
@@ -70,10 +92,9 @@ class WholeTextTask(GksTask):
             UsageError: When a chat template is applied, or no ``gks_arrow`` model was made.
         """
         if kwargs.pop("apply_chat_template", False):
-            self._refuse("--apply_chat_template")
+            refuse_changes(self.config.task, {"apply_chat_template": True})
         kwargs.pop("chat_template", None)
-        if not getattr(sys.modules.get("gks_eval.lm"), "CREATED", 0):
-            raise self._other_model()
+        self._check_model()
         protocol = {"protocol": PROTOCOL, "max_tokens": MAX_TOKENS}
         return [
             Instance(
@@ -85,6 +106,10 @@ class WholeTextTask(GksTask):
             )
             for i, choice in enumerate(self.doc_to_choice(doc))
         ]
+
+    def _check_model(self) -> None:
+        if not getattr(sys.modules.get("gks_eval.lm"), "CREATED", 0):
+            raise self._other_model()
 
     def _other_model(self) -> UsageError:
         return UsageError(

@@ -158,3 +158,43 @@ def test_the_paper_refuses_another_model_before_it_runs(
     monkeypatch.setitem(sys.modules, "gks_eval.lm", module)
     with pytest.raises(UsageError, match=r"gks_paper_swag .* run it with --model gks_arrow"):
         evaluate(pack, ["gks_paper_swag"], with_tokens=True)
+
+
+@pytest.fixture
+def kept_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give lm-eval's --cache_requests an empty folder."""
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "prompts"))
+    return tmp_path / "prompts"
+
+
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_kept_prompts_are_those_of_the_tasks_content(
+    data_hub: Path, pack: TaskManager, kept_prompts: Path
+) -> None:
+    def prompts() -> list[str]:
+        task.build_all_requests(cache_requests=True)
+        return [one.args[0] for one in task.instances]
+
+    task = load(pack, ["gks_piqa"])["tasks"]["gks_piqa"]
+    first = prompts()
+    assert prompts() == first
+    assert len(list(kept_prompts.iterdir())) == 1
+    task.set_config("doc_to_text", "{{goal}} So:")
+    assert prompts() == [
+        text.replace("Question: ", "").replace("\nAnswer:", " So:") for text in first
+    ]
+    for items in ({"limit": 1}, {"samples": [1]}):
+        with pytest.raises(UsageError, match="would score the prompts of other items"):
+            task.build_all_requests(cache_requests=True, **items)
+
+
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_the_paper_refuses_another_model_where_prompts_were_kept(
+    data_hub: Path, pack: TaskManager, kept_prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gks_eval.lm", SimpleNamespace(CREATED=1))
+    task = load(pack, ["gks_paper_swag"])["tasks"]["gks_paper_swag"]
+    task.build_all_requests(cache_requests=True)
+    monkeypatch.setitem(sys.modules, "gks_eval.lm", SimpleNamespace(CREATED=0))
+    with pytest.raises(UsageError, match="run it with --model gks_arrow"):
+        task.build_all_requests(cache_requests=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gks_eval.cli.run import (
+    check_asked,
     check_output,
     config_of,
     folders_of_config,
@@ -155,3 +156,32 @@ def test_a_token_goes_into_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     token_to_environment("gks_arrow", arguments)
     assert arguments == {"pretrained": "x"}
     assert os.environ["HF_TOKEN"] == "hf_new"
+
+
+@pytest.mark.parametrize("items", [{"limit": 5.0}, {"limit": 0}, {"samples": '{"toy": [1]}'}])
+@pytest.mark.parametrize("cache", [{"cache_requests": True}, "true"])
+def test_kept_prompts_and_a_part_of_the_items_exclude_each_other(
+    items: dict[str, object], cache: object
+) -> None:
+    with pytest.raises(UsageError, match="other items; leave --cache_requests out"):
+        check_asked({"cache_requests": cache, "tasks": ["toy"], **items}, [])
+    check_asked({"cache_requests": cache, "tasks": ["toy"]}, [])
+    check_asked({"cache_requests": {"cache_requests": False}, "tasks": ["toy"], **items}, [])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "asked", "said"),
+    [
+        (["gks_demo"], {"num_fewshot": 5}, "--num_fewshot 5 asks for examples, but gks_demo_"),
+        ("gks_bbh", {"num_fewshot": 1}, "but gks_bbh has no split"),
+        (["gks_paper_german"], {"num_fewshot": 2}, "gks_paper_arc_challenge_de is the authors'"),
+        (["gks_paper_piqa"], {"apply_chat_template": True}, "--apply_chat_template cannot be"),
+        (["gks_paper_piqa"], {"system_instruction": "x"}, "--system_instruction cannot be used"),
+    ],
+)
+def test_what_a_task_cannot_do_is_refused_before_a_model_is_loaded(
+    tasks: object, asked: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_asked({"tasks": tasks, **asked}, [])
+    check_asked({"tasks": ["gks_piqa", "unknown"], "num_fewshot": 5}, [])

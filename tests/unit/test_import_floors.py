@@ -18,8 +18,8 @@ FLOORS: dict[int, frozenset[str]] = {
     # what everyone may use: errors, typed files, where things are, plain values
     0: frozenset(
         {
-            "_bridge", "config", "errors", "files", "loglikelihood", "paths", "quiet", "team",
-            "versions",
+            "_bridge", "config", "errors", "excepthook", "files", "loglikelihood", "paths", "quiet",
+            "team", "versions",
         }
     ),
     # pure functions on tensors and requests, and what the machine can do

@@ -1,0 +1,41 @@
+"""One sentence in place of a traceback, where lm-eval's own command runs into an error of ours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from gks_eval.errors import GksError
+
+__all__ = ["say_errors_under_lm_eval"]
+
+_COMMANDS: Final = ("lm_eval", "lm-eval")
+
+
+def say_errors_under_lm_eval() -> None:
+    """Have `lm_eval` end a `GksError` as a sentence; any other exception as before.
+
+    Programs that use lm-eval as a library keep their tracebacks, and LMEVAL_LOG_LEVEL=DEBUG shows
+    this one.
+    """
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    program = Path(sys.argv[0] if sys.argv else "").stem
+    if program not in _COMMANDS and getattr(spec, "name", "") != "lm_eval.__main__":
+        return
+    if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
+        return
+    before = sys.excepthook
+    if getattr(before, "__module__", None) == __name__:
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, GksError):
+            hint = "(LMEVAL_LOG_LEVEL=DEBUG shows where)"
+            print(f"lm_eval: error: {error} {hint}", file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
