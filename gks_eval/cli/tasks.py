@@ -34,9 +34,10 @@ def lint(
         ),
     ] = None,
 ) -> None:
-    """Report items with a gold answer outside the choices, an empty or a duplicated option.
+    """Report items with a gold answer outside the choices, an empty, duplicated or single option.
 
-    Ends with exit code 6 when there is one.
+    Ends with exit code 8 when a data set could not be loaded, else with 6 when there is a faulty
+    item. GKS_DATA_ROOT=FOLDER takes data sets from FOLDER/org/name.
     """
     from rich import box
     from rich.console import Console
@@ -53,11 +54,14 @@ def lint(
     columns = (Column(heading, justify="right") for heading in headings)
     table = Table(Column("task", overflow="fold"), *columns, box=box.SIMPLE)
     for found in lints:
-        counts = (str(found.count(kind)) for kind in FaultKind)
-        table.add_row(found.task, str(found.items), *counts)
+        counts = [str(found.items), *(str(found.count(kind)) for kind in FaultKind)]
+        table.add_row(found.task, *(counts if found.unread is None else ["-"] * len(counts)))
     console = Console()
     console.print(table)
     for found in lints:
+        if found.unread is not None:
+            line = f"{found.task}: not read: {found.unread}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         for index, faults in found.faults.items():
             for fault in faults:
                 line = f"{found.task} item {index}: {fault.kind.value} ({fault.detail})"

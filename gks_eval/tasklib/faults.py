@@ -17,6 +17,7 @@ class FaultKind(str, Enum):
     GOLD_OUTSIDE = "gold answer outside the choices"
     EMPTY_OPTION = "empty option"
     DUPLICATED_OPTION = "duplicated option"
+    SINGLE_OPTION = "single option"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def item_faults(
             found.append(Fault(FaultKind.DUPLICATED_OPTION, detail))
             break
         seen.setdefault(text, i)
+    if len(choices) == 1:
+        found.append(Fault(FaultKind.SINGLE_OPTION, f"{choices[0]!r} alone"))
     return tuple(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ HUB = Path(__file__).parent.parent / "data" / "hub"
 
 
 def offline(tmp_path: Path) -> dict[str, str]:
-    return os.environ | {
+    return {k: v for k, v in os.environ.items() if k != "GKS_DATA_ROOT"} | {
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(tmp_path / "cache"),
@@ -72,6 +73,8 @@ def test_lm_eval_refuses_the_paper_family_early(
     assert done.returncode != 0
     assert "gks_paper_arc_challenge_de scores whole texts" in done.stderr
     assert "run it with --model gks_arrow" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("lm_eval: error: gks_paper_arc_challenge_de")
     assert "Running loglikelihood requests" not in done.stdout + done.stderr
 
 
@@ -93,12 +96,11 @@ def test_tasks_prints_the_folder_alone(
 
 @pytest.fixture
 def hub_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    import shutil
-
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.delenv("GKS_DATA_ROOT", raising=False)
     monkeypatch.chdir(shutil.copytree(HUB, tmp_path / "hub"))
     return tmp_path / "hub"
 
@@ -125,24 +127,56 @@ def test_lint_reports_and_ends_with_the_data_error(
     assert "gks-eval: error: faulty items: 1, in 1 of 1 tasks" in err
 
 
-@pytest.mark.parametrize(
-    ("name", "code", "said"),
-    [
-        ("gks_pika", 2, "'gks_pika' is no task of this pack; did you mean 'gks_piqa'"),
-        ("gks_boolq", 8, "the data set 'aps/super_glue', subset 'boolq' could not be loaded"),
-    ],
-)
-def test_lint_of_what_is_not_there(
-    name: str,
-    code: int,
-    said: str,
+def test_lint_of_an_unknown_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "lint", "gks_pika") == 2
+    err = capsys.readouterr().err
+    assert "gks-eval: error: 'gks_pika' is no task of this pack; did you mean 'gks_piqa'" in err
+
+
+def test_lint_goes_on_past_a_set_that_is_not_there(
+    hub_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(hub_copy / "aps")
+    (hub_copy / "baber/piqa/plain_text/validation.jsonl").write_text('{"goal": 1', "utf-8")
+    rows = hub_copy / "facebook/xnli/de/validation.jsonl"
+    text = rows.read_text(encoding="utf-8").replace('"label": 2', '"label": 7')
+    rows.write_text(text, encoding="utf-8")
+    assert run_main(monkeypatch, "lint", "gks_english", "gks_xnli_de", "gks_xnli_de") == 8
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    unread = [line for line in lines if "not read" in line]
+    assert [line.split(":")[0] for line in unread] == ["gks_piqa", "gks_boolq"]
+    assert "'aps/super_glue', subset 'boolq' could not be loaded" in unread[1]
+    assert "gks_xnli_de item 2: gold answer outside the choices (7 with 3 choices)" in lines
+    named = {line.split()[0].rstrip(":") for line in lines if line.strip().startswith("gks_")}
+    assert len(named) == 10
+    said = "gks-eval: error: 2 of 10 tasks could not be read, gks_piqa first:"
+    assert said in err
+    assert "faulty items in the others: 1." in err
+
+
+def test_lint_reads_the_folder_of_data_sets(
     hub_copy: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_main(monkeypatch, "lint", name) == code
-    err = capsys.readouterr().err
-    assert f"gks-eval: error: {said}" in err
-    assert "Traceback" not in err
+    monkeypatch.setenv("GKS_DATA_ROOT", str(hub_copy))
+    assert run_main(monkeypatch, "lint", "gks_boolq") == 0
+
+
+def test_lint_reports_an_item_that_offers_one_option(
+    hub_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (rows,) = (hub_copy / "SaylorTwift/bbh/snarks").glob("*.jsonl")
+    # As item 88 of the official set is cut off.
+    cut = {"input": "Which statement is sarcastic?\nOptions:\n(A) The NB", "target": "(A)"}
+    with rows.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(cut) + "\n")
+    count = len(rows.read_text("utf-8").splitlines())
+    assert run_main(monkeypatch, "lint", "gks_bbh_snarks") == 6
+    told = f"gks_bbh_snarks item {count - 1}: single option ('(A)' alone)"
+    assert told in capsys.readouterr().out.splitlines()

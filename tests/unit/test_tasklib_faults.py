@@ -8,7 +8,7 @@ from gks_eval.errors import DataError
 from gks_eval.tasklib.faults import Fault, FaultKind, describe_faults, gold_index, item_faults
 from gks_eval.tasklib.lint import TaskLint, lint_items, raise_for_faults
 
-OUTSIDE, EMPTY, DUPLICATED = FaultKind
+OUTSIDE, EMPTY, DUPLICATED, SINGLE = FaultKind
 
 
 def kinds(*args: object, **kwargs: object) -> list[FaultKind]:
@@ -47,6 +47,8 @@ def test_gold_index(gold: object, index: int | None) -> None:
         (["a", "A"], 0, []),
         (["", "b", "b"], "c", [OUTSIDE, EMPTY, DUPLICATED]),
         ([], 0, [OUTSIDE]),
+        (["a"], 0, [SINGLE]),
+        (["(A)"], "(B)", [OUTSIDE, SINGLE]),
     ],
 )
 def test_item_faults(choices: list[str], gold: object, expected: list[FaultKind]) -> None:
@@ -91,13 +93,13 @@ def test_lint_items_indexes_and_counts() -> None:
     lint = lint_items("set", [(["a", "b"], 0), (["a", "a"], 5), (["a", ""], 1)])
     assert lint.items == 3
     assert sorted(lint.faults) == [1, 2]
-    assert [lint.count(kind) for kind in FaultKind] == [1, 1, 1]
+    assert [lint.count(kind) for kind in FaultKind] == [1, 1, 1, 0]
 
 
 def test_raise_for_faults() -> None:
     clean = TaskLint("clean", 4)
     raise_for_faults([clean])
-    faulty = lint_items("faulty", [(["a"], 3), (["a"], 0)])
+    faulty = lint_items("faulty", [(["a", "b"], 3), (["a", "b"], 0)])
     with pytest.raises(DataError, match="faulty items: 1, in 1 of 2 tasks") as caught:
         raise_for_faults([clean, faulty])
     assert caught.value.exit_code == 6
