@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gks_eval.errors import GksError, UsageError
+from gks_eval.errors import DataError, GksError, UsageError
 
 __all__ = ["lm_eval_told"]
 
 # How lm-eval reports unknown names, missing files and values that it cannot use.
 _MISTAKES = (ValueError, OSError, LookupError, TypeError, AssertionError)
-# A disk or folder that fails in the middle is no mistake of that kind; `main` tells of it.
+# A disk or folder that fails in the middle is no mistake of that kind; `main` reports it.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -23,6 +23,7 @@ def lm_eval_told() -> Iterator[None]:
     """Turn what comes out of lm-eval, and of the tasks and data sets below it, into a sentence.
 
     Raises:
+        DataError: A task's YAML, functions or rows are wrong; the sentence names the task.
         UsageError: lm-eval was given something that it cannot use.
         GksError: It stopped for another reason; or one of our own, as it is.
     """
@@ -35,7 +36,11 @@ def lm_eval_told() -> Iterator[None]:
             raise
         if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
             traceback.print_exc()
+        from gks_eval.tasklib.blame import blame
+
+        hint = "(LMEVAL_LOG_LEVEL=DEBUG shows where)"
+        if (found := blame(error)) is not None:
+            raise DataError(f"lm-eval stopped {found} {hint}") from error
         message = " ".join(str(error).split()) or type(error).__name__
         kind = UsageError if isinstance(error, _MISTAKES) else GksError
-        hint = "LMEVAL_LOG_LEVEL=DEBUG shows where"
-        raise kind(f"lm-eval stopped: {message} ({hint})") from error
+        raise kind(f"lm-eval stopped: {message} {hint}") from error
