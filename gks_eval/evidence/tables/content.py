@@ -30,6 +30,9 @@ class Table:
         notes: Sentences below it.
         keys: Leading columns that name a row: repeated where a narrow terminal has to set the
             others in several blocks. 0 for tables whose texts may wrap.
+        spare: Last columns that a narrow terminal leaves out; the first column then wraps. None for
+            tables that leave nothing out.
+        narrow: The same for terminals where this does not fit side by side, a line a run.
     """
 
     title: str
@@ -38,6 +41,8 @@ class Table:
     marks: dict[tuple[int, int], str]
     notes: list[str]
     keys: int = 1
+    spare: int | None = None
+    narrow: Table | None = None
 
 
 def number(value: float | None, binary: bool, signed: bool = False) -> str:
@@ -78,34 +83,51 @@ def leaderboard(comparison: Comparison) -> Table:
                 marks[position, len(cells)] = places[label]
             cells.append(_score(row.scores.get(label), row.binary))
         rows.append(cells)
-    notes = [f"In brackets the {100 * comparison.confidence:g}% interval. Accuracies in percent."]
-    return Table("Scores", ["task", "n", "metric", *labels], rows, marks, notes, keys=2)
+    percent = f"{100 * comparison.confidence:g}%"
+    notes = [f"In brackets the {percent} interval. Accuracies in percent."]
+    columns = ["task", "n", "metric", *labels]
+    return Table(
+        "Scores", columns, rows, marks, notes, keys=2, narrow=_scores_by_task(comparison, percent)
+    )
+
+
+def _scores_by_task(comparison: Comparison, percent: str) -> Table:
+    rows: list[list[str]] = []
+    marks: dict[tuple[int, int], str] = {}
+    for row in comparison.rows:
+        places = best_two(row)
+        rows.append([f"{row.name}, {_metric(row)}", "", "", ""])
+        for label, score in row.scores.items():
+            if label in places:
+                marks[len(rows), 1] = places[label]
+            interval = _interval(score.low, score.high, row.binary)
+            rows.append([f"  {label}", number(score.value, row.binary), interval, str(score.n)])
+    columns = ["task / run", "score", f"{percent} interval", "n"]
+    return Table("Scores", columns, rows, marks, ["Accuracies in percent."], spare=0)
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """Return each candidate's differences from the baseline."""
-    several = len(comparison.runs) > 2
+    """Return each candidate's differences from the baseline, a comparison a row."""
     rows: list[list[str]] = []
+    nested: list[list[str]] = []
     marks: dict[tuple[int, int], str] = {}
+    nested_marks: dict[tuple[int, int], str] = {}
     remarks: dict[str, int] = {}
+    several = len(comparison.runs) > 2
     for row in comparison.rows:
+        if row.differences:
+            nested.append([row.name, *[""] * 7])
         for d in row.differences:
-            cells = [row.name, *([d.candidate] if several else [])]
-            if d.note:
-                cells[-1] += f" [{remarks.setdefault(d.note, len(remarks) + 1)}]"
+            remark = f" [{remarks.setdefault(d.note, len(remarks) + 1)}]" if d.note else ""
+            names = [row.name, f"{d.candidate}{remark}"] if several else [f"{row.name}{remark}"]
             if d.p_holm is not None and d.p_holm < round(1.0 - comparison.confidence, 12):
-                marks[len(rows), len(cells)] = "best" if _better(row, d) else "second"
-            cells += [
-                f"{number(d.difference, row.binary, signed=True)} "
-                f"{_interval(d.low, d.high, row.binary, signed=True)}",
-                _p(d.p),
-                _p(d.p_holm),
-                str(d.n),
-                "–" if d.gains is None else f"{d.gains}/{d.losses}",
-                number(d.detectable, row.binary),
-            ]
-            rows.append(cells)
-    columns = ["task", *(["run"] if several else []), "change", "p", "p Holm", "n", "+/−"]
+                mark = "best" if _better(row, d) else "second"
+                marks[len(rows), len(names)] = nested_marks[len(nested), 1] = mark
+            cells = _difference(d, row.binary)
+            rows.append([*names, *cells])
+            nested.append([f"  {d.candidate}{remark}", *cells])
+    columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
+    columns.append("detectable")
     notes = [
         "p: two-sided; exact McNemar, turned signs, or for a group a bootstrap. Holm over the "
         "tasks of a run, groups apart. +/−: items that only the run, or only the baseline, gets "
@@ -114,7 +136,22 @@ def difference_table(comparison: Comparison) -> Table:
     ]
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"
-    return Table(title, [*columns, "detectable"], rows, marks, notes, keys=2 if several else 1)
+    if not several:
+        return Table(title, ["task", *columns], rows, marks, notes, spare=3)
+    by_task = Table(title, ["task / run", *columns], nested, nested_marks, notes, spare=3)
+    return Table(title, ["task", "run", *columns], rows, marks, notes, keys=2, narrow=by_task)
+
+
+def _difference(d: Difference, binary: bool) -> list[str]:
+    return [
+        number(d.difference, binary, signed=True),
+        _interval(d.low, d.high, binary, signed=True),
+        _p(d.p),
+        str(d.n),
+        _p(d.p_holm),
+        "–" if d.gains is None else f"{d.gains}/{d.losses}",
+        number(d.detectable, binary),
+    ]
 
 
 def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: int) -> Table:

@@ -18,30 +18,57 @@ _STYLES = {"best": "bold", "second": "underline"}
 
 
 def print_tables(tables: list[Table], console: Console) -> None:
-    """Print tables and the notes below each, wide ones in blocks of columns."""
-    for table in tables:
-        cells = [[_stacked(cell, first=i == 0) for i, cell in enumerate(row)] for row in table.rows]
+    """Print tables and the notes below each, wide ones in blocks of columns or a line a run."""
+    for wide in tables:
+        table = wide
+        blocks = _blocks(table, _cells(table), console.width)
+        if wide.narrow and len(blocks) > 1:
+            table = wide.narrow
+        left_out: list[str] = []
+        first: int | None = None
+        if table.spare is not None:
+            columns, first = _kept(table, console.width)
+            blocks = [columns]
+            left_out = table.columns[len(columns) :]
         title = plain(table.title)
-        for columns in _blocks(table, cells, console.width):
-            console.print(_grid(table, cells, columns, title))
+        for columns in blocks:
+            console.print(_grid(table, columns, title, first))
             title = f"{plain(table.title)} (continued)"
-        for note in table.notes:
+        notes = list(table.notes)
+        if left_out:
+            notes.append(f"Left out at this width: {', '.join(left_out)}; --format csv has all.")
+        for note in notes:
             console.print(Text(plain(note), style="dim"))
         console.print()
 
 
-def _grid(table: Table, cells: list[list[str]], columns: list[int], title: str) -> RichTable:
+def _cells(table: Table) -> list[list[str]]:
+    stack = table.spare is None
+    return [
+        [_stacked(cell) if stack and i >= max(1, table.keys) else plain(cell)
+         for i, cell in enumerate(row)]
+        for row in table.rows
+    ]  # fmt: skip
+
+
+def _grid(table: Table, columns: list[int], title: str, first: int | None) -> RichTable:
+    tight = first is not None
     grid = RichTable(
-        title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+        title=Text(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0) if tight else (0, 1),
+        pad_edge=False,
     )
     for index in columns:
         grid.add_column(
             Text(plain(table.columns[index])),
             justify="right" if index and _numeric(table, index) else "left",
-            no_wrap=bool(table.keys),
+            no_wrap=bool(table.keys) and not (tight and not index),
             overflow="fold",
+            max_width=first if not index else None,
         )
-    for position, row in enumerate(cells):
+    for position, row in enumerate(_cells(table)):
         styled = [
             Text(row[index], style=_STYLES.get(table.marks.get((position, index), ""), ""))
             for index in columns
@@ -50,11 +77,30 @@ def _grid(table: Table, cells: list[list[str]], columns: list[int], title: str) 
     return grid
 
 
-def _stacked(cell: str, first: bool) -> str:
+def _kept(table: Table, width: int) -> tuple[list[int], int]:
+    """Return the columns that have room, and the width that is then left to the first."""
+    sizes = _sizes(table, _cells(table))
+    count = len(sizes)
+    fewest = count - (table.spare or 0)
+    # A column takes two more than its text, the table's edges two.
+    while count > fewest and sizes[0] + sum(size + 2 for size in sizes[1:count]) + 2 > width:
+        count -= 1
+    rest = sum(size + 2 for size in sizes[1:count]) + 2
+    return list(range(count)), min(sizes[0], max(12, width - rest))
+
+
+def _stacked(cell: str) -> str:
     """Set a value above its interval, so that several runs fit side by side."""
     text = plain(cell)
     value, bracket, interval = text.partition(" [")
-    return f"{value}\n[{interval}" if bracket and not first else text
+    return f"{value}\n[{interval}" if bracket else text
+
+
+def _sizes(table: Table, cells: list[list[str]]) -> list[int]:
+    return [
+        max(len(plain(name)), *(len(line) for row in cells for line in row[i].split("\n")), 0)
+        for i, name in enumerate(table.columns)
+    ]
 
 
 def _blocks(table: Table, cells: list[list[str]], width: int) -> list[list[int]]:
@@ -62,12 +108,7 @@ def _blocks(table: Table, cells: list[list[str]], width: int) -> list[list[int]]
     every = list(range(len(table.columns)))
     if not table.keys:
         return [every]
-    sizes = [
-        max(
-            map(len, [plain(table.columns[i]), *(line for r in cells for line in r[i].split("\n"))])
-        )
-        for i in every
-    ]
+    sizes = _sizes(table, cells)
     keys = every[: table.keys]
     blocks: list[list[int]] = []
     block = list(keys)
@@ -92,4 +133,4 @@ def render(tables: list[Table], width: int = 160) -> str:
 
 
 def _numeric(table: Table, index: int) -> bool:
-    return any(row[index][:1] in "0123456789+-<–" for row in table.rows if row[index])
+    return any(row[index][:1] in "0123456789+-<–[" for row in table.rows if row[index])

@@ -6,13 +6,15 @@ import csv
 import io
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from gks_eval.evidence.compare import compare
 from gks_eval.evidence.comparison import Comparison, Row, RunInfo, Score
 from gks_eval.evidence.excerpts import excerpts
-from gks_eval.evidence.runs import one_run
-from gks_eval.evidence.tables.content import best_two, leaderboard, number
+from gks_eval.evidence.runs import find_runs, one_run
+from gks_eval.evidence.tables.content import best_two, difference_table, leaderboard, number
 from gks_eval.evidence.tables.csv_file import to_csv
 from gks_eval.evidence.tables.escape import csv_text, latex, markdown, plain
 from gks_eval.evidence.tables.latex_table import to_latex
@@ -125,7 +127,7 @@ def test_excerpts_are_the_ends_of_prompts(golden):
     assert set(found) == {("ev_maths", 0), ("ev_birds", 5)}
 
 
-def test_a_narrow_terminal_gets_blocks_that_lose_nothing():
+def test_a_narrow_terminal_gets_a_line_a_run_that_loses_nothing():
     values = {f"run-number-{i}": 0.5 + i / 100 for i in range(7)}
     comparison = _comparison(values)
     for width in (50, 80, 200):
@@ -135,4 +137,50 @@ def test_a_narrow_terminal_gets_blocks_that_lose_nothing():
         assert all(label in text for label in values)
         assert all(f"{100 * value:.2f}" in text for value in values.values())
         assert max(map(len, text.splitlines())) <= width
-        assert ("(continued)" in text) == (width < 200)
+        assert ("task / run" in text) == (width < 200)
+        assert "(continued)" not in text
+
+
+@pytest.fixture
+def five(factory, tmp_path):
+    """Five settings next to a base, with names as a grid gives them."""
+    rng = np.random.default_rng(0)
+    tasks = ["gks_piqa", "gks_bbh_logical_deduction_three_objects"]
+    slugs = ["arrow", "gks-en", "gks-avg_rule-delta", "gks-avg_rule-delta_combine-outputs", "short"]
+    for slug in ("base", *slugs):
+        scores = {task: list((rng.random(200) < 0.6).astype(float)) for task in tasks}
+        factory.write_run(tmp_path / slug, scores, groups={"g": (tasks, False)})
+    return compare(find_runs([str(tmp_path)]))
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_a_comparison_stands_on_one_row_whatever_the_width(five, width):
+    out = io.StringIO()
+    print_tables([difference_table(five)], Console(file=out, width=width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for row in five.rows:
+        for d in row.differences:
+            shown = (
+                number(d.difference, True, signed=True),
+                f"[{number(d.low, True, signed=True)}, {number(d.high, True, signed=True)}]",
+                f"{d.p:.4f}",
+                f" {d.n} ",
+            )
+            assert any(
+                d.candidate in line and all(s in f"{line} " for s in shown) for line in lines
+            )
+    assert ("Left out at this width" in out.getvalue()) == (width == 80)
+
+
+def test_a_long_label_wraps_and_its_numbers_stay_on_one_row(five):
+    long = f"org__model@{'x' * 60}"
+    text = five.model_dump_json().replace('"short"', f'"{long}"')
+    out = io.StringIO()
+    comparison = Comparison.model_validate_json(text.replace('"schema_"', '"schema"'))
+    print_tables([difference_table(comparison)], Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    d = next(d for d in comparison.rows[0].differences if d.candidate == long)
+    (line,) = (x for x in lines if f"{d.p:.4f}" in x and "org__model" in x)
+    assert number(d.difference, True, signed=True) in line
