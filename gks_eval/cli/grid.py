@@ -34,7 +34,8 @@ def _grid(
         str,
         typer.Option(
             help="Comma-separated: base, arrow, gks:en+de, gks:avg, uniform, expert:NAME; "
-            "arguments of the model after ';', as in 'gks:avg;rule=delta;top_k=5'.",
+            "arguments of the model after ';', as in 'gks:avg;rule=delta;top_k=5'; a short name "
+            "before '=', as in 'delta=gks:avg;rule=delta'.",
             autocompletion=_complete.settings,
         ),
     ],

@@ -231,7 +231,8 @@ def _kind(head: str, text: str) -> dict[str, str]:
     if "=" in kind:  # an argument behind a comma; its value, which may be a token, stays untold
         name = re.split(r"[,\s]", kind.partition("=")[0])[-1]
         raise UsageError(
-            f"setting '...{name}=...' has no kind; arguments follow ';', arrow;top_k=1."
+            f"setting '...{name}=...' has no kind; arguments follow ';', arrow;top_k=1, and a "
+            "short name stands before a setting, short=gks:en."
         )
     raise UsageError(f"setting {text!r}: {kind!r} is unknown; {did_you_mean(kind, known)}.")
 

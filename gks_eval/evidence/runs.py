@@ -6,10 +6,11 @@ import glob
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gks_eval.config.grid_order import read_order
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.records import GroupResult, ResultsFile, TaskResult
 from gks_eval.evidence.results import read_results, timestamp_of
@@ -56,13 +57,14 @@ def find_runs(sources: Sequence[str]) -> list[Run]:
             for each. To use an older run than the newest, name its file.
 
     Returns:
-        The runs, each with a label of its own, in the order given; within a folder ``base`` and
-        ``arrow`` stand first.
+        The runs, each once and with a label of its own, in the order given; within a grid's folder
+        in the grid's order, else ``base`` and ``arrow`` first.
 
     Raises:
         ResultsError: Nothing there, a file is broken, or a label stands for several runs.
     """
     runs: list[Run] = []
+    labelled: set[str] = set()
     for source in sources:
         label, path_text = _split_label(source)
         found = _runs_at(path_text)
@@ -73,8 +75,23 @@ def find_runs(sources: Sequence[str]) -> list[Run]:
                     "give the path of one of them."
                 )
             found = [replace(found[0], label=label)]
-        runs.extend(found)
+            labelled.add(label)
+        for run in found:
+            _add(run, runs, labelled)
     return _unique_labels(runs)
+
+
+def _add(run: Run, runs: list[Run], labelled: Collection[str]) -> None:
+    """Add a run unless it is there, as when a folder and its parent are named; a label is kept."""
+    files = {path.resolve() for path in run.files}
+    for place, other in enumerate(runs):
+        if {path.resolve() for path in other.files} == files:
+            if run.label not in labelled:
+                return
+            if other.label not in labelled:
+                runs[place] = run
+                return
+    runs.append(run)
 
 
 def one_run(source: str) -> Run:
@@ -192,7 +209,7 @@ def _runs_in(root: Path) -> list[Run]:
         if models_in[folder] > 1:
             label += f"@{max(results.stamp for results in files)}"
         runs.append(_merge(files, folder, label))
-    return sorted(runs, key=lambda run: (_rank(run.label), run.label))
+    return sorted(runs, key=_place(root, {run.folder for run in runs}))
 
 
 def _label(folder: Path, root: Path, results: ResultsFile, alone: bool) -> str:
@@ -203,6 +220,22 @@ def _label(folder: Path, root: Path, results: ResultsFile, alone: bool) -> str:
     if len(parts) > 1 and parts[-1] == results.info.get("model_folder"):
         parts = parts[:-1]
     return "/".join(parts) or root.resolve().name
+
+
+def _place(root: Path, folders: Iterable[Path]) -> Callable[[Run], tuple[object, ...]]:
+    """Return what runs of a folder are sorted by: a grid's own order, else by their labels."""
+    places: dict[Path, int] = {}
+    for above in {root, *(parent for folder in folders for parent in folder.parents)}:
+        if above == root or above.is_relative_to(root):
+            places |= {above / name: place for place, name in enumerate(read_order(above))}
+
+    def key(run: Run) -> tuple[object, ...]:
+        for folder in (run.folder, *run.folder.parents):
+            if folder in places:
+                return str(folder.parent), 0, places[folder], run.label
+        return str(root) if places else "", 1, _rank(run.label), run.label
+
+    return key
 
 
 def _rank(label: str) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gks_eval.base_model import content_stamp
+from gks_eval.config.grid_order import write_order
 from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import ResourceError, UsageError
 from gks_eval.files import disk_errors
@@ -54,6 +55,8 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
             (grid.output / ".lock").touch()
         lock = FileLock(grid.output / ".lock", timeout=0) if team.leads else nullcontext()
         with lock, local_data():
+            if team.leads:
+                write_order(grid.output, [cell.slug for cell in cells])
             return _run_cells(cells, libraries, base, grid, team, on_cell or _silent)
     except Timeout:
         raise ResourceError(

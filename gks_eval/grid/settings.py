@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from gks_eval.config.setting import Setting, digest
+from gks_eval.config.setting import ARGUMENTS, Setting, digest
 from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.grid.short_names import split_name
 
 __all__ = ["Cell", "Grid", "parse_settings"]
 
@@ -22,7 +24,7 @@ class Cell:
     """One setting of a grid.
 
     Attributes:
-        label: As the user wrote it.
+        label: Its short name where it has one, else as the user wrote it.
         slug: The name of its folder.
         setting: What it stands for.
         others: Further arguments of the model, of `_SWAPPABLE`.
@@ -39,7 +41,8 @@ class Grid:
     """What to run.
 
     Attributes:
-        settings: In the grid's grammar, see `Setting.parse`.
+        settings: In the grid's grammar, see `Setting.parse`; `NAME=` before one gives it a short
+            name, which its folder and the tables then have.
         tasks: Names for lm-eval.
         output: Folder that gets one sub-folder a setting.
         library: Of all settings that name no other.
@@ -64,19 +67,21 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
         UsageError: One does not follow the grammar, needs the base loaded anew, or stands twice.
     """
     cells: list[Cell] = []
-    for text in texts:
+    for written in texts:
+        name, text = split_name(written, {*ARGUMENTS, *_SWAPPABLE})
         setting, others = Setting.parse(text)
-        for name in others:
-            if name not in _SWAPPABLE:
+        for given in others:
+            if given not in _SWAPPABLE:
                 known = {*_SWAPPABLE, *Setting.model_fields, "preset"}
                 kind = text.partition(";")[0].strip()  # the rest may hold a token
                 raise UsageError(
-                    f"setting '{kind};{name}=...': {name} cannot change on a loaded base "
-                    f"({did_you_mean(name, known)}); give it to the whole grid with --model-args."
+                    f"setting '{kind};{given}=...': {given} cannot change on a loaded base "
+                    f"({did_you_mean(given, known)}); give it to the whole grid with --model-args."
                 )
-        cells.append(Cell(text, _slug(text), setting, others))
-    labels = [cell.label for cell in cells]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        cells.append(Cell(name or text, name or _slug(text), setting, others))
+    # As a file system does that does not know capitals.
+    folders = Counter(cell.slug.lower() for cell in cells)
+    if twice := sorted(cell.label for cell in cells if folders[cell.slug.lower()] > 1):
         raise UsageError(f"--settings names {twice[0]} twice; name each setting once.")
     if not cells:
         raise UsageError("--settings is empty; name at least one, such as arrow or gks:avg.")

@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from common import assert_sentence
 
+from gks_eval.config.grid_order import read_order
 from gks_eval.errors import GksError, ResourceError, ResultsError, UsageError
 from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
+from gks_eval.grid.cell import cell_request
 from gks_eval.grid.evaluate import _quiet_git
 from gks_eval.grid.kept import check_commit, differences
 from gks_eval.grid.table import accuracy_table
@@ -62,6 +64,7 @@ def test_each_setting_gets_lm_evals_own_files(tiny_library: LibraryOf, tmp_path:
         lambda cell, state: states.append((cell.label, state)),
     )
     assert [f.name for f in folders] == ["base", "arrow", "gks-en+de_rule-delta_top_k-2"]
+    assert read_order(tmp_path) == [f.name for f in folders]
     assert [state for _, state in states] == ["running", "done"] * 3
     scored = [numbers(folder) for folder in folders]
     assert all(set(found) == set(TASKS) for found in scored)
@@ -382,6 +385,17 @@ def test_names_of_folders_tell_settings_apart() -> None:
     assert all("/" not in cell.slug for cell in cells)
 
 
+def test_a_short_name_is_a_folder_s_and_plays_no_part_in_the_numbers(tmp_path: Path) -> None:
+    texts = ["short=gks:en;rule=delta", " two = expert:a ", "gks:en;rule=delta"]
+    named, other, plain = parse_settings(texts)
+    assert (named.label, named.slug) == ("short", "short")
+    assert (other.label, other.slug, other.setting.router) == ("two", "two", "a")
+    assert (plain.label, plain.slug) == ("gks:en;rule=delta", "gks-en_rule-delta")
+    assert (named.setting, named.others) == (plain.setting, plain.others)
+    whole = grid(tmp_path, tmp_path, texts)
+    assert cell_request(named, None, {}, {}, whole) == cell_request(plain, None, {}, {}, whole)
+
+
 @pytest.mark.parametrize("moment", ["first request cached", "first cell done"])
 def test_a_killed_grid_goes_on_where_it_stopped(
     moment: str, tiny_library: LibraryOf, tmp_path: Path
@@ -451,6 +465,14 @@ def test_two_grids_do_not_share_an_output(tiny_library: LibraryOf, tmp_path: Pat
         (["arrow", "arrow"], ["arrow", "twice"]),
         (["gks:none"], ["gks:none", "arrow"]),
         (["base;router=arrow"], ["base", "no router"]),
+        (["gks:en", "rule=delta"], ["rule=", "follow ';'"]),
+        (["short=gsk:en"], ["short=", "no kind"]),
+        (["a/b=gks:en"], ["'a/b'", "short name"]),
+        (["..=gks:en"], ["'..'", "short name"]),
+        (["nul=gks:en"], ["'nul'", "short name"]),
+        (["arrow=gks:en"], ["'arrow'", "short name"]),
+        (["gks-en=gks:de", "gks:en"], ["twice"]),
+        (["one=gks:de", "One=gks:en"], ["twice"]),
     ],
     ids=str,
 )

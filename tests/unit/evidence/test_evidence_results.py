@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gks_eval.config.grid_order import read_order, write_order
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.results import read_results
 from gks_eval.evidence.runs import find_runs, one_run
@@ -95,8 +96,55 @@ def test_equal_labels_are_told_apart(factory, tmp_path):
         factory.write_run(tmp_path / side / "out" / "tiny", {"a": HALF})
     labels = [run.label for run in find_runs([f"{tmp_path}/x/out", f"{tmp_path}/y/out"])]
     assert len(set(labels)) == 2
-    twice = find_runs([f"{tmp_path}/x/out", f"{tmp_path}/x/out"])
-    assert len({run.label for run in twice}) == 2
+    assert len(find_runs([f"{tmp_path}/x/out", f"{tmp_path}/x/out"])) == 1
+
+
+def labels(runs):
+    return [run.label for run in runs]
+
+
+def test_a_folder_and_its_parent_count_a_run_once(factory, tmp_path, monkeypatch):
+    for name in ("base", "arrow", "gks-en"):
+        factory.write_run(tmp_path / "grid" / name, {"a": [1.0, 0.0]})
+    parent, child = str(tmp_path / "grid"), str(tmp_path / "grid" / "gks-en")
+    assert labels(find_runs([child, parent])) == ["gks-en", "base", "arrow"]
+    assert labels(find_runs([parent, child])) == ["base", "arrow", "gks-en"]
+    assert labels(find_runs([parent, f"{parent}/*"])) == ["base", "arrow", "gks-en"]
+    # A label that somebody gave is kept, and the same files under two given labels are two runs.
+    assert labels(find_runs([parent, f"short={child}"])) == ["base", "arrow", "short"]
+    assert labels(find_runs([f"short={child}", parent])) == ["short", "base", "arrow"]
+    assert labels(find_runs([f"x={child}", f"y={child}"])) == ["x", "y"]
+    monkeypatch.chdir(tmp_path)
+    assert labels(find_runs(["grid/gks-en", child])) == ["gks-en"]
+
+
+def test_an_older_file_of_a_folder_is_another_run(factory, tmp_path):
+    old = factory.write_run(tmp_path / "m", {"a": [1.0]}, stamp="2026-01-01T00-00-00.000001")
+    factory.write_run(tmp_path / "m", {"a": [0.0]}, stamp="2026-01-02T00-00-00.000001")
+    assert len(find_runs([str(old), str(tmp_path / "m")])) == 2
+
+
+def test_a_grid_s_order_is_kept(factory, tmp_path):
+    order = ["uniform", "gks-en", "base", "arrow"]
+    for name in (*order, "alone"):
+        factory.write_run(tmp_path / "g" / name, {"a": [1.0, 0.0]})
+    factory.write_run(tmp_path / "other" / "arrow", {"a": [1.0, 0.0]})
+    write_order(tmp_path / "g", order)
+    assert labels(find_runs([str(tmp_path / "g")])) == [*order, "alone"]
+    assert labels(find_runs([str(tmp_path)]))[-4:] == [f"g/{name}" for name in order]
+    # A later command adds its settings, and orders all of them where it names all.
+    write_order(tmp_path / "g", ["alone", "arrow"])
+    assert read_order(tmp_path / "g") == [*order, "alone"]
+    write_order(tmp_path / "g", sorted([*order, "alone"]))
+    assert read_order(tmp_path / "g") == sorted([*order, "alone"])
+    (tmp_path / "g" / "grid.json").write_text('{"settings": ')
+    assert labels(find_runs([str(tmp_path / "g")])) == [
+        "base",
+        "arrow",
+        "alone",
+        "gks-en",
+        "uniform",
+    ]
 
 
 def test_two_models_in_one_folder_are_two_runs(factory, tmp_path):

@@ -1,0 +1,35 @@
+"""The order of a grid's settings, which its folder keeps for those who read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from gks_eval.files import write_text
+
+__all__ = ["read_order", "write_order"]
+
+_FILE: Final = "grid.json"
+
+
+def read_order(folder: Path) -> list[str]:
+    """Return the settings' folders in their order; none where nothing is recorded."""
+    try:
+        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []  # it decides an order only
+    return [str(name) for name in found] if isinstance(found, list) else []
+
+
+def write_order(folder: Path, settings: Sequence[str]) -> None:
+    """Record the order of a command; one that leaves out earlier settings only adds to theirs.
+
+    So a setting that is added later does not become the baseline of a comparison.
+    """
+    before = read_order(folder)
+    whole = set(before) <= set(settings)
+    order = list(settings) if whole else list(dict.fromkeys([*before, *settings]))
+    if order != before:
+        write_text(folder / _FILE, json.dumps({"settings": order}, indent=1) + "\n")

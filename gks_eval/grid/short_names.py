@@ -1,0 +1,40 @@
+"""Short names of settings: `short=gks:en;rule=delta`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from gks_eval.errors import UsageError
+
+__all__ = ["split_name"]
+
+_KIND: Final = re.compile(r"\s*(?:(?:base|arrow|uniform)\s*(?:;|$)|(?:gks|expert)\s*:)")
+_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.+-]{0,62}[A-Za-z0-9_+-])?")
+# What Windows takes for a device, and words that say what a setting is.
+_TAKEN: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?|base|arrow|uniform")
+
+
+def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
+    """Return a setting's short name, or None, and the setting itself.
+
+    Args:
+        text: One setting as the user wrote it.
+        arguments: Names of arguments, which are no short names: `gks:en,top_k=2` lacks a `;`.
+
+    Raises:
+        UsageError: The name cannot be that of a folder.
+    """
+    name, equals, setting = text.partition("=")
+    name = name.strip()
+    if not equals or name in arguments or not _KIND.match(setting):
+        return None, text
+    if re.search(r"[:;]", name):  # the argument of a setting without a name
+        return None, text
+    if not _NAME.fullmatch(name) or _TAKEN.fullmatch(name):
+        raise UsageError(
+            f"setting {text!r}: {name!r} cannot be a short name; use at most 64 letters, digits "
+            "and _ . + -, and no word that is a setting itself."
+        )
+    return name, setting.strip()
