@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.comparison import Comparison, Difference, Row, RunInfo
 from gks_eval.evidence.group_rows import group_row
+from gks_eval.evidence.notes import absent_note, forced_notes, lacking_note
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import choose_metric
 from gks_eval.evidence.stats.holm import holm
@@ -48,10 +49,12 @@ def compare(
         raise ResultsError(
             f"{runs[0].label} shares no task with another run; compare runs of the same tasks."
         )
+    lacking: list[tuple[str, str, list[str]]] = []
     for name in groups:
-        row, said = group_row(name, runs, outcomes, settings)
+        row, said, without = group_row(name, runs, outcomes, settings)
         rows.extend([row] if row else [])
         notes.extend(said)
+        lacking.extend((name, run, tasks) for run, tasks in without.items())
     return Comparison(
         baseline=runs[0].label,
         confidence=settings.confidence,
@@ -61,7 +64,7 @@ def compare(
         runs=[run_info(run) for run in runs],
         rows=rows,
         flips=[flip for outcome in outcomes.values() for flip in outcome.flips],
-        notes=[*notes, *_absent(rows, runs)],
+        notes=[*notes, *lacking_note(lacking), *_absent(rows, runs)],
     )
 
 
@@ -101,7 +104,7 @@ def _refuse_or_note(outcomes: Mapping[str, TaskOutcome], baseline: str, force: b
             f"the runs are not comparable: {'; '.join(faults[:4])}{more}; run them alike, or "
             "compare them all the same with --force."
         )
-    return [f"compared by force: {fault}" for fault in faults]
+    return forced_notes(faults)
 
 
 def _with_holm(rows: Sequence[Row]) -> list[Row]:
@@ -126,11 +129,12 @@ def _with_holm(rows: Sequence[Row]) -> list[Row]:
 
 
 def _absent(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
-    return [
-        f"{row.name} ({row.metric}) is missing in {', '.join(absent)}"
-        for row in rows
-        if row.kind == "task" and (absent := [r.label for r in runs if r.label not in row.scores])
-    ]
+    tasks = [row for row in rows if row.kind == "task"]
+    absent = {
+        run.label: [f"{row.name} ({row.metric})" for row in tasks if run.label not in row.scores]
+        for run in runs
+    }
+    return absent_note(absent, len(tasks))
 
 
 def _unknown_metric(asked: str, runs: Sequence[Run]) -> UsageError:

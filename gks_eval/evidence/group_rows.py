@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from gks_eval.evidence.comparison import Difference, Row, Score
+from gks_eval.evidence.notes import some
 from gks_eval.evidence.paired import Changes
 from gks_eval.evidence.records import GroupResult
 from gks_eval.evidence.runs import Run
@@ -47,37 +48,38 @@ def group_key(group: GroupResult, asked: str | None) -> str | None:
 
 def group_row(
     name: str, runs: Sequence[Run], outcomes: Mapping[str, TaskOutcome], settings: Settings
-) -> tuple[Row | None, list[str]]:
+) -> tuple[Row | None, list[str], dict[str, list[str]]]:
     """Compare one group's averages; the row is None where no run has what it takes.
 
     A run takes part if it has every task of the group with the group's metric.
 
     Returns:
-        The row, and notes on runs that could not take part.
+        The row, notes, and by run that could not take part the tasks that it lacks.
     """
     group = next(run.groups[name] for run in runs if name in run.groups)
     key = group_key(group, settings.metric)
     if key is None:
-        return None, []
+        return None, [], {}
     leaves = [
         leaf for leaf in group.leaves if leaf in outcomes and outcomes[leaf].row.metric == key
     ]
     if not leaves:
-        return None, []
+        return None, [], {}
     notes = []
     if left_out := [leaf for leaf in group.leaves if leaf not in leaves]:
-        notes.append(f"{name} averages {key} over tasks without {', '.join(left_out)}")
+        notes.append(f"{name} averages {key} over tasks without {some(left_out)}")
     weighted = is_weighted(name, key, runs)
     scores: dict[str, Score] = {}
+    lacking: dict[str, list[str]] = {}
     for run in runs:
         parts = [outcomes[leaf].scores.get(run.label) for leaf in leaves]
         if absent := [leaf for leaf, part in zip(leaves, parts, strict=True) if part is None]:
-            notes.append(f"{name} cannot be averaged for {run.label}: no {', '.join(absent)}")
+            lacking[run.label] = absent
             continue
         known = [part for part in parts if part is not None]
         scores[run.label] = _score(dict(zip(leaves, known, strict=True)), weighted, settings)
     if not scores:
-        return None, notes
+        return None, notes, lacking
     baseline = runs[0].label
     rows = [
         _difference(run.label, leaves, outcomes, scores, baseline, weighted, settings)
@@ -95,7 +97,7 @@ def group_row(
         scores=scores,
         differences=rows,
     )
-    return row, notes
+    return row, notes, lacking
 
 
 def _score(tasks: Mapping[str, Scores], weighted: bool, settings: Settings) -> Score:

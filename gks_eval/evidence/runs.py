@@ -14,6 +14,7 @@ from gks_eval.config.grid_order import read_order
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.records import GroupResult, ResultsFile, TaskResult
 from gks_eval.evidence.results import read_results, timestamp_of
+from gks_eval.evidence.variants import variant_names
 
 __all__ = ["Run", "baseline_first", "find_runs", "one_run"]
 
@@ -203,11 +204,15 @@ def _runs_in(root: Path) -> list[Run]:
             f"{root} holds no results_*.json; give the folder that --output_path named."
         )
     models_in = Counter(folder for folder, _, _ in by_model)
+    variants: dict[Path, dict[str, tuple[str, str]]] = defaultdict(dict)
+    for (folder, model, model_args), files in by_model.items():
+        variants[folder][max(results.stamp for results in files)] = (model, model_args)
     runs = []
     for (folder, _, _), files in by_model.items():
         label = _label(folder, root, files[0], alone=len(by_model) == 1)
         if models_in[folder] > 1:
-            label += f"@{max(results.stamp for results in files)}"
+            stamp = max(results.stamp for results in files)
+            label += f"@{variant_names(variants[folder])[stamp]}"
         runs.append(_merge(files, folder, label))
     return sorted(runs, key=_place(root, {run.folder for run in runs}))
 
@@ -230,10 +235,12 @@ def _place(root: Path, folders: Iterable[Path]) -> Callable[[Run], tuple[object,
             places |= {above / name: place for place, name in enumerate(read_order(above))}
 
     def key(run: Run) -> tuple[object, ...]:
+        # Runs of one folder stand in the order of their making.
+        name = (run.label.partition("@")[0], timestamp_of(run.files[0]) or "", run.label)
         for folder in (run.folder, *run.folder.parents):
             if folder in places:
-                return str(folder.parent), 0, places[folder], run.label
-        return str(root) if places else "", 1, _rank(run.label), run.label
+                return str(folder.parent), 0, places[folder], *name
+        return str(root) if places else "", 1, _rank(run.label), *name
 
     return key
 

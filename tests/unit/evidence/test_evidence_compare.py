@@ -337,6 +337,34 @@ def test_missing_tasks_are_said_and_groups_that_lack_one_are_left_out(factory, t
     assert set(_row(comparison, "g").scores) == {"x"}
 
 
+def test_what_many_runs_lack_is_one_note_of_each_kind(factory, tmp_path):
+    names = [f"t{j:02}" for j in range(20)]
+    for i in range(12):
+        tasks = {n: [1.0, 0.0] for j, n in enumerate(names) if (i + j) % 3}
+        stamp = f"2026-01-{i + 1:02}T00-00-00.000001"
+        groups = {f"g{k}": ([n for n in names[:6] if n in tasks], False) for k in range(5)}
+        model_args = f"pretrained=m,n={i}"
+        factory.write_run(tmp_path / "m", tasks, groups=groups, stamp=stamp, model_args=model_args)
+    notes = compare(find_runs([str(tmp_path / "m")])).notes
+    assert len(notes) == 2
+    averages, missing = notes
+    assert averages.startswith("40 averages cannot be had, for want of tasks: g0 for m@n=1 (no t")
+    assert averages.endswith("and 37 more")
+    assert missing.startswith("of 20 tasks some are missing: m@n=0 lacks 7 (t00 (acc,none), ")
+    assert missing.endswith("and 9 more")
+    assert all(len(note) < 400 for note in notes)
+
+
+def test_many_faults_compared_by_force_are_one_note(factory, tmp_path):
+    tasks = {f"t{n}": [1.0, 0.0] for n in range(9)}
+    for name, version in (("x", 1.0), ("y", 2.0)):
+        factory.write_run(tmp_path / name, tasks, version=version)
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    (note,) = compare(runs, Settings(force=True)).notes
+    assert note.startswith("compared by force, 9 faults: t0 in y and x: version 1.0 against 2.0; ")
+    assert note.endswith("; and 6 more")
+
+
 def test_what_cannot_be_compared_is_refused(factory, tmp_path):
     factory.write_run(tmp_path / "x", {"a": [1.0, 0.0]})
     factory.write_run(tmp_path / "y", {"b": [1.0, 0.0]})

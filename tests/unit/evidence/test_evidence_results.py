@@ -118,6 +118,24 @@ def test_a_folder_and_its_parent_count_a_run_once(factory, tmp_path, monkeypatch
     assert labels(find_runs(["grid/gks-en", child])) == ["gks-en"]
 
 
+ARGUMENTS = {
+    "peft": (["pretrained=m,peft=a", "pretrained=m"], None),
+    "dtype": (["pretrained=m,dtype=float16", "pretrained=m,dtype=float32"],
+              ["m@dtype=float16", "m@dtype=float32"]),
+    "json": ([{"pretrained": "m", "n": 2}, {"pretrained": "m", "n": 10}], ["m@n=2", "m@n=10"]),
+    "long": ([f"pretrained={c * 60}" for c in "ab"], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "expected"), ARGUMENTS.values(), ids=ARGUMENTS)
+def test_runs_of_one_folder_are_named_by_what_differs(factory, tmp_path, arguments, expected):
+    stamps = [f"2026-01-0{i}T00-00-00.000001" for i in (1, 2)]
+    for stamp, given in zip(stamps, arguments, strict=True):
+        factory.write_run(tmp_path / "m", {"a": [1.0]}, stamp=stamp, model_args=given)
+    named = labels(find_runs([str(tmp_path / "m")]))
+    assert named == (expected or [f"m@{stamp}" for stamp in stamps])
+
+
 def test_an_older_file_of_a_folder_is_another_run(factory, tmp_path):
     old = factory.write_run(tmp_path / "m", {"a": [1.0]}, stamp="2026-01-01T00-00-00.000001")
     factory.write_run(tmp_path / "m", {"a": [0.0]}, stamp="2026-01-02T00-00-00.000001")

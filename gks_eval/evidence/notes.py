@@ -1,0 +1,49 @@
+"""What a comparison leaves out, one sentence for each kind however often it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+__all__ = ["absent_note", "forced_notes", "lacking_note", "some"]
+
+
+def some(parts: Sequence[str], most: int = 3) -> str:
+    """Return the first few names and how many more there are."""
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return f"{', '.join(parts[:most])}{more}"
+
+
+def forced_notes(faults: Sequence[str]) -> list[str]:
+    """Say what makes runs not comparable that are compared all the same."""
+    if len(faults) <= 3:
+        return [f"compared by force: {fault}" for fault in faults]
+    rest = len(faults) - 3
+    return [f"compared by force, {len(faults)} faults: {'; '.join(faults[:3])}; and {rest} more"]
+
+
+def lacking_note(lacking: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
+    """Say which averages cannot be had: (group, run, tasks that the run lacks)."""
+    if not lacking:
+        return []
+    if len(lacking) == 1:
+        ((group, run, tasks),) = lacking
+        return [f"{group} cannot be averaged for {run}: no {some(tasks, 5)}"]
+    told = some([f"{group} for {run} (no {some(tasks, 2)})" for group, run, tasks in lacking])
+    return [f"{len(lacking)} averages cannot be had, for want of tasks: {told}"]
+
+
+def absent_note(absent: Mapping[str, Sequence[str]], tasks: int) -> list[str]:
+    """Say which runs lack which tasks.
+
+    Args:
+        absent: By run, the tasks that it lacks.
+        tasks: How many there are in all.
+    """
+    found = [(run, names) for run, names in absent.items() if names]
+    if not found:
+        return []
+    if len(found) == 1 and len(found[0][1]) == 1:
+        ((run, (name,)),) = found
+        return [f"{name} is missing in {run}"]
+    told = some([f"{run} lacks {len(names)} ({some(names)})" for run, names in found])
+    return [f"of {tasks} tasks some are missing: {told}"]

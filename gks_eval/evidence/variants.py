@@ -1,0 +1,41 @@
+"""Names of the runs of one folder: what of their models' arguments differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+__all__ = ["variant_names"]
+
+_MOST = 40
+
+
+def variant_names(models: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Return a short name for each run: `dtype=float16`, or the run's key if that says too much.
+
+    Args:
+        models: The models' types and arguments as recorded, by a key that is a name of last resort.
+    """
+    parsed = {key: {"model": kind, **_arguments(text)} for key, (kind, text) in models.items()}
+    names = {argument for found in parsed.values() for argument in found}
+    differing = sorted(
+        name for name in names if len({found.get(name) for found in parsed.values()}) > 1
+    )
+    short = {
+        key: ",".join(f"{name}={found[name]}" for name in differing if name in found)
+        for key, found in parsed.items()
+    }
+    usable = all(len(text) <= _MOST for text in short.values())
+    if not usable or len(set(short.values())) < len(short) or "" in short.values():
+        return {key: key for key in models}
+    return short
+
+
+def _arguments(text: str) -> dict[str, str]:
+    if text.startswith("{"):
+        try:
+            return {str(name): str(value) for name, value in json.loads(text).items()}
+        except (ValueError, AttributeError):
+            return {"": text}
+    pairs = (part.partition("=") for part in text.split(","))
+    return {name.strip(): value.strip() for name, _, value in pairs}
