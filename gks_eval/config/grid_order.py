@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gks_eval.files import write_text
-
 __all__ = ["read_order", "write_order"]
 
 _FILE: Final = "grid.json"
@@ -28,6 +26,8 @@ def write_order(folder: Path, settings: Sequence[str]) -> None:
 
     So a setting that is added later does not become the baseline of a comparison.
     """
+    from gks_eval.files import write_text  # the evidence reads orders and writes nothing
+
     before = read_order(folder)
     whole = set(before) <= set(settings)
     order = list(settings) if whole else list(dict.fromkeys([*before, *settings]))
