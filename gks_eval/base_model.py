@@ -211,7 +211,7 @@ def check_near(arguments: Iterable[str], own: frozenset[str]) -> None:
         # Much nearer than elsewhere: bases do have attributes such as attn_temperature_tuning.
         near = difflib.get_close_matches(name, own - {name}, n=1, cutoff=0.8)
         if near and name not in FROM_PRETRAINED:
-            raise UsageError(f"unknown argument {name}; did you mean {near[0]!r}.")
+            raise UsageError(f"unknown argument {name}; did you mean {near[0]!r}?")
 
 
 def choose_device(asked: str | None) -> str:

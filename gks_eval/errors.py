@@ -53,7 +53,9 @@ class GksError(Exception):
     exit_code: int = 1
 
     def __init__(self, sentence: str = "") -> None:
-        super().__init__(one_line(sentence))
+        line = one_line(sentence)
+        # Where `did_you_mean` ends a sentence, its question mark does.
+        super().__init__(line[:-1] if line.endswith("'?.") else line)
 
 
 class UsageError(GksError):
@@ -112,8 +114,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         known: The names that would have been right.
 
     Returns:
-        ``"did you mean 'top_k'"`` when one is near, else ``"known: a, b, c"``.
+        ``"did you mean 'top_k'?"`` when one is near, else ``"known: a, b, c"``.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}" if near else f"known: {', '.join(names) or 'none'}"
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"

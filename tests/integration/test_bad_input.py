@@ -207,7 +207,7 @@ TASKS = {
     "examples where there are none": (GRID + "base --num-fewshot 2", UsageError,
         ["--num_fewshot 2", "no split besides"]),
     "unknown task in lint": ("lint gks_piqqa", UsageError,
-        ["'gks_piqqa'", "did you mean 'gks_piqa'."]),
+        ["'gks_piqqa'", "did you mean 'gks_piqa'?"]),
     "faulty items": ("lint gks_piqa", DataError, ["faulty items: 1", "1 of 1 tasks"], faulty_piqa),
     "run with a folder that is none": ("run --tasks x --include_path nowhere", UsageError,
         ["--include_path nowhere is no folder"]),

@@ -53,15 +53,21 @@ def test_a_compatibility_error_is_caught_as_a_library_error() -> None:
 @pytest.mark.parametrize(
     ("name", "known", "expected"),
     [
-        ("topk", ["top_k", "temperature"], "did you mean 'top_k'"),
+        ("topk", ["top_k", "temperature"], "did you mean 'top_k'?"),
         ("xyz", ["b", "a"], "known: a, b"),
         ("xyz", [], "known: none"),
         ("", ["a"], "known: a"),
-        ("avg", iter(["avg"]), "did you mean 'avg'"),
+        ("avg", iter(["avg"]), "did you mean 'avg'?"),
     ],
 )
 def test_near_names(name: str, known, expected: str) -> None:
     assert did_you_mean(name, known) == expected
+
+
+def test_a_question_ends_in_its_mark() -> None:
+    hint = did_you_mean("topk", ["top_k"])
+    assert str(GksError(f"unknown; {hint}.")) == "unknown; did you mean 'top_k'?"
+    assert str(GksError("known: a?.")) == "known: a?."
 
 
 def test_a_message_is_one_printable_line_and_keeps_its_words() -> None:
