@@ -116,8 +116,7 @@ class Attachment:
             UsageError: The library has not what the setting names.
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
-        setting = _setting(setting)
-        self.library.check(setting)
+        setting = self.library.check(_setting(setting))
         by_factors = setting.uses_library and setting.subtract and setting.rule != "delta"
         experts = self.library.chosen_experts(setting)
         tally = StartsTally(experts, setting.rule) if by_factors else None
@@ -182,8 +181,7 @@ def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attach
         CompatibilityError: The adapters do not fit the model or the setting.
         UsageError: The library has not what the setting names, or one is attached already.
     """
-    setting = _setting(setting)
-    library.check(setting)
+    setting = library.check(_setting(setting))
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
     if any(isinstance(hook, RoutedUpdate) for hook in hooks):
         raise UsageError("the model already carries a library; detach that one first.")

@@ -74,15 +74,18 @@ class Library:
             [self.general[name].pairs[module] for name in self.languages(setting)],
         )
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: Setting) -> Setting:
         """Check that the setting can be run with these adapters.
+
+        Returns:
+            The setting, with a `top_k` of at most the number of experts where none was given.
 
         Raises:
             UsageError: Unknown language or expert, or top_k above the number of experts.
             CompatibilityError: Ranks or scalings differ where the formula needs them equal.
         """
         if not setting.uses_library:
-            return
+            return setting
         if setting.router not in ("arrow", "uniform", *self.experts):
             known = ["arrow", "uniform", "none", *self.experts]
             raise UsageError(
@@ -100,12 +103,15 @@ class Library:
                     f"subtract={language}: library {self.name} has no general adapter of that "
                     f"name; known: {known_languages}."
                 )
+        if "top_k" not in setting.model_fields_set and setting.top_k > len(self.experts):
+            setting = setting.model_copy(update={"top_k": len(self.experts)})
         if setting.router == "arrow" and setting.top_k > len(self.experts):
             raise UsageError(
                 f"top_k={setting.top_k} is above the {len(self.experts)} experts of library "
                 f"{self.name}; use at most that many."
             )
         self._check_factors(setting)
+        return setting
 
     def _check_factors(self, setting: Setting) -> None:
         experts = [self.experts[name] for name in self.chosen_experts(setting)]

@@ -67,7 +67,7 @@ class GksArrowLM(PackedLM):
         rule: ``factors``, ``delta`` or ``orthogonal``, see `gks_eval.subtract`.
         combine: ``factors`` or ``outputs``, see `gks_eval.routed`.
         router: ``arrow``, ``uniform``, the name of one expert, or ``none`` for the base alone.
-        top_k: Experts mixed for a token.
+        top_k: Experts mixed per token; 3, or as many as there are, unless it is given.
         temperature: Divides Arrow's scores before the softmax.
         load_in_4bit: NF4, bfloat16 computation, no double quantisation.
         load_in_8bit: LLM.int8.
@@ -132,7 +132,7 @@ class GksArrowLM(PackedLM):
             if hf_arguments.get("peft"):
                 raise UsageError("peft= cannot be combined with a library; use router=none.")
             self.library = load_library(named or DEFAULT_LIBRARY)
-            self.library.check(setting)
+            self.setting = setting = self.library.check(setting)
             manifest = self.library.config
         elif named or pretrained is None:
             _, manifest = read_manifest(named or DEFAULT_LIBRARY)
@@ -197,6 +197,7 @@ class GksArrowLM(PackedLM):
                 goes on running by the setting it had.
         """
         wanted, held = library or self.library, self.attachment
+        setting = wanted.check(setting) if wanted is not None else setting
         if not setting.uses_library:
             if held is not None:
                 held.detach()

@@ -54,7 +54,8 @@ class Setting(FrozenModel):
         rule: How it is subtracted, see `gks_eval.subtract`.
         combine: Whether factors or outputs of the experts are mixed, see `gks_eval.routed`.
         router: ``arrow``, ``uniform``, ``none`` (the base alone) or the name of one expert.
-        top_k: Experts that Arrow mixes for a token.
+        top_k: Experts that Arrow mixes per token; the default becomes the number of experts where
+            a library has fewer, see `gks_eval.library.Library.check`.
         temperature: Divides Arrow's scores before the softmax.
     """
 

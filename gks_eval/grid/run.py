@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,7 +79,7 @@ def prepare(grid: Grid) -> tuple[list[Cell], list[Library | None], dict[str, Any
         raise UsageError("--model-args: the library has an option of its own, --library.")
     cells = parse_settings(grid.settings)
     base = _base(grid)
-    return cells, _check(cells, base, grid), base
+    return *_check(cells, base, grid), base
 
 
 def _silent(_cell: Cell, _state: str) -> None:
@@ -91,18 +92,22 @@ def _library_name(cell: Cell, grid: Grid) -> str:
     return cell.others.get("library") or grid.library or DEFAULT_LIBRARY
 
 
-def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> list[Library | None]:
-    """Load every library named, check each setting against its own, and return it for each."""
+def _check(
+    cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid
+) -> tuple[list[Cell], list[Library | None]]:
+    """Load every library named, and return each setting as its library runs it, and the library."""
     libraries: dict[str, Library] = {}
+    checked: list[Cell] = []
     chosen: list[Library | None] = []
     for cell in cells:
         if not cell.setting.uses_library:
+            checked.append(cell)
             chosen.append(None)
             continue
         name = _library_name(cell, grid)
         if name not in libraries:
             libraries[name] = load_library(name)
-        libraries[name].check(cell.setting)
+        checked.append(replace(cell, setting=libraries[name].check(cell.setting)))
         made_for = libraries[name].config.base_model
         if "pretrained" not in grid.model_arguments and made_for != base["name"]:
             raise UsageError(
@@ -110,7 +115,7 @@ def _check(cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid) -> list[L
                 f"runs on {base['name']}; say --pretrained if one base is meant for both."
             )
         chosen.append(libraries[name])
-    return chosen
+    return checked, chosen
 
 
 def _run_cells(

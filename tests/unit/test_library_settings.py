@@ -68,6 +68,23 @@ def test_settings_that_it_can(tiny_library: Callable[..., Path]) -> None:
         library.check(setting)
 
 
+def test_the_default_top_k_is_at_most_the_number_of_experts(
+    tiny_library: Callable[..., Path],
+) -> None:
+    two = load_library(str(tiny_library("phi3", experts=("alpha", "beta"))))
+    four = load_library(str(tiny_library("phi3")))
+    for given in (Setting(), Setting.from_arguments(subtract="en"), Setting.parse("gks:en")[0]):
+        checked = two.check(given)
+        assert checked.top_k == 2
+        assert checked.identity() == Setting(subtract=given.subtract, top_k=2).identity()
+        # Identities of 0.1 hold a top_k of 3.
+        assert four.check(given).identity()["top_k"] == 3
+    assert two.check(Setting(top_k=1)).top_k == 1
+    for explicit in (Setting(top_k=3), Setting.parse("arrow;top_k=3")[0]):
+        with pytest.raises(UsageError, match="top_k=3 is above the 2 experts"):
+            two.check(explicit)
+
+
 def test_a_library_without_general_adapters(
     tmp_path: Path, tiny_library: Callable[..., Path]
 ) -> None:
