@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Final
 
 from gks_eval.paths import bundled, tasks_dir
 
-__all__ = ["libraries", "recipes", "settings", "task", "tasks"]
+__all__ = ["joined_bash_words", "libraries", "recipes", "settings", "task", "tasks"]
 
 _SETTINGS: Final = ("base", "arrow", "uniform", "gks:avg")
 _NAME: Final = re.compile(r"^(?:task|group|tag): *['\"]?([\w-]+)", re.MULTILINE)
+
+
+@contextmanager
+def joined_bash_words() -> Iterator[None]:
+    """Make one word again of what bash has split at colons and equals signs, while completing.
+
+    ``--settings base,gks:a`` arrives as ``base,gks``, ``:`` and ``a``. bash replaces the last of
+    them only, so what stands before it is taken off the completions.
+    """
+    words = os.environ.get("COMP_WORDS", "").split("\n")
+    position = os.environ.get("COMP_CWORD", "")
+    if os.environ.get("_GKS_EVAL_COMPLETE") != "complete_bash" or not position.isdecimal():
+        yield
+        return
+    words = words[: int(position) + 1]
+    joined: list[str] = []
+    after_break = False
+    for word in words:
+        is_break = word != "" and not word.strip(":=")
+        if joined and (is_break or after_break):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        after_break = is_break
+    os.environ |= {"COMP_WORDS": "\n".join(joined), "COMP_CWORD": str(len(joined) - 1)}
+    value = joined[-1].partition("=")[2] if joined[-1].startswith("--") else joined[-1]
+    cut = value.rfind(":") + 1 if joined[-1] != words[-1] else 0
+    found = io.StringIO()
+    try:
+        with redirect_stdout(found):
+            yield
+    finally:
+        for line in found.getvalue().splitlines():
+            print(line[cut:])
 
 
 def libraries(incomplete: str) -> list[str]:

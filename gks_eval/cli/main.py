@@ -11,8 +11,10 @@ import sys
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from gks_eval import __version__
+from gks_eval.cli import _complete
 from gks_eval.errors import GksError, ResourceError, UsageError, one_line
 
 __all__ = ["build_app", "main"]
@@ -39,10 +41,22 @@ FAMILIES = (
 )
 
 
+class _Commands(TyperGroup):
+    """A group whose help gives every command's first sentence whole, over several lines."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, one.get_short_help_str(limit=1000)) for name, one in commands if one]
+            )
+
+
 def build_app() -> typer.Typer:
     """Return the typer application with every family registered."""
     app = typer.Typer(
         name="gks-eval",
+        cls=_Commands,
         help="Arrow-routed task LoRAs with general knowledge subtracted, in lm-eval.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -75,7 +89,8 @@ def _root(
 def main() -> None:
     """Run the command line; an error ends in one sentence and its exit code."""
     try:
-        status = build_app()(standalone_mode=False)
+        with _complete.joined_bash_words():
+            status = build_app()(standalone_mode=False)
     except GksError as error:
         _end(str(error), error.exit_code)
     except _COMMAND_LINE_ERROR as error:

@@ -57,6 +57,22 @@ def test_an_option_of_lm_evals_has_its_names_here() -> None:
     assert checked >= 8
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_top_help_cuts_no_description(width: int) -> None:
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(
+        build_app(), ["--help"], terminal_width=width, max_content_width=width
+    )
+    assert done.exit_code == 0
+    assert "..." not in done.output.partition("Commands:")[2]
+    text = "".join(done.output.split())  # lines also break at hyphens
+    for name, command in COMMANDS.items():
+        if name.count(" ") == 1:
+            first = command.help.split("\n\n")[0].partition(". ")[0]
+            assert "".join(first.split()) in text, name
+
+
 @pytest.mark.skipif(BASH is None, reason="there is no bash")
 @pytest.mark.parametrize(
     ("line", "offered"),
@@ -67,6 +83,12 @@ def test_an_option_of_lm_evals_has_its_names_here() -> None:
         ("grid --library ", {"phi2", "phi3-mini", "smollm2-demo"}),
         ("grid --tasks gks_demo,gks_paper_eng", {"gks_demo,gks_paper_english"}),
         ("grid --settings base,a", {"base,arrow"}),
+        # bash splits at colons and equals signs, and replaces what stands behind the last.
+        ("grid --settings base,gks : a", {"avg"}),
+        ("grid --settings gks : avg,u", {"avg,uniform"}),
+        ("grid --settings gks :", {"avg"}),
+        ("grid --settings = base,a", {"base,arrow"}),
+        ("grid --settings 'base,gks:a", {"base,gks:avg"}),
         ("compare x --format ", {"terminal", "markdown", "csv", "json", "latex"}),
         ("lint gks_xnli_f", {"gks_xnli_fr"}),
         ("report results --ou", {"--output"}),
