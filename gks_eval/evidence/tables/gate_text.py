@@ -36,7 +36,7 @@ def verdict_table(verdict: Verdict) -> Table:
         *(f"{note}." for note in verdict.notes),
     ]
     columns = ["check", "verdict", "values", "change", "tolerated", "p", "n", "+/−", "catches"]
-    return Table(headline(verdict), columns, rows, marks, notes)
+    return Table(headline(verdict), columns, rows, marks, notes, spare=2)
 
 
 def _cells(outcome: Outcome) -> list[str]:

@@ -36,7 +36,8 @@ def print_tables(tables: list[Table], console: Console) -> None:
             title = f"{plain(table.title)} (continued)"
         notes = list(table.notes)
         if left_out:
-            notes.append(f"Left out at this width: {', '.join(left_out)}; --format csv has all.")
+            left = ", ".join(left_out)
+            notes.append(f"Left out at this width: {left}; a wider terminal has room.")
         for note in notes:
             console.print(Text(plain(note), style="dim"))
         console.print()

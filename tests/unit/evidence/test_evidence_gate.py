@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.config.yaml import load_typed, parse_typed
@@ -17,6 +19,7 @@ from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.stats.paired_test import CountTest, paired_test
 from gks_eval.evidence.stats.power import mcnemar_power
 from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
+from gks_eval.evidence.tables.terminal import print_tables
 from gks_eval.evidence.verdict import Check, Verdict, judge, unjudgeable
 
 
@@ -338,6 +341,18 @@ def test_the_table_shows_what_failed_first_and_why():
     assert [row[1] for row in table.rows] == ["REGRESSION", "NOT JUDGED", "passed"]
     assert any(note.startswith("bad: worse by") for note in table.notes)
     assert headline(verdict) == "gate: REGRESSION (1 passed, 1 regression, 1 not judged)"
+
+
+def test_a_check_stands_on_one_row_in_80_columns():
+    out = io.StringIO()
+    name = "gks_bbh_logical_deduction_three_objects"
+    verdict = judge([_check(0.01, name=name, change=-0.05, gains=3, losses=20)], GatePolicy())
+    print_tables([verdict_table(verdict)], Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (line,) = (found for found in lines if "70.00" in found)
+    assert all(part in line for part in ("gks_bbh", "REGRESSION", "-5.00", "0.0100", "1000"))
+    assert "(continued)" not in out.getvalue()
 
 
 def test_the_json_reads_back():
