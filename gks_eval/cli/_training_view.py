@@ -62,11 +62,15 @@ def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
     if not estimate.faults and any(job.rows is None for job in estimate.jobs):
         console.print("?: only the data, which are not read here, can say", highlight=False)
     if (memory := estimate.memory) is not None:
-        parts = (memory.total, memory.base, memory.adapter, memory.activations)
-        total, base, adapter, activations = (f"{n / 2**30:.2f}" for n in parts)
+        parts = {
+            "program": memory.program,
+            "base": memory.base,
+            "adapter and optimiser": memory.adapter,
+            "activations": memory.activations,
+        }
+        shares = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
         console.print(
-            f"memory: about {total} GB (base {base}, adapter and optimiser {adapter},"
-            f" activations {activations})",
+            f"memory: about {memory.total / 2**30:.2f} GB at the peak ({shares})",
             highlight=False,
         )
     if few := [job.key for job in estimate.jobs if job.steps is not None and job.steps < FEW_STEPS]:

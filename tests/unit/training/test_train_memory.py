@@ -126,3 +126,27 @@ def test_memory_is_flat_from_the_second_adapter_on(
     assert max(peak) - min(peak) < 1.5 * base_mb  # a base each would be 2 of them
     # Freed blocks that the allocator keeps are several times the base.
     assert max(held) < first[0] + 2 * base_mb
+
+
+def test_a_step_on_the_meta_device_grows_with_its_tokens(tiny_base: Callable[[str], Path]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from gks_eval.config.recipe import AdapterShape
+    from gks_eval.training.footprint import step_bytes
+    from gks_eval.training.start import attach_adapter
+
+    base = str(tiny_base("phi3"))
+    outline = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, device_map="meta")
+    model = attach_adapter(outline, AdapterShape(targets=["qkv_proj", "o_proj"]), base, 0)
+    sizes = {
+        (rows, checkpointing): step_bytes(
+            model, rows, 128, checkpointing=checkpointing, device="cpu"
+        )
+        for rows in (2, 4)
+        for checkpointing in (False, True)
+    }
+    assert 1.8 < sizes[4, False] / sizes[2, False] < 2.1
+    assert sizes[2, True] < sizes[2, False]
+    # At least the two layers' gate and up projections, of 256 numbers a token, are kept.
+    assert sizes[2, False] > 2 * 256 * 4 * 2 * 128
