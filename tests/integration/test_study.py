@@ -84,3 +84,20 @@ def test_what_cannot_be_run_is_a_sentence(
     printed = capsys.readouterr()
     assert said in printed.err
     assert not printed.out
+
+
+@pytest.mark.model
+def test_the_table_of_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bundled library has starts of its own; losses, which take minutes, are left out."""
+    monkeypatch.syspath_prepend(FOLDER)
+    script = importlib.import_module("starts")
+    monkeypatch.setattr(script, "mean_loss", lambda _model, rows: float(len(rows)))
+    script.main(["smollm2-demo"])
+    base, *rows = capsys.readouterr().out.splitlines()
+    assert base == "base: loss 10.00, 30 rows"
+    left = [row.partition("left ")[2].partition(",")[0] for row in rows]
+    assert [row.split()[1] for row in rows] == ["None:", "factors:", "delta:", "orthogonal:"]
+    assert left == ["100%", "182%", "130%", "97%"]  # as docs/method.md has them
+    assert all("cosine 0.02" in row for row in rows)

@@ -1,0 +1,70 @@
+"""Print what each rule of subtraction leaves of experts, and the loss on their own held-out rows.
+
+``python docs/study/starts.py LIBRARY...``, each trained by the recipe of ``adapters/smollm2-demo``
+with ``start: own`` or ``start: shared``. Every expert runs alone, less the English general adapter.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Final, get_args
+
+from gks_eval import Setting, attach, load_library
+from gks_eval.config.setting import Rule
+from gks_eval.paths import adapters_dir
+from gks_eval.starts import StartsTally
+from gks_eval.subtract import subtract
+from gks_eval.training.base import load_base, load_tokenizer
+from gks_eval.training.held_out import mean_loss
+from gks_eval.training.job_data import load_job_data
+from gks_eval.training.plan import make_plan
+
+EXPERTS: Final = ("sentiment", "rewriting", "headline")
+LANGUAGE: Final = "en"
+
+
+def main(references: list[str]) -> None:
+    """Print a row of means over the experts for each library and rule."""
+    plan = make_plan(adapters_dir() / "smollm2-demo/recipe.yaml")
+    tokenizer = load_tokenizer(plan.recipe, plan.root)
+    model = load_base(plan.recipe, plan.root).model
+    rows = {
+        job.name: load_job_data(job, plan.root, tokenizer).held_out
+        for job in plan.jobs
+        if job.name in EXPERTS
+    }
+    losses = [mean_loss(model, rows[name]) for name in EXPERTS]
+    print(f"base: loss {_mean(losses):.2f}, {sum(map(len, rows.values()))} rows", flush=True)
+    for reference in references:
+        library = load_library(reference)
+        for rule in (None, *get_args(Rule)):
+            tally = StartsTally(EXPERTS, rule or "none")
+            for module in library.modules:
+                tasks = [library.experts[name].pairs[module] for name in EXPERTS]
+                general = [library.general[LANGUAGE].pairs[module]]
+                residuals = [subtract(task, general, rule) if rule else task for task in tasks]
+                tally(tasks, general, residuals)
+            losses = []
+            for name in EXPERTS:
+                setting = Setting(
+                    router=name, subtract=(LANGUAGE,) if rule else (), rule=rule or "factors"
+                )
+                with attach(model, library, setting):
+                    losses.append(mean_loss(model, rows[name]))
+            starts = tally.result()
+            print(
+                f"{library.name} {rule}: cosine {_mean(starts.cosine.values()):.2f}, left "
+                f"{_mean(starts.left.values()):.0%}, loss {_mean(losses):.2f} "
+                f"({', '.join(f'{loss:.2f}' for loss in losses)})",
+                flush=True,
+            )
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
