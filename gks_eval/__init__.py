@@ -8,7 +8,6 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # `typing` would weigh more than all the rest of this file
 if TYPE_CHECKING:
-    from gks_eval.config.setting import Setting
     from gks_eval.errors import (
         CompatibilityError,
         ConfigError,
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
     from gks_eval.inject import attach
     from gks_eval.library import load_library
     from gks_eval.lm import GksArrowLM
-    from gks_eval.lora import LoraPair
+    from gks_eval.method.lora import LoraPair
+    from gks_eval.method.setting import Setting
 
 __version__ = "0.1.0"
 
@@ -53,10 +53,10 @@ _HOMES = {
     "GksError": "errors",
     "HubError": "errors",
     "LibraryError": "errors",
-    "LoraPair": "lora",
+    "LoraPair": "method.lora",
     "ResourceError": "errors",
     "ResultsError": "errors",
-    "Setting": "config.setting",
+    "Setting": "method.setting",
     "UsageError": "errors",
     "attach": "inject",
     "load_library": "library",

@@ -1,7 +1,7 @@
 """How a library's adapters lie to each other: norms and angles of their updates.
 
 The numbers behind the claim that subtracting general knowledge makes experts more distinct.
-Everything is computed from the factors, see `gks_eval.lora.inner_product`: no update is ever
+Everything is computed from the factors, see `gks_eval.method.lora.inner_product`: no update is ever
 written out.
 """
 
@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import torch
 
-from gks_eval.arrow import prototypes
-from gks_eval.config.setting import Rule
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library import Library
-from gks_eval.lora import LoraPair, average_factors, inner_product, stack
+from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
+from gks_eval.method.registry import RULES
+from gks_eval.method.routers.prototypes import prototypes
 from gks_eval.starts import StartsTally
-from gks_eval.subtract import subtract
 from gks_eval.versions import versions
 
 __all__ = ["SCHEMA", "Summary", "library_geometry", "summary"]
@@ -70,7 +69,7 @@ def library_geometry(
     }
     distance: dict[str, list[float]] = {name: [] for name in experts}
     mixed: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
-    starts = {rule: StartsTally(experts, rule) for rule in rules if rule != "delta"}
+    starts = {rule: StartsTally(experts, rule) for rule in rules if RULES.get(rule).equal_factors}
     crossed = torch.zeros(size, len(library.general), dtype=torch.float64)
     general_squares = torch.zeros(len(library.general), dtype=torch.float64)
 
@@ -80,7 +79,7 @@ def library_geometry(
         subtracted = [library.general[name].pairs[module] for name in chosen]
         residuals: dict[str, list[LoraPair]] = {"none": tasks}
         for rule in rules:
-            residuals[rule] = [subtract(pair, subtracted, rule) for pair in tasks]
+            residuals[rule] = [RULES.get(rule)(pair, subtracted) for pair in tasks]
         for rule, tally in starts.items():
             tally(tasks, subtracted, residuals[rule])
         for variant, pairs in residuals.items():
@@ -136,14 +135,14 @@ def library_geometry(
     }
 
 
-def _possible_rules(library: Library, languages: Sequence[str]) -> list[Rule]:
-    possible: list[Rule] = []
-    for rule in get_args(Rule):
+def _possible_rules(library: Library, languages: Sequence[str]) -> list[str]:
+    possible: list[str] = []
+    for rule in RULES.names():
         try:
             for module in library.modules if languages else ():
                 subtracted = [library.general[name].pairs[module] for name in languages]
                 for adapter in library.experts.values():
-                    subtract(adapter.pairs[module], subtracted, rule)
+                    RULES.get(rule)(adapter.pairs[module], subtracted)
         except CompatibilityError:
             continue
         if languages:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.config.setting import Setting
 from gks_eval.errors import UsageError
 from gks_eval.fit import check_fit, routable_layers
 from gks_eval.library import Library
+from gks_eval.method.routed import RoutedWeights, build, routed_update, to_device
+from gks_eval.method.setting import Setting
 from gks_eval.quantized import compute_dtype, is_quantized, keep_portable_layout
-from gks_eval.routed import RoutedWeights, build, inner, to_device
 from gks_eval.starts import Starts, StartsTally
 from gks_eval.team import Team
 
@@ -33,7 +33,7 @@ _WARNED: set[str] = set()
 
 
 class RoutedUpdate:
-    """A forward hook of a linear layer, ``y = layer(x) + routed_delta(x)``.
+    """A forward hook of a linear layer, ``y = layer(x) + routed_update(x)``.
 
     A hook and not a module around the layer: names, parameters and saved weights of the model stay
     those of the base.
@@ -75,15 +75,15 @@ class RoutedUpdate:
         # Under autocast the products would silently run in another type than the one set here.
         with torch.autocast(x.device.type, enabled=False):
             x_TK = x.reshape(-1, x.shape[-1]).to(weights.read.dtype)
-            inner_TM, c_TE = inner(x_TK, weights)
+            into = None
+            if not torch.is_grad_enabled() and output.dtype == weights.write.dtype:
+                # The base's output is fresh: add into it rather than allocate (T, D) twice more.
+                into = output.view(-1, output.shape[-1])
+            update_TD, c_TE = routed_update(x_TK, weights, into)
             if self.observer is not None:
                 self.observer(self.name, c_TE.expand(x_TK.shape[0], -1))
-            if torch.is_grad_enabled() or output.dtype != weights.write.dtype:
-                delta = (inner_TM @ weights.write).view_as(output)
-                return output + delta.to(output.dtype)
-            # The layer's output is fresh: add into it rather than allocate (T, D) twice more.
-            output_TD = output.view(-1, output.shape[-1])
-            output_TD.addmm_(inner_TM, weights.write)
+            if into is None:
+                output = output + update_TD.view_as(output).to(output.dtype)
         return output
 
 
@@ -117,9 +117,9 @@ class Attachment:
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
         setting = self.library.check(_setting(setting))
-        by_factors = setting.uses_library and setting.subtract and setting.rule != "delta"
+        by_factors = setting.subtract and setting.rule_method()[0].equal_factors
         experts = self.library.chosen_experts(setting)
-        tally = StartsTally(experts, setting.rule) if by_factors else None
+        tally = StartsTally(experts, setting.rule) if experts and by_factors else None
         for name, update in self.layers.items():
             if not setting.uses_library:
                 update.weights = None

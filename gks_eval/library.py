@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from gks_eval.config.library import LibraryConfig
-from gks_eval.config.setting import Setting
 from gks_eval.config.yaml import load_typed
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageError, did_you_mean
 from gks_eval.hub import HubSource, fetch_adapter, fetch_library
-from gks_eval.lora import LoraPair, same_factors
+from gks_eval.method.lora import LoraPair, same_factors
+from gks_eval.method.registry import ROUTERS
+from gks_eval.method.setting import Setting
 from gks_eval.paths import adapters_dir, bundled
 from gks_eval.peft_adapter import Adapter, read_adapter
 
@@ -62,10 +63,14 @@ class Library:
         return tuple(self.general) if setting.subtract == ("avg",) else setting.subtract
 
     def chosen_experts(self, setting: Setting) -> tuple[str, ...]:
-        """Return the experts that take part: all, or the one the router names."""
-        if setting.router in ("arrow", "uniform"):
-            return tuple(self.experts)
-        return (setting.router,) if setting.uses_library else ()
+        """Return the experts that take part: all, or the one that runs alone."""
+        if not setting.uses_library:
+            return ()
+        return tuple(self.experts) if setting.expert is None else (setting.expert,)
+
+    def mixed_adapters(self, setting: Setting) -> tuple[str, ...]:
+        """Return the names of what the router mixes: the experts, or the merge made of them."""
+        return self.chosen_experts(setting) if setting.merge is None else (setting.router,)
 
     def layer(self, module: str, setting: Setting) -> tuple[list[LoraPair], list[LoraPair]]:
         """Return the experts' and the general adapters' pairs at one linear layer."""
@@ -86,11 +91,11 @@ class Library:
         """
         if not setting.uses_library:
             return setting
-        if setting.router not in ("arrow", "uniform", *self.experts):
-            known = ["arrow", "uniform", "none", *self.experts]
+        if setting.expert is not None and setting.expert not in self.experts:
+            known = [*ROUTERS.names(), "none", *self.experts]
             raise UsageError(
                 f"router={setting.router} is neither a router nor an expert of library "
-                f"{self.name}; {did_you_mean(setting.router, known)}."
+                f"{self.name}; {did_you_mean(setting.expert, known)}."
             )
         if setting.subtract == ("avg",) and not self.general:
             raise UsageError(
@@ -103,22 +108,23 @@ class Library:
                     f"subtract={language}: library {self.name} has no general adapter of that "
                     f"name; known: {known_languages}."
                 )
-        if "top_k" not in setting.model_fields_set and setting.top_k > len(self.experts):
-            setting = setting.model_copy(update={"top_k": len(self.experts)})
-        if setting.router == "arrow" and setting.top_k > len(self.experts):
-            raise UsageError(
-                f"top_k={setting.top_k} is above the {len(self.experts)} experts of library "
-                f"{self.name}; use at most that many."
-            )
+        try:
+            setting = setting.fitted(len(self.experts))
+        except UsageError as error:
+            raise UsageError(f"library {self.name}: {error}") from None
         self._check_factors(setting)
         return setting
 
     def _check_factors(self, setting: Setting) -> None:
         experts = [self.experts[name] for name in self.chosen_experts(setting)]
         general = [self.general[name] for name in self.languages(setting)]
-        if setting.combine == "factors":
+        if setting.merge is not None:
+            merge, _ = setting.merge_method()
+            if merge.equal_factors:
+                self._check_equal(experts, setting.router)
+        elif setting.combine == "factors":
             self._check_equal(experts, "combine=factors")
-        if general and setting.rule != "delta":
+        if general and setting.rule_method()[0].equal_factors:
             self._check_equal([*experts, *general], f"rule={setting.rule}")
 
     def _check_equal(self, adapters: Sequence[Adapter], why: str) -> None:

@@ -22,12 +22,13 @@ from gks_eval.base_model import (
     quantization_config,
     unloadable,
 )
-from gks_eval.config.setting import ARGUMENTS, NOT_GIVEN, NotGiven, Setting, digest
 from gks_eval.errors import UsageError
 from gks_eval.excepthook import say_errors_under_lm_eval
 from gks_eval.fit import check_fit, meta_model
 from gks_eval.inject import Attachment, attach
 from gks_eval.library import Library, load_library, read_manifest
+from gks_eval.method.registry import ROUTERS
+from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, digest, setting_arguments
 from gks_eval.packed_lm import PackedLM
 from gks_eval.quantized import keep_portable_layout, quantization_of
 from gks_eval.request_cache import stamp
@@ -44,7 +45,7 @@ DEFAULT_LIBRARY = "phi3-mini"
 # they build thousands of requests.
 CREATED = 0
 
-_OWN_ARGUMENTS = frozenset({"library", "scoring", "load_in_4bit", "load_in_8bit"}) | ARGUMENTS
+_LOADING_ARGUMENTS = frozenset({"library", "scoring", "load_in_4bit", "load_in_8bit"})
 # Arguments of HFLM that place or batch the work and leave the scores as they are.
 _PLACEMENT = frozenset(
     "batch_size max_batch_size device parallelize max_memory_per_gpu max_cpu_memory "
@@ -64,11 +65,11 @@ class GksArrowLM(PackedLM):
         subtract: ``none``, ``avg`` (of all languages the library has), or languages.
         preset: ``paper`` (rule factors, combine factors), ``peft`` (factors, outputs) or ``exact``
             (delta, outputs); arguments named beside it win.
-        rule: ``factors``, ``delta`` or ``orthogonal``, see `gks_eval.subtract`.
-        combine: ``factors`` or ``outputs``, see `gks_eval.routed`.
-        router: ``arrow``, ``uniform``, the name of one expert, or ``none`` for the base alone.
-        top_k: Experts mixed per token; 3, or as many as there are, unless it is given.
-        temperature: Divides Arrow's scores before the softmax.
+        rule: ``factors``, ``delta`` or ``orthogonal``, see `gks_eval.method.rules`.
+        combine: ``factors`` or ``outputs``, see `gks_eval.method.routed`.
+        router: A router such as ``arrow``, ``merge:NAME``, the name of one expert, or ``none`` for
+            the base alone. ``gks-eval methods`` lists rules, routers and merges with their
+            parameters, such as ``top_k``, which are arguments of the model too.
         load_in_4bit: NF4, bfloat16 computation, no double quantisation.
         load_in_8bit: LLM.int8.
         scoring: ``packed`` computes each distinct token prefix once, see `gks_eval.scoring`, and
@@ -89,22 +90,20 @@ class GksArrowLM(PackedLM):
         rule: str | NotGiven = NOT_GIVEN,
         combine: str | NotGiven = NOT_GIVEN,
         router: str | NotGiven | None = NOT_GIVEN,
-        top_k: int | NotGiven = NOT_GIVEN,
-        temperature: float | NotGiven = NOT_GIVEN,
         load_in_4bit: bool | int | str | NotGiven = NOT_GIVEN,
         load_in_8bit: bool | int | str | NotGiven = NOT_GIVEN,
         scoring: str | None = None,
         revision: str | NotGiven | None = NOT_GIVEN,
         **hf_arguments: Any,
     ) -> None:
+        own = setting_arguments()
         setting = Setting.from_arguments(
             preset=preset,
             subtract=subtract,
             rule=rule,
             combine=combine,
             router=router,
-            top_k=top_k,
-            temperature=temperature,
+            **{name: hf_arguments.pop(name) for name in own & hf_arguments.keys()},
         )
         self.choose_scoring(scoring)
         self.setting = setting
@@ -112,7 +111,8 @@ class GksArrowLM(PackedLM):
         self.attachment: Attachment | None = None
         self._extra_arguments = {k: v for k, v in hf_arguments.items() if k not in _HF_ARGUMENTS}
 
-        check_near(self._extra_arguments, _OWN_ARGUMENTS)
+        self._own_arguments = own | _LOADING_ARGUMENTS
+        check_near(self._extra_arguments, self._own_arguments)
         for name, text in (("library", library), ("revision", revision)):
             if isinstance(text, (int, float)):  # True too
                 raise UsageError(
@@ -132,6 +132,12 @@ class GksArrowLM(PackedLM):
             if hf_arguments.get("peft"):
                 raise UsageError("peft= cannot be combined with a library; use router=none.")
             self.library = load_library(named or DEFAULT_LIBRARY)
+            if setting.router in ROUTERS and setting.router in self.library.experts:
+                raise UsageError(
+                    f"router={setting.router} is a router and an expert of library "
+                    f"{self.library.name}; write router=expert:{setting.router} for the expert, or "
+                    "rename it to use the router."
+                )
             self.setting = setting = self.library.check(setting)
             manifest = self.library.config
         elif named or pretrained is None:
@@ -153,7 +159,8 @@ class GksArrowLM(PackedLM):
             hf_arguments["revision"] = self.base.revision
             hf_arguments["device"] = choose_device(hf_arguments.get("device"))
         else:
-            check_unknown(self._extra_arguments, _HF_ARGUMENTS | _OWN_ARGUMENTS, pretrained.config)
+            known = _HF_ARGUMENTS | self._own_arguments
+            check_unknown(self._extra_arguments, known, pretrained.config)
             for name, value in (
                 ("load_in_4bit", load_in_4bit),
                 ("load_in_8bit", load_in_8bit),
@@ -225,7 +232,7 @@ class GksArrowLM(PackedLM):
     def _get_config(self, pretrained: str, **how: Any) -> None:
         # The first moment at which the base's shape is known; its weights are read much later.
         super()._get_config(pretrained, **how)
-        check_unknown(self._extra_arguments, _HF_ARGUMENTS | _OWN_ARGUMENTS, self.config)
+        check_unknown(self._extra_arguments, _HF_ARGUMENTS | self._own_arguments, self.config)
         if self.base is not None:
             check_quantization(self.base, self.config)
         if self.library is None:

@@ -144,12 +144,13 @@ def routing_record(lm: GksArrowLM, label: str, tallies: dict[str, RoutingTally])
     assert library is not None
     assert lm.attachment is not None
     layers = list(lm.attachment.layers)
+    experts = list(library.mixed_adapters(lm.setting))
     return {
         "schema": SCHEMA,
         "library": library.name,
         "setting": label,
-        "top_k": lm.setting.top_k,
-        "experts": list(library.chosen_experts(lm.setting)),
+        "top_k": lm.setting.parameters.get("top_k", len(experts)),
+        "experts": experts,
         "layers": layers,
         "tasks": {name: tally.record(layers) for name, tally in tallies.items()},
         "provenance": {"content_hash": library.content_hash, **versions()},

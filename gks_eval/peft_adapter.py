@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from gks_eval.errors import LibraryError
 from gks_eval.files import read_json, sha256_of
-from gks_eval.lora import LoraPair
+from gks_eval.method.lora import LoraPair
 from gks_eval.peft_config import (
     CONFIG_FILE,
     Scaling,

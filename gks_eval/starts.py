@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gks_eval.lora import LoraPair, inner_product
+from gks_eval.method.lora import LoraPair, inner_product
 
 __all__ = ["SHARED", "Starts", "StartsTally"]
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from gks_eval.errors import GksError
-from gks_eval.lora import LoraPair
+from gks_eval.method.lora import LoraPair
 
 FAMILIES = ("phi3", "phi", "llama")
 

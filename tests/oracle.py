@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from common import dense
 
-from gks_eval.config.setting import Setting
-from gks_eval.lora import LoraPair
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.setting import Setting
 
 
 def residual_factors(
@@ -92,10 +92,14 @@ def routed(
         tie_gap = 1.0
         if setting.router == "arrow":
             scores = [float(x @ direction) for direction, _ in directions]
-            share = coefficients(scores, setting.top_k, setting.temperature)
+            share = coefficients(
+                scores, setting.parameters["top_k"], setting.parameters["temperature"]
+            )
             ordered = sorted((abs(score) for score in scores), reverse=True)
-            if setting.top_k < len(scores):
-                tie_gap = (ordered[setting.top_k - 1] - ordered[setting.top_k]) / (ordered[0] or 1)
+            if setting.parameters["top_k"] < len(scores):
+                tie_gap = (
+                    ordered[setting.parameters["top_k"] - 1] - ordered[setting.parameters["top_k"]]
+                ) / (ordered[0] or 1)
         else:
             share = [1.0 / len(experts)] * len(experts)
         if setting.combine == "outputs":

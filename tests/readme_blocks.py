@@ -7,11 +7,15 @@ an inline code span that starts with one of our programs.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
+EXTENDING = ROOT / "docs" / "extending.md"
 SHELL = ("sh", "bash", "shell")
 PROGRAMS = ("gks-eval ", "lm_eval ", "torchrun ")
 
@@ -101,3 +105,20 @@ def without_comment(line: str) -> str:
 
 def _name(path: Path) -> str:
     return path.resolve().relative_to(ROOT).as_posix()
+
+
+def extending_blocks() -> list[str]:
+    """Return the Python of docs/extending.md, in its order."""
+    found = fences(EXTENDING)
+    return ["\n".join(lines) + "\n" for language, _, lines in found if language == "python"]
+
+
+def run_extending_blocks() -> dict[str, Any]:
+    """Run that Python as one module, and return its names; its router is registered by it."""
+    module = ModuleType("my_methods")
+    sys.modules[module.__name__] = module
+    try:
+        exec("\n".join(extending_blocks()), module.__dict__)
+    finally:
+        del sys.modules[module.__name__]
+    return module.__dict__

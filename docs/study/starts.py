@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Final, get_args
+from typing import Final
 
 from gks_eval import Setting, attach, load_library
-from gks_eval.config.setting import Rule
+from gks_eval.method.registry import RULES
 from gks_eval.paths import adapters_dir
 from gks_eval.starts import StartsTally
-from gks_eval.subtract import subtract
 from gks_eval.training.base import load_base, load_tokenizer
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
@@ -38,12 +37,12 @@ def main(references: list[str]) -> None:
     print(f"base: loss {_mean(losses):.2f}, {sum(map(len, rows.values()))} rows", flush=True)
     for reference in references:
         library = load_library(reference)
-        for rule in (None, *get_args(Rule)):
+        for rule in (None, *RULES.names()):
             tally = StartsTally(EXPERTS, rule or "none")
             for module in library.modules:
                 tasks = [library.experts[name].pairs[module] for name in EXPERTS]
                 general = [library.general[LANGUAGE].pairs[module]]
-                residuals = [subtract(task, general, rule) if rule else task for task in tasks]
+                residuals = [RULES.get(rule)(task, general) if rule else task for task in tasks]
                 tally(tasks, general, residuals)
             losses = []
             for name in EXPERTS:

@@ -22,7 +22,7 @@ from gks_eval.bench.random_library import random_library
 from gks_eval.bench.record import LayerRow
 from gks_eval.bench.sizes import Sizes
 from gks_eval.bench.timing import Call, interleave, ratio, synchroniser
-from gks_eval.routed import RoutedWeights, build, routed_delta, wide_product
+from gks_eval.method.routed import RoutedWeights, build, routed_update, wide_product
 
 __all__ = ["Contestants", "OneLinear", "contestants", "layer_rows"]
 
@@ -59,11 +59,11 @@ class Contestants:
         x_1TK = x_TK.unsqueeze(0)
         calls: dict[str, Call] = {
             "base": lambda: self.linear(x_TK),
-            "routed": lambda: routed_delta(x_TK, self.weights),
+            "routed": lambda: routed_update(x_TK, self.weights)[0],
             "peft": lambda: arrow_delta(self.peft, x_1TK)[0],
         }
-        prototypes_EK = self.weights.prototypes
-        if prototypes_EK is not None:  # 16-bit layers: see `gks_eval.routed.inner`
+        prototypes_EK = self.weights.directions
+        if prototypes_EK is not None:  # 16-bit layers: see `gks_eval.method.routed`
             calls["prototypes"] = lambda: wide_product(x_TK, prototypes_EK)
         return calls
 
@@ -151,7 +151,7 @@ def _row(
     seconds = interleave(
         calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
     )
-    ours, theirs = routed_delta(x_TK, layer.weights), arrow_delta(layer.peft, x_TK[None])[0]
+    ours, theirs = routed_update(x_TK, layer.weights)[0], arrow_delta(layer.peft, x_TK[None])[0]
     difference, largest = (ours.float() - theirs.float()).abs().max(), theirs.abs().max()
     del ours, theirs
     return LayerRow(

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.arrow import prototypes
-from gks_eval.config.setting import Setting
 from gks_eval.library import Library
-from gks_eval.subtract import subtract
+from gks_eval.method.setting import Setting
 
 __all__ = ["ROUTER", "arrow_delta", "arrow_layers", "peft_arrow", "peft_setting", "twin"]
 
@@ -27,8 +25,8 @@ ROUTER = "arrow_router"
 
 def peft_setting(library: Library, top_k: int = 3) -> Setting:
     """Return what PEFT's Arrow computes, as a setting: rule factors, combine outputs, the mean."""
-    return Setting(
-        subtract=("avg",) if library.general else (),
+    return Setting.from_arguments(
+        subtract="avg" if library.general else "none",
         rule="factors",
         combine="outputs",
         top_k=min(top_k, len(library.experts)),
@@ -64,8 +62,8 @@ def peft_arrow(model: nn.Module, library: Library, setting: Setting) -> Any:
         task_specific_adapter_paths=[str(one.folder) for one in library.experts.values()],
         general_adapter_paths=general or None,
         arrow_config=ArrowConfig(
-            top_k=setting.top_k,
-            router_temperature=setting.temperature,
+            top_k=setting.parameters["top_k"],
+            router_temperature=setting.parameters["temperature"],
             use_gks=bool(general),
             rng_seed=0,
         ),
@@ -75,13 +73,17 @@ def peft_arrow(model: nn.Module, library: Library, setting: Setting) -> Any:
     assert set(layers) == set(library.modules), "PEFT and we adapt the same layers"
     for name, layer in layers.items():
         pairs, subtracted = library.layer(name, setting)
-        residuals = [subtract(pair, subtracted, setting.rule) for pair in pairs]
+        rule, parameters = setting.rule_method()
+        residuals = [rule(pair, subtracted, parameters) for pair in pairs]
         for factors in (layer.lora_A, layer.lora_B):
             factors.to(layer.base_layer.weight.device, _adapter_dtype(layer))
         weight = layer.lora_A["task_0"].weight
         arrow = layer.lora_arrow[ROUTER]
         arrow.gen_know_sub(layer.lora_A, layer.lora_B)  # in place, or else at the first forward
-        found = prototypes(residuals).to(weight.device, weight.dtype)
+        router, parameters = setting.router_method()
+        directions = router(residuals, parameters).directions
+        assert directions is not None, "PEFT's Arrow has prototypes"
+        found = directions.to(weight.device, weight.dtype)
         arrow.register_buffer("prototypes", found, persistent=False)
         arrow._protos_ready = True
     return built

@@ -13,7 +13,6 @@ from gks_eval.paths import bundled, tasks_dir
 
 __all__ = ["joined_bash_words", "libraries", "recipes", "settings", "task", "tasks"]
 
-_SETTINGS: Final = ("base", "arrow", "uniform", "gks:avg")
 _NAME: Final = re.compile(r"^(?:task|group|tag): *['\"]?([\w-]+)", re.MULTILINE)
 
 
@@ -73,7 +72,10 @@ def tasks(incomplete: str) -> list[str]:
 
 def settings(incomplete: str) -> list[str]:
     """Return a comma-separated list with its last setting completed."""
-    return _last_of_list(_SETTINGS, incomplete)
+    from gks_eval.method.registry import MERGES, ROUTERS
+
+    merges = (f"merge:{name}" for name in MERGES.names())
+    return _last_of_list(["base", "gks:avg", *ROUTERS.names(), *merges], incomplete)
 
 
 def _task_names() -> set[str]:

@@ -33,9 +33,10 @@ def _grid(
     settings: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: base, arrow, gks:en+de, gks:avg, uniform, expert:NAME; "
-            "arguments of the model after ';', as in 'gks:avg;rule=delta;top_k=5'; a short name "
-            "before '=', as in 'delta=gks:avg;rule=delta'.",
+            help="Comma-separated: base, gks:en+de, gks:avg, expert:NAME, merge:NAME, or a router "
+            "such as arrow; arguments of the model after ';', as in 'gks:avg;rule=delta;top_k=5'; "
+            "a short name before '=', as in 'delta=gks:avg;rule=delta'. `gks-eval methods` lists "
+            "routers, merges and arguments.",
             autocompletion=_complete.settings,
         ),
     ],
@@ -159,7 +160,7 @@ def _model_arguments(text: str) -> dict[str, Any]:
         return {}
     from lm_eval.utils import simple_parse_args_string
 
-    from gks_eval.config.setting import ARGUMENTS
+    from gks_eval.method.setting import setting_arguments
 
     try:
         arguments: dict[str, Any] = simple_parse_args_string(text)
@@ -169,7 +170,7 @@ def _model_arguments(text: str) -> dict[str, Any]:
         if value == "" or name == "self":
             # Without the text itself, which may hold a token.
             raise UsageError("--model-args is not written name=value,name=value.") from None
-        if name in ARGUMENTS:
+        if name in setting_arguments():
             raise UsageError(
                 f"--model-args: {name} belongs to a setting; write 'gks:avg;{name}=...'."
             )

@@ -52,11 +52,11 @@ def _show(
     if output is not None:
         check_output(output)
     with working("reading the library"):
-        from gks_eval.config.setting import Combine
         from gks_eval.files import write_text
         from gks_eval.geometry import library_geometry, summary
         from gks_eval.grid.table import print_whole
         from gks_eval.library import load_library
+        from gks_eval.method.setting import Combine
         from gks_eval.starts import Starts
 
         loaded = load_library(library)

@@ -29,6 +29,7 @@ FAMILIES = (
     "tasks",
     "grid",
     "library",
+    "methods",
     "routes",
     "compare",
     "gate",

@@ -74,7 +74,7 @@ def _routes(
     content = None if text is None else _read(text)
     from gks_eval.cli._bar import working
     from gks_eval.cli._lm_eval import lm_eval_told
-    from gks_eval.config.setting import Setting
+    from gks_eval.method.setting import Setting
 
     parsed, others = Setting.parse(setting)
     if others:
@@ -120,7 +120,7 @@ def _show_text(lm: GksArrowLM, content: str) -> None:
 
     assert lm.library is not None
     tokens, c_TE = observe_text(lm, content)
-    experts = lm.library.chosen_experts(lm.setting)
+    experts = lm.library.mixed_adapters(lm.setting)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = "Mean coefficient over all routed layers; the largest of a token in bold."
     table.add_column("token")

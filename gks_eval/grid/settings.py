@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from gks_eval.config.setting import ARGUMENTS, Setting, digest
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.grid.short_names import split_name
+from gks_eval.method.setting import Setting, digest, setting_arguments
 
 __all__ = ["Cell", "Grid", "parse_settings"]
 
@@ -68,11 +68,11 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
     """
     cells: list[Cell] = []
     for written in texts:
-        name, text = split_name(written, {*ARGUMENTS, *_SWAPPABLE})
+        name, text = split_name(written, {*setting_arguments(), *_SWAPPABLE})
         setting, others = Setting.parse(text)
         for given in others:
             if given not in _SWAPPABLE:
-                known = {*_SWAPPABLE, *Setting.model_fields, "preset"}
+                known = {*_SWAPPABLE, *setting_arguments()}
                 kind = text.partition(";")[0].strip()  # the rest may hold a token
                 raise UsageError(
                     f"setting '{kind};{given}=...': {given} cannot change on a loaded base "

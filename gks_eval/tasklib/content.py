@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gks_eval.config.setting import digest
+from gks_eval.method.setting import digest
 
 __all__ = ["code_digest", "group_content", "task_content"]
 

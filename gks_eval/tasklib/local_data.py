@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gks_eval.config.setting import digest
 from gks_eval.errors import UsageError
 from gks_eval.files import sha256_of
+from gks_eval.method.setting import digest
 
 __all__ = ["DATA_ROOT", "content_key", "data_root", "local_data"]
 

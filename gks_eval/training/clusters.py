@@ -19,7 +19,7 @@ import torch
 
 from gks_eval.errors import CompatibilityError, UsageError, did_you_mean
 from gks_eval.files import replaced_file
-from gks_eval.lora import LoraPair
+from gks_eval.method.lora import LoraPair
 
 if TYPE_CHECKING:
     import numpy

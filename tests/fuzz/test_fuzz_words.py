@@ -9,11 +9,11 @@ import pytest
 from fuzzing import ODD, holds
 from hypothesis import strategies as st
 
-from gks_eval.config.setting import ARGUMENTS, Setting
 from gks_eval.errors import HubError
 from gks_eval.grid import parse_settings
 from gks_eval.hub import HubSource
 from gks_eval.library import read_manifest
+from gks_eval.method.setting import Setting, setting_arguments
 
 WORDS = (
     "base arrow gks uniform expert none avg en de+fr en+en + : ; = ;; top_k temperature rule "
@@ -56,14 +56,14 @@ def test_model_arguments() -> None:
 
     def parse(arguments: dict[str, Any]) -> None:
         setting = Setting.from_arguments(**arguments)
-        assert setting.top_k >= 1
-        assert 0 < setting.temperature < float("inf")
+        assert setting.parameters.get("top_k", 1) >= 1
+        assert 0 < setting.parameters.get("temperature", 1.0) < float("inf")
         assert len(setting.digest()) == 16
 
     some = st.fixed_dictionaries(
         {}, optional={name: st.just(value) | odd for name, value in sound.items()}
     )
-    assert set(sound) == ARGUMENTS
+    assert set(sound) == setting_arguments()
     holds("model arguments", some, parse)
 
 

@@ -16,9 +16,9 @@ from common import random_pair, relative_error
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from gks_eval.config.setting import Setting
-from gks_eval.lora import LoraPair
-from gks_eval.routed import build, inner, routed_delta
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.routed import build, routed_update
+from gks_eval.method.setting import Setting
 
 EVERY = [
     pytest.param(combine, rule, router, general, id=f"{combine}-{rule}-{router}-{general}")
@@ -91,8 +91,8 @@ def test_float32(combine: str, rule: str, router: str, general: int, seed: int) 
     case = draw(seed, combine, rule, router, general)
     expected, clear = expected_where_defined(case, case.x)
     weights = build(case.experts, case.general, case.setting, dtype=torch.float32)
-    found = routed_delta(case.x, weights)
-    shares = inner(case.x, weights)[1].expand(len(case.x), -1)
+    found = routed_update(case.x, weights)[0]
+    shares = routed_update(case.x, weights)[1].expand(len(case.x), -1)
     assert found.dtype == torch.float32
     assert relative_error(found[clear], expected.update[clear]) < 1e-5
     assert relative_error(shares[clear], expected.shares[clear]) < 1e-5
@@ -107,8 +107,8 @@ def test_bfloat16(combine: str, rule: str, router: str, general: int, seed: int)
     x = case.x.bfloat16()
     expected, clear = expected_where_defined(case, x)
     weights = build(case.experts, case.general, case.setting, dtype=torch.bfloat16)
-    found = routed_delta(x, weights)
-    shares = inner(x, weights)[1].expand(len(x), -1)
+    found = routed_update(x, weights)[0]
+    shares = routed_update(x, weights)[1].expand(len(x), -1)
     assert found.dtype == torch.bfloat16
     assert shares.dtype == torch.float32
     # Routing is float32 whatever the layer's type is.
@@ -130,4 +130,4 @@ def test_one_extra_adapter_does_what_a_residual_an_expert_would(router: str, see
     assert weights.write.shape[0] == ranks
     assert weights.owner.shape[0] == sum(pair.rank for pair in case.experts)
     # `oracle.routed` mixes full residual matrices dW_e - dW_g, one an expert.
-    assert relative_error(routed_delta(case.x, weights)[clear], expected.update[clear]) < 1e-5
+    assert relative_error(routed_update(case.x, weights)[0][clear], expected.update[clear]) < 1e-5

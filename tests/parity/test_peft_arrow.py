@@ -13,10 +13,10 @@ import pytest
 import torch
 from common import load_tiny, relative_error
 
-from gks_eval.config.setting import Setting
 from gks_eval.inject import attach
 from gks_eval.library import Library, load_library
-from gks_eval.routed import build, routed_delta
+from gks_eval.method.routed import build, routed_update
+from gks_eval.method.setting import Setting
 
 FAMILIES = ("phi3", "llama")
 GENERAL = {"none": (), "en": ("en",), "avg": ("en", "de", "fr")}
@@ -49,7 +49,7 @@ def hand_over_prototypes(library: Library, setting: Setting, model: Any) -> None
         experts, general = library.layer(name, setting)
         weights = build(experts, general, setting, dtype=torch.bfloat16)  # not fused into `read`
         arrow = layer.lora_arrow["arrow_router"]
-        arrow.register_buffer("prototypes", weights.prototypes, persistent=False)
+        arrow.register_buffer("prototypes", weights.directions, persistent=False)
         arrow._protos_ready = True
 
 
@@ -80,7 +80,7 @@ def test_layers(
     for name, layer in layers.items():
         experts, subtracted = library.layer(name, setting)
         x = torch.randn(2, 17, layer.in_features)
-        ours = routed_delta(x.flatten(0, 1), build(experts, subtracted, setting, dtype=x.dtype))
+        ours = routed_update(x.flatten(0, 1), build(experts, subtracted, setting, dtype=x.dtype))[0]
         with torch.no_grad():
             theirs = layer(x) - layer.base_layer(x)
         # PEFT's update is seen through a float32 sum with the base's output: 1e-5 of the larger.
@@ -130,7 +130,7 @@ def test_prototypes_of_power_iteration_converge_to_ours(
         model(torch.tensor([[5, 6, 7]]))  # PEFT subtracts, then builds prototypes, at first use
     for name, layer in arrow_layers(model).items():
         experts, general = library.layer(name, setting)
-        ours = build(experts, general, setting, dtype=torch.bfloat16).prototypes
+        ours = build(experts, general, setting, dtype=torch.bfloat16).directions
         assert ours is not None
         arrow = layer.lora_arrow["arrow_router"]
         for e, expert in enumerate(arrow.task_adapter_names):

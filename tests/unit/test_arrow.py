@@ -9,9 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import coefficients, top_direction
 
-from gks_eval.arrow import arrow_coefficients, prototype, prototypes
-from gks_eval.lora import LoraPair, stack
-from gks_eval.subtract import RULES, subtract
+from gks_eval.method.declaration import Tokens
+from gks_eval.method.lora import LoraPair, stack
+from gks_eval.method.registry import RULES
+from gks_eval.method.routers.arrow import LayerArrow
+from gks_eval.method.routers.prototypes import prototype, prototypes
+
+
+def arrow_coefficients(
+    scores: torch.Tensor, top_k: int, temperature: float = 1.0, dead: torch.Tensor | None = None
+) -> torch.Tensor:
+    nothing = torch.empty(len(scores), 0)
+    return LayerArrow(top_k, temperature, dead).coefficients(Tokens(nothing, scores, nothing))
 
 
 def with_spectrum(values: list[float], width_in: int, width_out: int, seed: int) -> LoraPair:
@@ -55,7 +64,7 @@ def test_prototype_is_the_top_right_singular_vector(
 def test_prototype_of_a_stack_that_out_ranks_the_layer(width_out: int) -> None:
     # The exact residual of three general adapters has rank 16, in a layer of width 10.
     pairs = [random_pair(4, 10, width_out, seed=n) for n in range(4)]
-    residual = subtract(pairs[0], pairs[1:], "delta")
+    residual = RULES.get("delta")(pairs[0], pairs[1:])
     assert residual.rank > 10
     expected, gap = top_direction(dense(residual))
     assert gap > 0.02
@@ -71,13 +80,13 @@ def test_scaling_and_balance_of_the_factors_do_not_matter() -> None:
     torch.testing.assert_close(prototype(stacked), prototype(pair), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES.names())
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("width_in", [10, 300])
 def test_a_zero_residual_has_the_prototype_zero(rule: str, count: int, width_in: int) -> None:
     task = random_pair(seed=5, width_in=width_in)
     general = [LoraPair(task.A.clone(), task.B.clone(), task.scaling) for _ in range(count)]
-    assert not prototype(subtract(task, general, rule)).any()
+    assert not prototype(RULES.get(rule)(task, general)).any()
 
 
 def test_an_untrained_adapter_has_the_prototype_zero() -> None:
@@ -109,7 +118,7 @@ def test_a_small_but_real_residual_has_a_prototype() -> None:
     task = random_pair(seed=7)
     nudged = LoraPair(task.A, task.B + 1e-3 * random_pair(seed=8).B, task.scaling)
     expected, _ = top_direction(dense(task) - dense(nudged))
-    found = prototype(subtract(task, [nudged], "delta")).double()
+    found = prototype(RULES.get("delta")(task, [nudged])).double()
     assert abs(float(found @ expected)) == pytest.approx(1.0, abs=1e-5)
 
 

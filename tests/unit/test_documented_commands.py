@@ -19,7 +19,17 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from readme_blocks import ROOT, Command, block_commands, fences, inline_commands
+from readme_blocks import (
+    EXTENDING,
+    ROOT,
+    Command,
+    block_commands,
+    fences,
+    inline_commands,
+    run_extending_blocks,
+)
+
+from gks_eval.method.registry import ROUTERS
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -139,13 +149,14 @@ def check_lm_eval(rest: list[str], command: Command, known_tasks: set[str]) -> N
     if getattr(parsed, "model_args", None):
         from lm_eval.models.huggingface import HFLM
 
-        from gks_eval.config.setting import Setting
         from gks_eval.lm import GksArrowLM
+        from gks_eval.method.setting import Setting, setting_arguments
 
         named = dict(parsed.model_args)
         ours = set(inspect.signature(GksArrowLM.__init__).parameters)
-        assert set(named) <= ours | set(inspect.signature(HFLM.__init__).parameters), command.where
-        known = inspect.signature(Setting.from_arguments).parameters
+        ours |= set(inspect.signature(HFLM.__init__).parameters)
+        known = setting_arguments()
+        assert set(named) <= ours | known, command.where
         Setting.from_arguments(**{key: value for key, value in named.items() if key in known})
 
 
@@ -181,7 +192,12 @@ def test_there_are_commands_in_every_kind_of_place() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.where)
-def test_a_command_can_be_parsed(command: Command, app: Any, known_tasks: set[str]) -> None:
+def test_a_command_can_be_parsed(
+    command: Command, app: Any, known_tasks: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command.file == EXTENDING.relative_to(ROOT).as_posix():
+        monkeypatch.setattr(ROUTERS, "_added", {})
+        run_extending_blocks()
     check(shlex.split(command.text), command, app, known_tasks)
 
 

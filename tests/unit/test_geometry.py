@@ -14,7 +14,7 @@ from gks_eval.errors import UsageError
 from gks_eval.evidence.observed import LibraryGeometry
 from gks_eval.geometry import library_geometry, summary
 from gks_eval.library import Library, load_library
-from gks_eval.lora import LoraPair, average_factors, inner_product
+from gks_eval.method.lora import LoraPair, average_factors, inner_product
 
 LibraryOf = Callable[..., Path]
 

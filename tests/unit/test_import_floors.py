@@ -25,15 +25,15 @@ FLOORS: dict[int, frozenset[str]] = {
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
         {
-            "arrow", "hardware", "lora", "prefix_tree", "progress", "quantized", "starts",
-            "subtract", "unscorable", "whole_text",
+            "hardware", "method", "prefix_tree", "progress", "quantized", "starts", "unscorable",
+            "whole_text",
         }
     ),
     # adapters on disk, models in memory, tasks on lm-eval's side
     2: frozenset(
         {
             "base_copies", "base_model", "embedded", "fit", "hub", "inject", "library",
-            "peft_adapter", "peft_config", "request_cache", "routed", "scoring", "tasklib",
+            "peft_adapter", "peft_config", "request_cache", "scoring", "tasklib", "testing",
         }
     ),
     # what people come for; two wings

@@ -12,11 +12,11 @@ import torch
 from common import FAMILIES, TARGETS, assert_sentence, load_tiny, relative_error, save_library
 from torch import nn
 
-from gks_eval.config.setting import Setting
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.inject import Attachment, RoutedUpdate, attach
 from gks_eval.library import Library, load_library
-from gks_eval.routed import build, routed_delta
+from gks_eval.method.routed import build, routed_update
+from gks_eval.method.setting import Setting
 
 PAPER = Setting()
 EXACT = Setting(rule="delta", combine="outputs", subtract=("en", "de"), top_k=2)
@@ -206,7 +206,7 @@ def test_one_layer_with_and_without_gradients(
         tolerance = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
         assert relative_error(recording.detach(), without) < tolerance
         if (weights := hooks(layer)[0].weights) is not None:
-            update = routed_delta(x.flatten(0, 1), weights).view_as(base)
+            update = routed_update(x.flatten(0, 1), weights)[0].view_as(base)
             assert relative_error(without, base.double() + update.double()) < tolerance
         # Neither the input nor anything of the layer is written to.
         with torch.no_grad():
@@ -221,9 +221,8 @@ def test_any_leading_shape(shape: tuple[int, ...], model: Any, library: Library)
         x = torch.randn(shape)
         found = layer(x)
         assert found.shape == shape
-        expected = layer.forward(x).reshape(-1, 64) + routed_delta(
-            x.reshape(-1, 64), hooks(layer)[0].weights
-        )
+        update = routed_update(x.reshape(-1, 64), hooks(layer)[0].weights)[0]
+        expected = layer.forward(x).reshape(-1, 64) + update
         torch.testing.assert_close(found.reshape(-1, 64), expected)
 
 
@@ -248,7 +247,7 @@ def test_autocast_leaves_the_routed_part_in_its_own_type(model: Any, library: Li
     with attach(model, library, PAPER), torch.no_grad():
         layer = model.model.layers[0].self_attn.qkv_proj
         x = torch.randn(1, 9, 64)
-        update = routed_delta(x[0], hooks(layer)[0].weights)
+        update = routed_update(x[0], hooks(layer)[0].weights)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             base, found = layer.forward(x), layer(x)
             whole = model(TOKENS).logits
@@ -275,7 +274,7 @@ def test_the_observer_sees_shares_and_changes_nothing(
             assert c_TE.shape == (TOKENS.numel(), 4)
             assert c_TE.dtype == torch.float32
             torch.testing.assert_close(c_TE.sum(1), torch.ones(TOKENS.numel()))
-            assert ((c_TE > 0).sum(1) == setting.top_k).all()
+            assert ((c_TE > 0).sum(1) == setting.parameters["top_k"]).all()
         attachment.apply(Setting(router="uniform", subtract=()))
         seen.clear()
         logits(model)
@@ -333,7 +332,9 @@ def test_quantised_layers(
             assert update.weights is not None
             assert update.weights.read.dtype == dtype
             x = torch.randn(1, 12, 64).to(dtype)
-            delta = routed_delta(x[0], build(*library.layer(name, setting), setting, dtype=dtype))
+            delta = routed_update(x[0], build(*library.layer(name, setting), setting, dtype=dtype))[
+                0
+            ]
             tolerance = 1e-5 if dtype == torch.float32 else 2**-7
             expected = update.layer.forward(x)[0].double() + delta.double()
             assert relative_error(update.layer(x)[0], expected) < tolerance

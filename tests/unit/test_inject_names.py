@@ -18,10 +18,10 @@ from common import FAMILIES, TARGETS, load_tiny, relative_error, save_library, s
 from safetensors import safe_open
 from torch import nn
 
-from gks_eval.config.setting import Setting
 from gks_eval.errors import UsageError
 from gks_eval.inject import attach
 from gks_eval.library import Library, load_library
+from gks_eval.method.setting import Setting
 from gks_eval.quantized import keep_portable_layout
 from gks_eval.scoring.head import Head
 

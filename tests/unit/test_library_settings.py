@@ -11,9 +11,9 @@ import pytest
 import yaml
 from common import assert_sentence, save_library
 
-from gks_eval.config.setting import Setting
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library import MANIFEST, load_library
+from gks_eval.method.setting import Setting
 
 
 def test_layers_for_a_setting(tiny_library: Callable[..., Path]) -> None:

@@ -13,11 +13,11 @@ from common import assert_sentence, requests
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 
-from gks_eval.config.setting import Setting
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.inject import attach
 from gks_eval.library import load_library
 from gks_eval.lm import GksArrowLM
+from gks_eval.method.setting import Setting
 
 Base = Callable[[str], Path]
 LibraryOf = Callable[..., Path]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from common import assert_sentence
 
-from gks_eval.config.setting import Setting
 from gks_eval.errors import UsageError
 from gks_eval.evidence.observed import RoutingShares
 from gks_eval.lm import GksArrowLM
+from gks_eval.method.setting import Setting
 from gks_eval.observe import RoutingTally, observe_requests, observe_text, routing_record
 
 ITEMS = [

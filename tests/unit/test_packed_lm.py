@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from gks_eval.config.setting import Setting
 from gks_eval.lm import GksArrowLM
+from gks_eval.method.setting import Setting
 
 Base = Callable[[str], Path]
 LibraryOf = Callable[..., Path]

@@ -11,10 +11,11 @@ import torch
 from common import dense, random_pair, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gks_eval.config.setting import Setting
 from gks_eval.errors import CompatibilityError
-from gks_eval.lora import LoraPair
-from gks_eval.routed import FixedRouter, build, inner, routed_delta, to_device
+from gks_eval.method.declaration import Tokens
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.routed import build, routed_update, to_device
+from gks_eval.method.setting import Setting
 
 SETTINGS = {
     "outputs": Setting(rule="delta", combine="outputs", top_k=2),
@@ -39,12 +40,12 @@ def general(count: int = 2, **shape: Any) -> list[LoraPair]:
 def test_any_number_of_tokens(setting: Setting, dtype: torch.dtype, tokens: int) -> None:
     weights = build(experts(), general(), setting, dtype=dtype)
     x = torch.randn(tokens, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found = routed_delta(x, weights)
+    found = routed_update(x, weights)[0]
     assert found.shape == (tokens, 24)
     assert found.dtype == dtype
     # A token's update does not depend on its neighbours.
     for t in range(0, tokens, 97):
-        alone = routed_delta(x[t : t + 1], weights)[0]
+        alone = routed_update(x[t : t + 1], weights)[0][0]
         tolerance = {"rtol": 2**-7, "atol": 2**-7} if dtype == torch.bfloat16 else {}
         torch.testing.assert_close(found[t], alone, **tolerance)
 
@@ -75,7 +76,7 @@ def test_nothing_of_size_tokens_by_experts_by_outputs(
     weights = build(experts(count, **shape), general(**shape), setting, dtype=dtype)
     x = torch.randn(tokens, width_in).to(dtype)
     with torch.set_grad_enabled(grad), LargestTensor() as largest:
-        routed_delta(x, weights)
+        routed_update(x, weights)[0]
     assert largest.numel >= tokens * width_out  # the result itself: the recorder sees
     assert largest.numel <= max(tokens * width_out, weights.write.numel(), weights.read.numel())
     assert largest.numel < tokens * count * width_out / 4
@@ -90,8 +91,8 @@ def differentiable(
     shares_TE = torch.full((len(x_TK), len(pairs)), 1.0 / len(pairs), dtype=torch.float64)
     if setting.router == "arrow":
         directions = torch.stack([oracle.top_direction(update)[0] for update in residuals])
-        scores_TE = (x_TK @ directions.T).abs() / setting.temperature
-        kept = scores_TE.topk(setting.top_k).values[:, -1:]
+        scores_TE = (x_TK @ directions.T).abs() / setting.parameters["temperature"]
+        kept = scores_TE.topk(setting.parameters["top_k"]).values[:, -1:]
         shares_TE = scores_TE.masked_fill(scores_TE < kept, float("-inf")).softmax(dim=1)
     if setting.combine == "outputs":
         return torch.einsum("te,edk,tk->td", shares_TE, torch.stack(residuals), x_TK)
@@ -114,7 +115,7 @@ def test_gradients_are_those_of_the_formula(setting: Setting) -> None:
     x = torch.randn(5, 16, generator=generator)
     output = torch.randn(5, 24, generator=generator)
     found = x.clone().requires_grad_()
-    (routed_delta(found, weights) * output).sum().backward()
+    (routed_update(found, weights)[0] * output).sum().backward()
     expected = x.double().requires_grad_()
     (differentiable(expected, pairs, subtracted, setting) * output).sum().backward()
     assert found.grad is not None
@@ -127,8 +128,8 @@ def test_recording_gradients_changes_no_number(setting: Setting) -> None:
     weights = build(experts(), general(), setting, dtype=torch.float32)
     x = torch.randn(7, 16)
     with torch.no_grad():
-        without = routed_delta(x, weights)
-    assert torch.equal(routed_delta(x.clone().requires_grad_(), weights).detach(), without)
+        without = routed_update(x, weights)[0]
+    assert torch.equal(routed_update(x.clone().requires_grad_(), weights)[0].detach(), without)
 
 
 def test_building_and_running_write_to_nothing() -> None:
@@ -140,8 +141,8 @@ def test_building_and_running_write_to_nothing() -> None:
         x = torch.randn(3, 16)
         copy = x.clone()
         with torch.no_grad():
-            first = routed_delta(x, weights)
-            assert torch.equal(first, routed_delta(x, weights))
+            first = routed_update(x, weights)[0]
+            assert torch.equal(first, routed_update(x, weights)[0])
         assert torch.equal(x, copy)
         assert torch.equal(weights.read, held[0])
         assert torch.equal(weights.write, held[1])
@@ -156,7 +157,7 @@ def test_adapters_of_another_dtype(rule: str, dtype: torch.dtype) -> None:
     setting = Setting(rule=rule, combine="outputs", top_k=2)
     pairs, subtracted = [p.to(dtype) for p in experts()], [p.to(dtype) for p in general()]
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
-    found = routed_delta(x, build(pairs, subtracted, setting, dtype=torch.float32))
+    found = routed_update(x, build(pairs, subtracted, setting, dtype=torch.float32))[0]
     expected = oracle.routed(x, pairs, subtracted, setting)
     assert (expected.tie_gap > 1e-4).all()
     assert relative_error(found, expected.update) < 1e-5
@@ -170,7 +171,7 @@ def test_a_dead_expert_is_chosen_last() -> None:
         for top_k, dead_share in ((3, 0.0), (4, None)):
             setting = Setting(rule=rule, combine="outputs", top_k=top_k, subtract=("en",))
             weights = build(pairs, [twin], setting, dtype=torch.float32)
-            shares = inner(x, weights)[1]
+            shares = routed_update(x, weights)[1]
             torch.testing.assert_close(shares.sum(1), torch.ones(20))
             assert (shares[:, 1] == 0).all() if dead_share == 0.0 else (shares[:, 1] > 0).all()
 
@@ -196,9 +197,8 @@ def test_unequal_experts_where_the_formula_needs_equal_ones(
 class ByFirstInput:
     """A router of one's own: expert 0 for tokens of positive score with it, else expert 1."""
 
-    needs_scores = True
-
-    def coefficients(self, scores_TE: torch.Tensor) -> torch.Tensor:
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+        scores_TE = tokens.scores
         first = (scores_TE[:, 0] > 0).float()
         rest = torch.zeros(len(scores_TE), scores_TE.shape[1] - 2)
         return torch.cat([first[:, None], 1 - first[:, None], rest], dim=1)
@@ -209,10 +209,8 @@ class Ramp:
     """A router that reads no scores: shares grow with the expert's number."""
 
     experts: int
-    needs_scores = False
 
-    def coefficients(self, scores_TE: torch.Tensor) -> torch.Tensor:
-        assert scores_TE.shape == (0, self.experts)
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
         shares = torch.arange(1, self.experts + 1, dtype=torch.float32)
         return (shares / shares.sum()).unsqueeze(0)
 
@@ -228,7 +226,7 @@ def test_the_seam_takes_a_router_that_reads_no_scores(dtype: torch.dtype, built_
         share * dense(pair) for share, pair in zip((1 / 6, 2 / 6, 3 / 6), pairs, strict=True)
     )
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    assert relative_error(routed_delta(x, weights), x.double() @ update.T) < tolerance
+    assert relative_error(routed_update(x, weights)[0], x.double() @ update.T) < tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -237,7 +235,7 @@ def test_the_seam_takes_a_router_that_reads_scores(dtype: torch.dtype) -> None:
     setting = Setting(subtract=(), combine="outputs", top_k=1)
     weights = replace(build(pairs, [], setting, dtype=dtype), router=ByFirstInput())
     x = torch.randn(6, 16).to(dtype)
-    update, shares = routed_delta(x, weights), inner(x, weights)[1]
+    update, shares = routed_update(x, weights)
     assert set(shares.flatten().tolist()) <= {0.0, 1.0}
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for t in range(6):
@@ -257,10 +255,11 @@ def test_moving_to_a_device_keeps_everything(setting: Setting) -> None:
     weights = build(pairs, [pairs[0]], setting, dtype=torch.bfloat16)
     moved = to_device(weights, torch.device("cpu"))
     x = torch.randn(3, 16).bfloat16()
-    assert torch.equal(routed_delta(x, weights), routed_delta(x, moved))
+    assert torch.equal(routed_update(x, weights)[0], routed_update(x, moved)[0])
     meta = to_device(weights, torch.device("meta"))
-    tensors = [meta.read, meta.write, meta.owner, meta.prototypes]
-    tensors.append(meta.router.shares if isinstance(meta.router, FixedRouter) else meta.router.dead)
+    tensors = [meta.read, meta.write, meta.owner, meta.directions]
+    tensors += [value for value in vars(meta.router).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 5  # with uniform's shares, or the dead expert of Arrow
     assert all(tensor is None or tensor.device.type == "meta" for tensor in tensors)
 
 
@@ -268,20 +267,18 @@ def test_moving_to_a_device_keeps_everything(setting: Setting) -> None:
 def test_scores_of_16_bit_layers_are_the_same_in_parts(tokens: int) -> None:
     """Without gradients a CPU widens its activations a few at a time."""
     weights = build(experts(), general(), SETTINGS["outputs"], dtype=torch.bfloat16)
-    assert weights.prototypes is not None
+    assert weights.directions is not None
     x = torch.randn(tokens, 16, generator=torch.Generator().manual_seed(2)).bfloat16()
     seen: list[torch.Tensor] = []
 
     @dataclass(frozen=True)
     class Watched:
-        needs_scores = True
-
-        def coefficients(self, scores_TE: torch.Tensor) -> torch.Tensor:
-            seen.append(scores_TE)
-            return weights.router.coefficients(scores_TE)
+        def coefficients(self, tokens: Tokens) -> torch.Tensor:
+            seen.append(tokens.scores)
+            return weights.router.coefficients(tokens)
 
     with torch.no_grad():
-        inner(x, replace(weights, router=Watched()))
-    expected = x.double() @ weights.prototypes.double().T
+        routed_update(x, replace(weights, router=Watched()))
+    expected = x.double() @ weights.directions.double().T
     assert seen[0].dtype == torch.float32
     assert relative_error(seen[0], expected) < 1e-6

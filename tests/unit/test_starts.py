@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 
 from gks_eval import inject
 from gks_eval.cli.main import build_app
-from gks_eval.config.setting import Setting
 from gks_eval.errors import UsageError
 from gks_eval.grid import Grid, run_grid
 from gks_eval.grid.table import accuracy_table
 from gks_eval.inject import attach
 from gks_eval.library import Library, load_library
 from gks_eval.lm import GksArrowLM
-from gks_eval.lora import LoraPair
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.rules.factors import factors
+from gks_eval.method.setting import Setting
 from gks_eval.starts import StartsTally
-from gks_eval.subtract import subtract
 
 RULES = ("factors", "orthogonal")
 EXPERTS, GENERAL = ("alpha", "beta"), ("en", "de")
@@ -117,7 +117,7 @@ def test_one_expert_of_several_with_a_shared_start_is_enough() -> None:
     general, other = random_pair(seed=1), random_pair(seed=2)
     near = replace(random_pair(seed=3), A=general.A * 1.01)
     tally = StartsTally(["near", "far"], "factors")
-    tally([near, other], [general], [subtract(p, [general], "factors") for p in (near, other)])
+    tally([near, other], [general], [factors(p, [general]) for p in (near, other)])
     starts = tally.result()
     assert starts.shared == ["near"]
     # (B_t - B_g)(0.01 A_g), from the definition.

@@ -7,11 +7,17 @@ import torch
 from common import dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
-from gks_eval.lora import LoraPair
-from gks_eval.subtract import RULES, general_update, subtract
+from gks_eval.method.declaration import Parameters
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.registry import RULES
+from gks_eval.method.rules.delta import mean_update
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 COUNTS = (1, 2, 3)
+
+
+def subtract(task: LoraPair, general: list[LoraPair], rule: str) -> LoraPair:
+    return RULES.get(rule)(task, general)
 
 
 def pairs(count: int, seed: int = 10, **shape) -> list[LoraPair]:
@@ -130,14 +136,14 @@ def test_what_agrees_is_zero_and_the_rest_is_kept_however_weak() -> None:
         assert relative_error(residual.B[:, n], expected_B[:, n]) < 1e-5
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES.names())
 def test_zero_general_adapter_changes_no_update(rule: str) -> None:
     task = pairs(1)[0]
     zero = LoraPair(torch.zeros_like(task.A), torch.zeros_like(task.B), task.scaling)
     torch.testing.assert_close(subtract(task, [zero], rule).delta(), dense(task), **TIGHT)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES.names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_task_equal_to_the_general_leaves_nothing(rule: str, dtype: torch.dtype) -> None:
     task = random_pair(seed=1, dtype=dtype)
@@ -146,13 +152,13 @@ def test_a_task_equal_to_the_general_leaves_nothing(rule: str, dtype: torch.dtyp
     assert left.abs().max() <= 8 * torch.finfo(dtype).eps * dense(task).abs().max()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES.names())
 def test_nothing_to_subtract_returns_the_task(rule: str) -> None:
     task = pairs(1)[0]
     assert subtract(task, [], rule) is task
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES.names())
 @pytest.mark.parametrize("count", COUNTS)
 def test_inputs_are_never_written_to(rule: str, count: int) -> None:
     task, general = pairs(1)[0], pairs(count, 20)
@@ -168,7 +174,7 @@ def test_inputs_are_never_written_to(rule: str, count: int) -> None:
 def test_general_update_is_the_mean_of_the_updates() -> None:
     general = [random_pair(r, scaling=r / 2, seed=r, dtype=torch.float64) for r in (1, 2, 5)]
     expected = sum(dense(pair) for pair in general) / 3
-    torch.testing.assert_close(general_update(general).delta(), expected, **TIGHT)
+    torch.testing.assert_close(mean_update(general, Parameters()).delta(), expected, **TIGHT)
 
 
 @pytest.mark.parametrize("rule", ["factors", "orthogonal"])

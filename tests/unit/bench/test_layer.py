@@ -48,7 +48,7 @@ def test_in_16_bits_the_prototypes_have_a_product_of_their_own() -> None:
     assert isinstance(scores_TE, torch.Tensor)
     assert scores_TE.shape == (5, 4)
     assert scores_TE.dtype == torch.float32
-    assert layer.weights.prototypes is not None
+    assert layer.weights.directions is not None
     assert layer.peft.lora_A["task_0"].weight.dtype == torch.bfloat16
 
 

@@ -11,7 +11,7 @@ import torch
 from common import random_pair
 
 from gks_eval.errors import CompatibilityError, ConfigError, UsageError
-from gks_eval.lora import LoraPair
+from gks_eval.method.lora import LoraPair
 from gks_eval.training.cluster_file import read_cluster_file, write_cluster_file
 from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
 from gks_eval.training.plan import make_plan

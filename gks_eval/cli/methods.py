@@ -1,0 +1,97 @@
+"""`gks-eval methods`: the rules, routers and merges that settings can name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gks_eval.method.declaration import Method
+
+__all__ = ["register"]
+
+MARKDOWN_HEAD = """\
+<!-- gks-eval methods --markdown -->
+# Methods
+
+Every rule, router and merge that a setting can name. The formulas stand in the docstrings, in
+`gks_eval/method/`; [method.md](method.md) explains how they fit together, and
+[extending.md](extending.md) how to add one.
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("methods")(methods)
+
+
+def methods(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/methods.md instead of a table.")
+    ] = False,
+) -> None:
+    """List rules, routers and merges: what they do, parameters, needs and papers."""
+    from gks_eval.cli._bar import working
+
+    with working("reading methods"):
+        from gks_eval.method.registry import MERGES, ROUTERS, RULES
+
+        found: dict[str, list[Method]] = {
+            "rule": [*RULES.usable()],
+            "router": [*ROUTERS.usable()],
+            "merge": [*MERGES.usable()],
+        }
+    typer.echo(_markdown(found) if markdown else _text(found), nl=False)
+
+
+def _text(found: dict[str, list[Method]]) -> str:
+    width = max(len(method.name) for methods in found.values() for method in methods) + 4
+    lines = []
+    for kind, methods in found.items():
+        lines.append(f"{kind}s")
+        for method in methods:
+            facts = [_plain(method.summary), method.paper]
+            facts += [f"{name}={default}: {what}" for name, default, what in _parameters(method)]
+            facts += [f"needs {needs}" for needs in _needs(method)]
+            lines.append(f"  {method.name:{width - 2}}{facts[0]}")
+            lines += [" " * width + fact for fact in facts[1:]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown(found: dict[str, list[Method]]) -> str:
+    lines = [MARKDOWN_HEAD]
+    for kind, methods in found.items():
+        lines += [
+            f"## {kind.capitalize()}s\n",
+            "| name | what it does | parameters | needs | source |",
+            "|---|---|---|---|---|",
+        ]
+        for method in methods:
+            parameters = "; ".join(
+                f"`{name}` = {default}: {description}"
+                for name, default, description in _parameters(method)
+            )
+            summary = method.summary.replace("``", "`").replace("|", "\\|")
+            needs = ", ".join(_needs(method)) or "nothing"
+            cells = (f"`{method.name}`", summary, parameters or "none", needs)
+            lines.append(f"| {' | '.join(cells)} | {method.paper} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _parameters(method: Method) -> list[tuple[str, object, str]]:
+    return [
+        (name, field.default, (field.description or "").rstrip("."))
+        for name, field in method.parameters.model_fields.items()
+    ]
+
+
+def _needs(method: Method) -> list[str]:
+    equal = ["adapters of one rank and scaling"] if getattr(method, "equal_factors", False) else []
+    return [method.needs, *equal] if method.needs else equal
+
+
+def _plain(text: str) -> str:
+    return text.replace("``", "")

@@ -1,0 +1,1 @@
+"""The paper and its field as pure tensor functions: no files, no transformers."""

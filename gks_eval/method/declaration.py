@@ -1,0 +1,244 @@
+"""What a method declares: a rule, a router or a merge, each one object in one file.
+
+A declaration holds all that the rest of the package needs to know about a method: its parameters
+with types and defaults, what it requires of the adapters, and its function. The command line, the
+grid's grammar, checks, identities and the table of methods follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Self
+
+    from gks_eval.method.lora import LoraPair
+
+__all__ = [
+    "LayerRouter",
+    "Merge",
+    "Method",
+    "Parameters",
+    "Prepared",
+    "Router",
+    "Rule",
+    "Tokens",
+    "merge",
+    "router",
+    "rule",
+]
+
+
+class Parameters(BaseModel):
+    """Base of a method's parameters; a method without any uses this class itself.
+
+    Every field needs a default and a ``description``. A field with
+    ``json_schema_extra={"since": "<version>"}`` was added after its method was released: at its
+    default it is left out of identities, so that older results stay valid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def fitted(self, experts: int) -> Self:
+        """Return these values for a library of so many experts; a default may follow from them.
+
+        Raises:
+            UsageError: A value that was given does not fit; the sentence starts with
+                ``name=value`` and ends with the mend.
+        """
+        del experts
+        return self
+
+
+@dataclass(frozen=True)
+class Method:
+    """What rules, routers and merges have in common.
+
+    Attributes:
+        name: The word that settings use.
+        summary: One line.
+        paper: Where the method comes from: authors, year and address.
+        parameters: The model of its parameters.
+        needs: What must be there beyond the adapters, such as ``prepared vectors``; empty for
+            nothing.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    parameters: type[Parameters]
+    needs: str
+
+
+@dataclass(frozen=True)
+class Rule(Method):
+    """A way of subtracting general adapters from a task adapter, at one layer.
+
+    Attributes:
+        residual: ``(task, general, parameters) -> residual``; `general` holds at least one pair.
+        general_part: For a rule that is linear in the updates, ``dW = dW_t - dW_part``: returns the
+            part from ``(general, parameters)``. None for all other rules.
+        equal_factors: Whether task and general adapters must have one rank and one scaling.
+    """
+
+    residual: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]
+    general_part: Callable[[Sequence[LoraPair], Any], LoraPair] | None
+    equal_factors: bool
+
+    @property
+    def linear(self) -> bool:
+        """Whether the residual's update is the task's less a part common to all experts."""
+        return self.general_part is not None
+
+    def __call__(
+        self, task: LoraPair, general: Sequence[LoraPair], parameters: Parameters | None = None
+    ) -> LoraPair:
+        """Return the residual of `task`; `task` itself where `general` is empty.
+
+        Raises:
+            CompatibilityError: The rule needs equal shapes, ranks or scalings and finds others.
+        """
+        chosen = self.parameters() if parameters is None else parameters
+        return self.residual(task, general, chosen) if general else task
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a router may look at; T tokens of one forward at one layer.
+
+    Attributes:
+        x: (T, K), the layer's input, in the layer's type.
+        scores: (T, N) float32, products of the tokens with the router's directions; (T, 0) where it
+            has none.
+        inner: (T, M), inner activations ``A_e x`` of all experts, in the layer's type.
+    """
+
+    x: torch.Tensor
+    scores: torch.Tensor
+    inner: torch.Tensor
+
+
+class LayerRouter(Protocol):
+    """A router prepared for one layer: a frozen dataclass whose tensors move with the layer."""
+
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+        """Return float32 coefficients, (T, E), or (1, E) where all tokens share them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a router needs at one layer.
+
+    Attributes:
+        choose: Turns tokens into coefficients.
+        directions: (N, K) float32, what every token is multiplied with for `Tokens.scores`; None
+            for a router that reads no scores.
+    """
+
+    choose: LayerRouter
+    directions: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Router(Method):
+    """A way of choosing each token's mixing coefficients, at one layer.
+
+    Attributes:
+        prepare: ``(residuals, parameters) -> Prepared``; called once per layer and setting.
+        sums_to_one: Whether every row of coefficients sums to 1. Only then can a linear rule's
+            common part be subtracted once instead of once per expert.
+    """
+
+    prepare: Callable[[Sequence[LoraPair], Any], Prepared]
+    sums_to_one: bool
+
+    def __call__(
+        self, residuals: Sequence[LoraPair], parameters: Parameters | None = None
+    ) -> Prepared:
+        """Prepare one layer for these residuals."""
+        return self.prepare(residuals, self.parameters() if parameters is None else parameters)
+
+
+@dataclass(frozen=True)
+class Merge(Method):
+    """A way of making one adapter out of all residuals, at one layer.
+
+    Attributes:
+        combine: ``(residuals, parameters) -> merged``.
+        equal_factors: Whether the residuals must have one rank and one scaling.
+    """
+
+    combine: Callable[[Sequence[LoraPair], Any], LoraPair]
+    equal_factors: bool
+
+    def __call__(
+        self, residuals: Sequence[LoraPair], parameters: Parameters | None = None
+    ) -> LoraPair:
+        """Return the merged pair.
+
+        Raises:
+            CompatibilityError: The merge needs equal ranks or scalings and finds others.
+        """
+        return self.combine(residuals, self.parameters() if parameters is None else parameters)
+
+
+def rule(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    equal_factors: bool = False,
+    general_part: Callable[[Sequence[LoraPair], Any], LoraPair] | None = None,
+) -> Callable[[Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]], Rule]:
+    """Declare the decorated function as a rule; its name and first line name and describe it."""
+
+    def declare(function: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]) -> Rule:
+        common = _common(function, paper, parameters, needs)
+        return Rule(*common, function, general_part, equal_factors)
+
+    return declare
+
+
+def router(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    sums_to_one: bool = True,
+) -> Callable[[Callable[[Sequence[LoraPair], Any], Prepared]], Router]:
+    """Declare the decorated function as a router; see `rule`."""
+
+    def declare(function: Callable[[Sequence[LoraPair], Any], Prepared]) -> Router:
+        return Router(*_common(function, paper, parameters, needs), function, sums_to_one)
+
+    return declare
+
+
+def merge(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    equal_factors: bool = False,
+) -> Callable[[Callable[[Sequence[LoraPair], Any], LoraPair]], Merge]:
+    """Declare the decorated function as a merge; see `rule`."""
+
+    def declare(function: Callable[[Sequence[LoraPair], Any], LoraPair]) -> Merge:
+        return Merge(*_common(function, paper, parameters, needs), function, equal_factors)
+
+    return declare
+
+
+def _common(
+    function: Callable[..., object], paper: str, parameters: type[Parameters], needs: str
+) -> tuple[str, str, str, type[Parameters], str]:
+    summary = (function.__doc__ or "").strip().partition("\n")[0]
+    if not summary:
+        raise TypeError(f"{function.__qualname__} needs a docstring; its first line is shown")
+    return function.__name__.rstrip("_"), summary, paper, parameters, needs

@@ -1,0 +1,1 @@
+"""Merges: one adapter made out of all experts, one merge per file."""

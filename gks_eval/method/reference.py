@@ -1,0 +1,67 @@
+"""The routed update written slowly and obviously, for tests of the fast path.
+
+One token and one expert at a time, with every update written out as a full matrix in float64. It
+shares the declarations of rules, merges and routers with `gks_eval.method.routed`, and nothing of
+the two matrix products, the fused directions or the part that is subtracted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gks_eval.method.declaration import Tokens
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.setting import Setting
+
+__all__ = ["reference_update"]
+
+
+def reference_update(
+    x_TK: torch.Tensor,
+    experts: Sequence[LoraPair],
+    general: Sequence[LoraPair],
+    setting: Setting,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the routed update, (T, D) float64, and the coefficients, (T, E) float64.
+
+    Args:
+        x_TK: The layer's input.
+        experts: The task adapters at one layer.
+        general: The general adapters whose mean is subtracted; empty for none.
+        setting: Rule, combine, router or merge, and their parameters.
+    """
+    rule, rule_parameters = setting.rule_method()
+    residuals = [rule(pair, general, rule_parameters) for pair in experts]
+    if setting.merge:
+        merge, merge_parameters = setting.merge_method()
+        residuals = [merge(residuals, merge_parameters)]
+    router, router_parameters = setting.router_method()
+    prepared = router([pair.to(torch.float32) for pair in residuals], router_parameters)
+    once = torch.zeros(residuals[0].shape, dtype=torch.float64)
+    mixed = residuals
+    if general and rule.general_part is not None and setting.combine == "factors":
+        # Factors of stacked residuals cannot be averaged: the rule's part is subtracted as it is.
+        mixed = list(experts)
+        once = rule.general_part(general, rule_parameters).to(torch.float64).delta()
+    if setting.merge:
+        mixed, once = residuals, torch.zeros_like(once)
+    updates, shares = [], []
+    for x in x_TK.float():
+        scores = torch.zeros(0, 0)
+        if prepared.directions is not None:
+            scores = (prepared.directions @ x).unsqueeze(0)
+        inner = torch.cat([pair.A.float() @ x for pair in residuals]).unsqueeze(0)
+        share = prepared.choose.coefficients(Tokens(x.unsqueeze(0), scores, inner))[0].double()
+        wide = x.double()
+        pairs = [pair.to(torch.float64) for pair in mixed]
+        if setting.combine == "outputs" or len(pairs) == 1:
+            update = sum(c * (pair.delta() @ wide) for c, pair in zip(share, pairs, strict=True))
+        else:
+            A = sum(c * pair.A for c, pair in zip(share, pairs, strict=True))
+            B = sum(c * pair.B for c, pair in zip(share, pairs, strict=True))
+            update = pairs[0].scaling * (B @ (A @ wide))
+        updates.append(update - once @ wide)
+        shares.append(share)
+    return torch.stack(updates), torch.stack(shares)

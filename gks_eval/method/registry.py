@@ -1,0 +1,156 @@
+"""Which rules, routers and merges there are: ours, and those of other packages.
+
+A method is named here by the place of its declaration, so that listing names imports nothing. Other
+packages add theirs through the entry-point groups ``gks_eval.rules``, ``gks_eval.routers`` and
+``gks_eval.merges``, whose values are places of the same form; a notebook calls `Registry.add`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final, Generic, TypeVar
+
+from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.method.declaration import Merge, Method, Router, Rule
+
+__all__ = ["MERGES", "ROUTERS", "RULES", "Registry"]
+
+logger = logging.getLogger(__name__)
+
+MethodT = TypeVar("MethodT", bound=Method)
+
+
+class Registry(Generic[MethodT]):
+    """The methods of one kind, by name.
+
+    Attributes:
+        kind: ``rule``, ``router`` or ``merge``.
+        group: The entry-point group of other packages.
+    """
+
+    def __init__(self, kind: type[MethodT], own: dict[str, str]) -> None:
+        self.kind = kind.__name__.lower()
+        self.group = f"gks_eval.{self.kind}s"
+        self._type = kind
+        self._own = own
+        self._added: dict[str, MethodT] = {}
+        self._broken: dict[str, str] = {}
+
+    @cached_property
+    def _foreign(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group=self.group):
+            if entry.name in self._own or entry.name in found:
+                logger.warning(
+                    "The %s %s of %s is left out, as that name is taken.",
+                    self.kind,
+                    entry.name,
+                    _by(entry),
+                )
+            else:
+                found[entry.name] = entry
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._added or name in self._foreign
+
+    def names(self) -> list[str]:
+        """Return all names, ours first; imports no method."""
+        return [*self._own, *self._added, *self._foreign]
+
+    def get(self, name: str) -> MethodT:
+        """Return the method called `name`.
+
+        Raises:
+            UsageError: There is none, or the package that brings it is broken.
+        """
+        if name in self._added:
+            return self._added[name]
+        if name in self._own:
+            return self._load(EntryPoint(name, self._own[name], self.group))
+        if name not in self._foreign:
+            raise UsageError(f"{self.kind}={name} is unknown; {did_you_mean(name, self.names())}.")
+        entry = self._foreign[name]
+        if name not in self._broken:
+            try:
+                return self._load(entry)
+            except Exception as error:
+                self._broken[name] = f"{type(error).__name__}: {error}"
+                logger.warning("The %s %s of %s is broken: %s", self.kind, name, _by(entry), error)
+        raise UsageError(
+            f"{self.kind}={name} comes from {_by(entry)} and cannot be loaded "
+            f"({self._broken[name]}); update or uninstall that package."
+        )
+
+    def _load(self, entry: EntryPoint) -> MethodT:
+        found = getattr(import_module(entry.module), entry.attr)
+        if not isinstance(found, self._type) or found.name != entry.name:
+            raise TypeError(f"{entry.value} is no {self.kind} called {entry.name}")
+        return found
+
+    def usable(self) -> list[MethodT]:
+        """Return all methods that can be loaded."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.get(name))
+            except UsageError:  # a broken package: `get` has warned
+                continue
+        return found
+
+    def add(self, method: MethodT) -> MethodT:
+        """Add a method for this process, replacing one added before; returns it.
+
+        Raises:
+            UsageError: The name is taken by a method of ours or of an installed package.
+        """
+        if method.name in self._own or method.name in self._foreign:
+            raise UsageError(f"{self.kind} {method.name} exists; choose another name.")
+        self._added[method.name] = method
+        return method
+
+    @contextmanager
+    def lent(self, method: MethodT) -> Iterator[None]:
+        """Have the method for a while, under its own name, whether it is registered or not."""
+        if method.name in self and self.get(method.name) is method:
+            yield
+            return
+        self.add(method)
+        try:
+            yield
+        finally:
+            del self._added[method.name]
+
+
+def _by(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value
+
+
+_HOME: Final = "gks_eval.method"
+
+RULES: Final = Registry(
+    Rule,
+    {
+        "factors": f"{_HOME}.rules.factors:factors",
+        "delta": f"{_HOME}.rules.delta:delta",
+        "orthogonal": f"{_HOME}.rules.orthogonal:orthogonal",
+    },
+)
+ROUTERS: Final = Registry(
+    Router,
+    {
+        "arrow": f"{_HOME}.routers.arrow:arrow",
+        "uniform": f"{_HOME}.routers.uniform:uniform",
+    },
+)
+MERGES: Final = Registry(
+    Merge,
+    {
+        "mean": f"{_HOME}.merges.mean:mean",
+    },
+)

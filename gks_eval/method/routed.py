@@ -1,0 +1,205 @@
+"""The routed update of one linear layer, in two matrix products.
+
+With ``z = x [A_1; ...; A_E]^T`` and the coefficients c of a router, for every token:
+
+- ``outputs`` (PEFT): ``y = sum_e c_e s_e B_e A_e x``, that is ``[c_1 z_1 | ...] @ [s_e B_e]^T``.
+- ``factors`` (the authors, MTTL): ``y = s (sum_e c_e B_e)(sum_e c_e A_e) x``, that is
+  ``[c_1 zbar | ...] @ [s B_e]^T`` with ``zbar = sum_e c_e z_e``.
+
+Where the coefficients sum to 1 and the rule is linear in the updates, the general part costs one
+extra adapter instead of one per expert: ``sum_e c_e (dW_e - dW_g) = (sum_e c_e dW_e) - dW_g``.
+
+Nothing of size tokens x experts x D is ever allocated. `gks_eval.method.reference` computes the
+same in plain loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from gks_eval.method.declaration import LayerRouter, Tokens
+from gks_eval.method.lora import LoraPair, same_factors
+from gks_eval.method.setting import Setting
+
+__all__ = ["RoutedWeights", "build", "routed_update", "to_device", "wide_product"]
+
+WIDENED_AT_ONCE = 256
+"""Tokens whose 16-bit activations are widened for their scores at a time, on a CPU."""
+
+
+@dataclass(frozen=True)
+class RoutedWeights:
+    """What one layer needs to add its routed update; M is the sum of all stacked ranks.
+
+    Attributes:
+        router: Chooses the coefficients.
+        read: The stacked A's of the experts and of the general part, (M, K); in float32 with the
+            router's directions on top, (N + M, K), so that one product serves both.
+        write: (M, D), the stacked ``s B^T``; rows of the general part are negated.
+        owner: (M_e,), the expert that each of the experts' rows belongs to.
+        rank: Rank common to the experts, for ``factors``; 0 for ``outputs``.
+        directions: (N, K) float32 where the router has some and `read` does not hold them.
+        experts: E.
+    """
+
+    router: LayerRouter
+    read: torch.Tensor
+    write: torch.Tensor
+    owner: torch.Tensor
+    rank: int
+    directions: torch.Tensor | None
+    experts: int
+
+    @property
+    def fused(self) -> int:
+        """Return N where the router's directions are the first rows of `read`, else 0."""
+        return self.read.shape[0] - self.write.shape[0]
+
+    def nbytes(self) -> int:
+        """Return the memory of all tensors, in bytes."""
+        held = [self.read, self.write, self.owner]
+        held += [] if self.directions is None else [self.directions]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def build(
+    experts: Sequence[LoraPair],
+    general: Sequence[LoraPair],
+    setting: Setting,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    measure: Callable[[Sequence[LoraPair], Sequence[LoraPair], Sequence[LoraPair]], None]
+    | None = None,
+) -> RoutedWeights:
+    """Prepare one layer.
+
+    Args:
+        experts: The task adapters at this layer; only the one chosen for an expert's name.
+        general: The general adapters whose mean is subtracted; empty for none.
+        setting: Rule, combine, router or merge, and their parameters.
+        dtype: Type of the layer's activations. Scores are float32 whatever it is: in 16-bit layers
+            the router's directions stay in float32 and have a product of their own.
+        device: Where the layer computes.
+        measure: Called with the experts, the general adapters and the residuals, in float32.
+
+    Raises:
+        CompatibilityError: Ranks or scalings differ where the rule, merge or combination needs
+            them equal.
+        UsageError: The setting names a rule, router or merge that does not exist.
+    """
+    experts = [pair.to(torch.float32) for pair in experts]
+    general = [pair.to(torch.float32) for pair in general]
+    rule, rule_parameters = setting.rule_method()
+    residuals = [rule(pair, general, rule_parameters) for pair in experts]
+    if measure is not None:
+        measure(experts, general, residuals)
+    mixed, once = residuals, None
+    if setting.merge:
+        merge, merge_parameters = setting.merge_method()
+        mixed = residuals = [merge(residuals, merge_parameters)]
+    router, router_parameters = setting.router_method()
+    if general and rule.general_part is not None and router.sums_to_one and not setting.merge:
+        # The mixture is taken over the task adapters and the general part subtracted once; only
+        # the router sees the residuals.
+        mixed, once = experts, rule.general_part(general, rule_parameters)
+    if setting.combine == "factors":
+        same_factors(mixed, "combine=factors")
+    parts_A = [pair.A for pair in mixed]
+    parts_B = [pair.scaling * pair.B.T for pair in mixed]
+    owner = torch.cat([torch.full((pair.rank,), e) for e, pair in enumerate(mixed)])
+    if once is not None:
+        parts_A.append(once.A)
+        parts_B.append(-once.B.T)
+
+    prepared = router(residuals, router_parameters)
+    directions = prepared.directions
+    if directions is not None and dtype in (torch.float32, torch.float64):
+        parts_A.insert(0, directions)
+        directions = None
+    return RoutedWeights(
+        router=_moved(prepared.choose, device),
+        read=torch.cat(parts_A).to(device, dtype).contiguous(),
+        write=torch.cat(parts_B).to(device, dtype).contiguous(),
+        owner=owner.to(device),
+        rank=mixed[0].rank if setting.combine == "factors" else 0,
+        directions=None if directions is None else directions.to(device),
+        experts=len(mixed),
+    )
+
+
+def routed_update(
+    x_TK: torch.Tensor, weights: RoutedWeights, into: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the routed update of each token, (T, D), and its coefficients, (T, E) or (1, E).
+
+    Args:
+        x_TK: The layer's input, in the type of ``weights.read``.
+        weights: What `build` prepared.
+        into: (T, D) of the same type, to which the update is added in place; it is returned in the
+            update's stead. Only without gradients.
+    """
+    read_TN = x_TK @ weights.read.T
+    fused, experts = weights.fused, weights.experts
+    z_TM = read_TN[:, fused:]
+    stacked = weights.owner.shape[0]
+    experts_TM = z_TM[:, :stacked]
+    if weights.directions is not None:
+        scores = wide_product(x_TK, weights.directions)
+    else:
+        scores = read_TN[:, :fused].float()
+    c_TE = weights.router.coefficients(Tokens(x_TK, scores, experts_TM))
+    if weights.rank:
+        z_TER = experts_TM.reshape(-1, experts, weights.rank)
+        zbar_TR = (c_TE.unsqueeze(-1) * z_TER).sum(1)
+        mixed_TM = (c_TE.unsqueeze(-1) * zbar_TR.unsqueeze(1)).flatten(1)
+    else:
+        mixed_TM = c_TE[:, weights.owner] * experts_TM
+    # Coefficients are float32: the products are rounded to the layer's type once, here.
+    if torch.is_grad_enabled():
+        # The backward pass still needs what writing in place would overwrite.
+        z_TM = torch.cat([mixed_TM.to(z_TM.dtype), z_TM[:, stacked:]], dim=1)
+    else:
+        z_TM[:, :stacked] = mixed_TM
+    if into is not None:
+        return into.addmm_(z_TM, weights.write), c_TE
+    return z_TM @ weights.write, c_TE
+
+
+def wide_product(x_TK: torch.Tensor, directions_NK: torch.Tensor) -> torch.Tensor:
+    """Return the scores of 16-bit activations, ``x . p`` in float32, (T, N)."""
+    # A widened copy of all tokens at once would leave the cache of a CPU, and be most of the
+    # memory that routing takes.
+    if torch.is_grad_enabled() or x_TK.device.type != "cpu" or x_TK.shape[0] <= WIDENED_AT_ONCE:
+        return x_TK.float() @ directions_NK.T
+    scores_TN = x_TK.new_empty((x_TK.shape[0], directions_NK.shape[0]), dtype=torch.float32)
+    for start in range(0, x_TK.shape[0], WIDENED_AT_ONCE):
+        part = slice(start, start + WIDENED_AT_ONCE)
+        torch.mm(x_TK[part].float(), directions_NK.T, out=scores_TN[part])
+    return scores_TN
+
+
+def to_device(weights: RoutedWeights, device: torch.device) -> RoutedWeights:
+    """Return the weights on another device."""
+    return replace(
+        weights,
+        router=_moved(weights.router, device),
+        read=weights.read.to(device),
+        write=weights.write.to(device),
+        owner=weights.owner.to(device),
+        directions=None if weights.directions is None else weights.directions.to(device),
+    )
+
+
+def _moved(router: LayerRouter, device: torch.device | str) -> LayerRouter:
+    """Return the router with its tensors on `device`."""
+    assert not isinstance(router, type)
+    tensors = {
+        field.name: value.to(device)
+        for field in fields(router)  # type: ignore[arg-type]
+        if isinstance(value := getattr(router, field.name), torch.Tensor)
+    }
+    return replace(router, **tensors) if tensors else router  # type: ignore[type-var]

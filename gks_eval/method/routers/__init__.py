@@ -1,0 +1,1 @@
+"""Routers: each token's mixing coefficients over the experts, one router per file."""

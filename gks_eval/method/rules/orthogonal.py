@@ -1,0 +1,50 @@
+"""Projection of the general adapters' span out of a task adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gks_eval.method.declaration import Parameters, rule
+from gks_eval.method.lora import LoraPair, average_factors, same_factors
+from gks_eval.method.rules.rounding import ROUNDING, without_rounding
+
+__all__ = ["orthogonal"]
+
+
+@rule(
+    paper="an option of the authors' code, https://github.com/saharsamr/Modular-LLM",
+    equal_factors=True,
+)
+def orthogonal(task: LoraPair, general: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
+    """``A = A_t (I - Q_A Q_A^T)``, ``B = (I - Q_B Q_B^T) B_t``.
+
+    Q_A (K, .) and Q_B (D, .) are orthonormal bases of the row space of mean(A_g) and the column
+    space of mean(B_g). Rank R and scaling of the task.
+
+    Raises:
+        CompatibilityError: Shapes, ranks or scalings differ.
+    """
+    del parameters
+    same_factors([task, *general], "rule=orthogonal")
+    mean = average_factors(general)
+    basis_A, basis_B = _range(mean.A.T), _range(mean.B)
+    A, B = task.A.double(), task.B.double()
+    return without_rounding(
+        (A - (A @ basis_A) @ basis_A.T).to(task.A.dtype),
+        (B - basis_B @ (basis_B.T @ B)).to(task.B.dtype),
+        task,
+    )
+
+
+def _range(matrix: torch.Tensor) -> torch.Tensor:
+    """Return an orthonormal basis of the column space, in float64.
+
+    By the SVD rather than QR: of rank-deficient columns (an untrained B is zero) QR returns
+    directions that are not in the space at all.
+    """
+    left: torch.Tensor
+    left, singular, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
+    noise = ROUNDING * torch.finfo(matrix.dtype).eps
+    return left[:, singular > noise * singular.max()]

@@ -1,0 +1,389 @@
+"""What runs on top of the base: which residuals, mixed or merged how, by which method.
+
+A `Setting` is everything that can change without loading the base model again. It is written in
+two ways: as arguments of the model (``subtract=en+de,rule=delta``) and as one word of the grid's
+grammar (``gks:en+de;rule=delta``). Which routers, merges, rules and parameters there are follows
+from the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.method.declaration import Merge, Method, Parameters, Router, Rule
+from gks_eval.method.registry import MERGES, ROUTERS, RULES
+
+__all__ = ["NOT_GIVEN", "PRESETS", "Combine", "NotGiven", "Setting", "digest", "setting_arguments"]
+
+Combine = Literal["factors", "outputs"]
+
+PRESETS: Final[dict[str, tuple[str, Combine]]] = {
+    "paper": ("factors", "factors"),
+    "peft": ("factors", "outputs"),
+    "exact": ("delta", "outputs"),
+}
+MAX_LENGTH: Final = 5000
+_EXPERT: Final = "expert:"
+_MERGE: Final = "merge:"
+# What mixes a single adapter, which is an expert or made by a merge.
+_ALONE: Final = "uniform"
+
+
+class NotGiven:
+    """Type of `NOT_GIVEN`, which tells an absent argument from Python's None.
+
+    lm-eval's command line turns the word ``none`` into None, and ``subtract=none`` has a meaning.
+    """
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+NOT_GIVEN: Final = NotGiven()
+
+
+class Setting(BaseModel):
+    """One way of running a library on a base model.
+
+    Parameters of the rule, router or merge are arguments too, such as ``top_k`` of Arrow; those of
+    other methods are ignored.
+
+    Attributes:
+        subtract: General adapters whose mean is subtracted; ``("avg",)`` stands for all that the
+            library has, ``()`` for none.
+        rule: How it is subtracted: a name in `gks_eval.method.registry.RULES`.
+        combine: Whether factors or outputs of the experts are mixed, see `gks_eval.method.routed`.
+        router: A name in ``ROUTERS``, ``merge:NAME`` with a name in ``MERGES``, the name of one
+            expert (``expert:NAME`` where a router has that name), or ``none`` for the base alone.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    subtract: tuple[str, ...] = ("avg",)
+    rule: str = "factors"
+    combine: Combine = "factors"
+    router: str = "arrow"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        values = {name: given[name] for name in cls.model_fields if name in given}
+        loose = {name: value for name, value in given.items() if name not in values}
+        if unknown := sorted(loose.keys() - _parameter_names()):
+            known = setting_arguments()
+            raise UsageError(f"unknown argument {unknown[0]}; {did_you_mean(unknown[0], known)}.")
+        router = str(values.get("router", cls.model_fields["router"].default))
+        expert = router.removeprefix(_EXPERT)
+        if router != expert and expert not in ROUTERS and expert != "none":
+            values["router"] = router = expert
+        rule = str(values.get("rule", cls.model_fields["rule"].default))
+        for method in _methods(rule, router):
+            fields = method.parameters.model_fields
+            own = {name: value for name, value in loose.items() if name in fields}
+            values |= _checked(method.parameters, own).model_dump(exclude_unset=True)
+        for name in loose.keys() - values.keys():  # of another method: ignored, but not nonsense
+            method = next(m for m in _all_methods() if name in m.parameters.model_fields)
+            _checked(method.parameters, {name: loose[name]})
+        return values
+
+    @classmethod
+    def from_arguments(
+        cls,
+        *,
+        preset: str | NotGiven = NOT_GIVEN,
+        subtract: str | Iterable[str] | NotGiven | None = NOT_GIVEN,
+        rule: str | NotGiven = NOT_GIVEN,
+        combine: str | NotGiven = NOT_GIVEN,
+        router: str | NotGiven | None = NOT_GIVEN,
+        **parameters: Any,
+    ) -> Setting:
+        """Build a setting from the model's arguments; a named argument beats the preset.
+
+        Raises:
+            UsageError: An argument has no usable value; the sentence says which would be.
+        """
+        chosen = "paper" if isinstance(preset, NotGiven) else str(preset)
+        if chosen not in PRESETS:
+            raise UsageError(f"preset={chosen} is unknown; {did_you_mean(chosen, PRESETS)}.")
+        values: dict[str, Any] = dict(zip(("rule", "combine"), PRESETS[chosen], strict=True))
+        given = {
+            "rule": rule if isinstance(rule, NotGiven) else str(rule),
+            "combine": combine if isinstance(combine, NotGiven) else str(combine),
+            "router": router if isinstance(router, NotGiven) else _word(router),
+            **parameters,
+        }
+        values |= {name: v for name, v in given.items() if not isinstance(v, NotGiven)}
+        if not isinstance(subtract, NotGiven):
+            values["subtract"] = _languages(subtract)
+        if values["combine"] not in get_args(Combine):
+            word = values["combine"]
+            raise UsageError(f"combine={word} is unknown; {did_you_mean(word, get_args(Combine))}.")
+        return cls(**values)
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[Setting, dict[str, str]]:
+        """Read the grid's grammar: ``KIND[:VALUE][;argument=value]...``.
+
+        Kinds: ``base``, ``ROUTER[:LANGUAGES]``, ``gks:LANGUAGES`` (short for ``arrow:LANGUAGES``),
+        ``expert:NAME``, ``merge:NAME``.
+
+        Returns:
+            The setting, and the arguments after ``;`` that are not the setting's own.
+
+        Raises:
+            UsageError: The text does not follow the grammar.
+        """
+        if len(text) > MAX_LENGTH:
+            raise UsageError(f"setting '{text:.60}...' is longer than {MAX_LENGTH} characters.")
+        head, *tail = text.strip().split(";")
+        arguments = _kind(head.strip(), text)
+        plain = arguments["router"] == "none"
+        own = setting_arguments()
+        others: dict[str, str] = {}
+        named: set[str] = set()
+        for part in filter(None, (piece.strip() for piece in tail)):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or not name or not value:
+                raise UsageError(f"setting {text!r}: {part!r} is not written argument=value.")
+            if name in named:
+                raise UsageError(f"setting {text!r}: {name} stands twice; keep one.")
+            named.add(name)
+            if plain and name in own:
+                raise UsageError(f"setting {text!r}: base takes no {name}, it has no router.")
+            (arguments if name in own else others)[name] = value
+        return cls.from_arguments(**arguments), others
+
+    @property
+    def uses_library(self) -> bool:
+        """Whether any adapter takes part."""
+        return self.router != "none"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the rule and of the router or merge, by name, defaults included."""
+        chosen = [self._parameters_of(method) for method in _methods(self.rule, self.router)]
+        return {name: value for one in chosen for name, value in one.model_dump().items()}
+
+    @property
+    def expert(self) -> str | None:
+        """The one expert that runs alone, if one does."""
+        if self.router.startswith(_EXPERT):
+            return self.router.removeprefix(_EXPERT)
+        return self.router if _is_expert(self.router) else None
+
+    @property
+    def merge(self) -> str | None:
+        """The merge that makes one adapter of all experts, if one does."""
+        return self.router.removeprefix(_MERGE) if self.router.startswith(_MERGE) else None
+
+    def rule_method(self) -> tuple[Rule, Parameters]:
+        """Return the rule and its parameters."""
+        method = RULES.get(self.rule)
+        return method, self._parameters_of(method)
+
+    def router_method(self) -> tuple[Router, Parameters]:
+        """Return the router and its parameters; for a single adapter, the one that takes it whole.
+
+        Raises:
+            UsageError: No router is called so.
+        """
+        alone = self.merge is not None or self.expert is not None
+        method = ROUTERS.get(_ALONE if alone else self.router)
+        return method, self._parameters_of(method)
+
+    def merge_method(self) -> tuple[Merge, Parameters]:
+        """Return the merge and its parameters.
+
+        Raises:
+            UsageError: No merge is called so.
+        """
+        method = MERGES.get(self.merge or "")
+        return method, self._parameters_of(method)
+
+    def _parameters_of(self, method: Method) -> Parameters:
+        fields, given = method.parameters.model_fields, self.__pydantic_extra__ or {}
+        return method.parameters(**{name: given[name] for name in fields if name in given})
+
+    def methods(self) -> list[tuple[Method, Parameters]]:
+        """Return every method that takes part, with its parameters."""
+        if not self.uses_library:
+            return []
+        return [
+            (method, self._parameters_of(method))
+            for method in _methods(self.rule if self.subtract else None, self.router)
+        ]
+
+    def fitted(self, experts: int) -> Setting:
+        """Return this setting for a library of so many experts: a default may follow from them.
+
+        Raises:
+            UsageError: A parameter does not fit.
+        """
+        changed: dict[str, Any] = {}
+        for _, parameters in self.methods():
+            held, fitted = parameters.model_dump(), parameters.fitted(experts).model_dump()
+            changed |= {name: fitted[name] for name in held if held[name] != fitted[name]}
+        return Setting(**self.model_dump(), **changed) if changed else self
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the model's arguments that give this setting, as its command line says them."""
+        plain = {**self.model_dump(), "subtract": "+".join(self.subtract) or "none"}
+        return {**plain, **self.parameters} if self.uses_library else plain
+
+    def identity(self) -> dict[str, Any]:
+        """Return what distinguishes this setting's numbers from another's, as plain JSON values.
+
+        Arguments that cannot matter are left out: parameters of other methods, the rule where
+        nothing is subtracted, the combination where one adapter runs.
+        """
+        if not self.uses_library:
+            return {"router": "none"}
+        kept: dict[str, Any] = {"router": self.router, "subtract": list(self.subtract)}
+        if self.merge is None:
+            kept["combine"] = self.combine
+        if self.subtract:
+            kept["rule"] = self.rule
+        for method, parameters in self.methods():
+            for name, field in method.parameters.model_fields.items():
+                value = getattr(parameters, name)
+                if value != field.default or not _since(field):
+                    kept[name] = value
+        return kept
+
+    def digest(self, **more: Any) -> str:
+        """Return a short hash of `identity` and whatever else is to be told apart."""
+        return digest({"setting": self.identity(), **more})
+
+
+def setting_arguments() -> frozenset[str]:
+    """Return the names of all arguments of settings, the parameters of every method included."""
+    return frozenset({*Setting.model_fields, "preset"}) | _parameter_names()
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """Hash plain JSON values: 16 hex digits of the SHA-256 of their canonical form."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_expert(router: str) -> bool:
+    return router != "none" and not router.startswith(_MERGE) and router not in ROUTERS
+
+
+def _methods(rule: str | None, router: str) -> list[Method]:
+    found: list[Method] = [] if rule is None else [RULES.get(rule)]
+    if router.startswith(_MERGE):
+        found.append(MERGES.get(router.removeprefix(_MERGE)))
+    elif router in ROUTERS:
+        found.append(ROUTERS.get(router))
+    return found
+
+
+def _all_methods() -> list[Method]:
+    return [*RULES.usable(), *ROUTERS.usable(), *MERGES.usable()]
+
+
+def _parameter_names() -> frozenset[str]:
+    return frozenset(name for method in _all_methods() for name in method.parameters.model_fields)
+
+
+def _checked(parameters: type[Parameters], values: Mapping[str, Any]) -> Parameters:
+    for name, value in values.items():
+        field = parameters.model_fields[name]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise UsageError(f"{name}={value}: {_expectation(field)}.")
+    try:
+        return parameters(**values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0]) if fault["loc"] else "parameters"
+        field = parameters.model_fields[name]
+        raise UsageError(f"{name}={values[name]}: {_expectation(field)}.") from None
+
+
+def _expectation(field: FieldInfo) -> str:
+    """Say which values a parameter takes, from its type and bounds."""
+    choices = [str(choice) for choice in get_args(field.annotation)]
+    kinds: dict[object, str] = {int: "a whole number", float: "a number", bool: "True or False"}
+    kind = kinds.get(field.annotation, f"one of {', '.join(choices)}" if choices else "a value")
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    bounds = [
+        f"{word} {getattr(bound, name):g}"
+        for name, word in words.items()
+        for bound in field.metadata
+        if getattr(bound, name, None) is not None
+    ]
+    return f"needs {kind} {' and '.join(bounds)}".rstrip()
+
+
+def _since(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and "since" in extra
+
+
+def _word(value: object) -> str:
+    return "none" if value is None else str(value).strip()
+
+
+def _languages(value: str | Iterable[str] | None) -> tuple[str, ...]:
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        parts = [_word(part) for part in value]
+    else:
+        parts = _word(value).split("+")
+    names = tuple(part.strip() for part in parts)
+    if names == ("none",) or not names:
+        return ()
+    if "" in names or "none" in names:
+        raise UsageError(f"subtract={value} is not a list of languages such as en+de.")
+    if len(set(names)) < len(names) or ("avg" in names and len(names) > 1):
+        raise UsageError(
+            f"subtract={value} counts a general adapter twice; name each once, or avg alone."
+        )
+    return names
+
+
+def _kind(head: str, text: str) -> dict[str, str]:
+    kind, colon, value = (part.strip() for part in head.partition(":"))
+    needed = {
+        "gks": "languages, as gks:en+de",
+        "expert": "an expert's name",
+        "merge": f"a merge: {', '.join(MERGES.names())}",
+    }
+    if kind in needed and not value:
+        raise UsageError(f"setting {text!r}: {kind}: needs {needed[kind]}.")
+    if kind == "base":
+        if colon:
+            raise UsageError(f"setting {text!r}: {kind} takes nothing after a colon.")
+        return {"router": "none", "subtract": "none"}
+    if kind == "expert":
+        if value == "none":
+            raise UsageError(f"setting {text!r}: {value} is no expert; name one of the library's.")
+        return {"router": f"{_EXPERT}{value}", "subtract": "none"}
+    if kind == "merge":
+        if value not in MERGES:
+            near = did_you_mean(value, MERGES.names())
+            raise UsageError(f"setting {text!r}: merge {value!r} is unknown; {near}.")
+        return {"router": f"{_MERGE}{value}", "subtract": "none"}
+    if kind == "gks" or kind in ROUTERS:
+        router = "arrow" if kind == "gks" else kind
+        if value == "none":
+            raise UsageError(f"setting {text!r}: subtracting nothing is called {router}.")
+        if colon and not value:
+            raise UsageError(f"setting {text!r}: {kind}: needs languages, as {kind}:en+de.")
+        return {"router": router, "subtract": value or "none"}
+    known = ["base", "gks", "expert", "merge", *ROUTERS.names()]
+    if "=" in kind:  # an argument behind a comma; its value may be a token and is not shown
+        name = re.split(r"[,\s]", kind.partition("=")[0])[-1]
+        raise UsageError(
+            f"setting '...{name}=...' has no kind; arguments follow ';', arrow;top_k=1, and a "
+            "short name stands before a setting, short=gks:en."
+        )
+    raise UsageError(f"setting {text!r}: {kind!r} is unknown; {did_you_mean(kind, known)}.")

@@ -1,0 +1,228 @@
+"""Every method of ours passes the conformance tests that we offer, and those tests can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import random_pair
+from pydantic import Field
+from typer.testing import CliRunner
+
+from gks_eval.cli.main import build_app
+from gks_eval.errors import UsageError
+from gks_eval.method.declaration import Parameters, Prepared, Tokens, merge, router, rule
+from gks_eval.method.lora import LoraPair, average_factors, stack
+from gks_eval.method.reference import reference_update
+from gks_eval.method.registry import MERGES, ROUTERS, RULES
+from gks_eval.method.routed import build, routed_update
+from gks_eval.method.setting import Setting
+from gks_eval.testing import check_merge, check_router, check_rule
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("arrow", {}),
+    ("arrow", {"top_k": 1, "temperature": 0.1}),
+    ("uniform", {}),
+]
+
+
+@pytest.mark.parametrize("name", RULES.names())
+def test_rules(name: str) -> None:
+    check_rule(RULES.get(name))
+
+
+@pytest.mark.parametrize(("name", "parameters"), METHODS)
+def test_routers(name: str, parameters: dict[str, Any]) -> None:
+    check_router(ROUTERS.get(name), **parameters)
+
+
+@pytest.mark.parametrize("name", MERGES.names())
+def test_merges(name: str) -> None:
+    check_merge(MERGES.get(name))
+
+
+def test_every_router_has_a_row() -> None:
+    assert {name for name, _ in METHODS} == {*ROUTERS.names()}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Coefficients by a function of the tokens."""
+
+    scale: torch.Tensor
+    fault: str
+
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+        shares = torch.softmax(tokens.scores * self.scale, dim=1)
+        if self.fault == "sum":
+            return 2 * shares
+        if self.fault == "batch":
+            return torch.softmax(shares - shares.mean(0), dim=1)
+        if self.fault == "order":
+            return torch.softmax(shares + torch.arange(len(shares))[:, None] * shares, dim=1)
+        if self.fault == "nan":
+            return shares / (tokens.scores != 0)
+        if self.fault == "type":
+            return shares.double()
+        if self.fault == "shape":
+            return shares[:, :-1]
+        if self.fault == "write":
+            tokens.x.zero_()
+        return shares
+
+
+def first_rows(fault: str) -> Any:
+    @router(paper="none")
+    def mine(residuals: Sequence[LoraPair], parameters: Parameters) -> Prepared:
+        """Softmax over each expert's first row of A."""
+        if fault == "adapters":
+            residuals[0].A.mul_(2)
+        choose = Shares(torch.ones(()), fault)
+        return Prepared(choose, torch.stack([pair.A[0] for pair in residuals]))
+
+    return mine
+
+
+def test_a_router_of_ones_own_passes_and_leaves_nothing_behind() -> None:
+    check_router(first_rows(""))
+    assert "mine" not in ROUTERS
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("sum", "sums to 1"),
+        ("batch", "other tokens of a batch"),
+        ("order", "order of the tokens"),
+        ("nan", "finite"),
+        ("type", "float32"),
+        ("shape", r"\(T, E\)"),
+        ("write", "write to its tokens"),
+        ("adapters", "write to its adapters"),
+    ],
+)
+def test_a_faulty_router_is_found(fault: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_router(first_rows(fault))
+
+
+def test_a_router_whose_tensors_stay_behind_is_found() -> None:
+    @dataclass(frozen=True)
+    class Hidden(Shares):
+        more: tuple[torch.Tensor, ...] = (torch.ones(()),)
+
+    @router(paper="none")
+    def mine(residuals: Sequence[LoraPair], parameters: Parameters) -> Prepared:
+        """Keeps a tensor where nobody sees it."""
+        choose = Hidden(torch.ones(()), "")
+        return Prepared(choose, torch.stack([pair.A[0] for pair in residuals]))
+
+    with pytest.raises(AssertionError, match="move with it"):
+        check_router(mine)
+
+
+def test_faulty_rules_are_found() -> None:
+    factors = RULES.get("factors")
+    with pytest.raises(AssertionError, match="only with equal_factors"):
+        check_rule(replace(factors, equal_factors=False))
+    with pytest.raises(AssertionError, match="refuses unequal ranks"):
+        check_rule(replace(RULES.get("delta"), equal_factors=True))
+    with pytest.raises(AssertionError, match="less the general part"):
+        check_rule(replace(RULES.get("delta"), general_part=lambda g, _: stack(g, [2.0] * len(g))))
+
+    @rule(paper="none")
+    def half(task: LoraPair, general: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
+        """Writes."""
+        task.A.mul_(0.5)
+        return task
+
+    with pytest.raises(AssertionError, match="does not write"):
+        check_rule(half)
+
+
+def test_faulty_merges_are_found() -> None:
+    @merge(paper="none")
+    def factor_mean(residuals: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
+        """Needs equal factors and does not say so."""
+        return average_factors(residuals)
+
+    with pytest.raises(AssertionError, match="only with equal_factors"):
+        check_merge(factor_mean)
+    check_merge(replace(factor_mean, equal_factors=True))
+
+
+def test_declarations_are_checked() -> None:
+    class Undescribed(Parameters):
+        strength: float = 1.0
+
+    class Taken(Parameters):
+        rule: float = Field(default=1.0, description="A taken name.")
+
+    for parameters, message in ((Undescribed, "description"), (Taken, "argument of settings")):
+        with pytest.raises(AssertionError, match=message):
+            check_router(replace(first_rows(""), parameters=parameters))
+    with pytest.raises(TypeError, match="needs a docstring"):
+
+        @router(paper="none")
+        def mute(residuals: Sequence[LoraPair], parameters: Parameters) -> Prepared:
+            raise AssertionError
+
+    with pytest.raises(AssertionError, match="no rule"):
+        check_rule(first_rows(""))
+
+
+def test_a_taken_name_is_refused() -> None:
+    with pytest.raises(UsageError, match="router arrow exists"):
+        ROUTERS.add(replace(first_rows(""), name="arrow"))
+    with pytest.raises(UsageError, match="router=arow is unknown; did you mean 'arrow'"):
+        ROUTERS.get("arow")
+
+
+def test_the_table_of_methods_is_up_to_date() -> None:
+    done = CliRunner().invoke(build_app(), ["methods", "--markdown"])
+    assert done.exit_code == 0
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert page.read_text("utf-8") == done.stdout
+
+
+def test_the_list_of_methods_fits_100_columns() -> None:
+    lines = CliRunner().invoke(build_app(), ["methods"]).stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(
+        line.strip() == "top_k=3: Experts mixed per token, or all of fewer" for line in lines
+    )
+    named = {line.split()[0] for line in lines if line[:3].strip() and line[:2] == "  "}
+    assert named == {*RULES.names(), *ROUTERS.names(), *MERGES.names()}
+
+
+@pytest.mark.parametrize("subtract", [(), ("en",)])
+@pytest.mark.parametrize("rule", RULES.names())
+def test_the_mean_of_updates_is_the_even_mixture_of_outputs(
+    rule: str, subtract: tuple[str, ...]
+) -> None:
+    experts, general = [random_pair(seed=n) for n in range(3)], [random_pair(seed=9)]
+    x = torch.randn(5, 16)
+    found = [
+        routed_update(
+            x,
+            build(
+                experts,
+                general if subtract else [],
+                Setting(router=router, rule=rule, subtract=subtract, combine="outputs"),
+                dtype=torch.float32,
+            ),
+        )[0]
+        for router in ("merge:mean", "uniform")
+    ]
+    torch.testing.assert_close(*found)
+    slow, _ = reference_update(
+        x,
+        experts,
+        general if subtract else [],
+        Setting(router="merge:mean", rule=rule, subtract=subtract),
+    )
+    torch.testing.assert_close(found[0].double(), slow, rtol=1e-5, atol=1e-5)
