@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # `typing` would weigh more than all the rest of this file
 if TYPE_CHECKING:
+    from gks_eval.embedded import embedded_model
     from gks_eval.errors import (
         CompatibilityError,
         ConfigError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
     from gks_eval.method.lora import LoraPair
     from gks_eval.method.setting import Setting
+    from gks_eval.paths import tasks_dir
 
 __version__ = "0.1.0"
 
@@ -42,7 +44,9 @@ __all__ = [
     "UsageError",
     "__version__",
     "attach",
+    "embedded_model",
     "load_library",
+    "tasks_dir",
 ]
 
 _HOMES = {
@@ -59,7 +63,9 @@ _HOMES = {
     "Setting": "method.setting",
     "UsageError": "errors",
     "attach": "inject",
+    "embedded_model": "embedded",
     "load_library": "library",
+    "tasks_dir": "paths",
 }
 """The module of this package that each public name lives in."""
 

@@ -22,7 +22,7 @@ from gks_eval.paths import cache_dir
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["EMBEDDED_MODELS", "EmbeddedModel", "embedded_model_dir", "resolve_base_model"]
+__all__ = ["EMBEDDED_MODELS", "EmbeddedModel", "embedded_model", "resolve_base_model"]
 
 PREFIX = "embedded:"
 
@@ -69,10 +69,10 @@ def resolve_base_model(base_model: str) -> str:
     """
     if not base_model.startswith(PREFIX):
         return base_model
-    return str(embedded_model_dir(base_model.removeprefix(PREFIX)))
+    return str(embedded_model(base_model.removeprefix(PREFIX)))
 
 
-def embedded_model_dir(name: str) -> Path:
+def embedded_model(name: str) -> Path:
     """Return the plain transformers folder of an embedded model, made on first use.
 
     The folder holds float32 safetensors, the tokenizer and the chat template. It is written

@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     family = typer.Typer(no_args_is_help=True, help="List and measure libraries of adapters.")
     family.command("list")(_list)
     family.command("show")(_show)
+    family.command("path")(_path)
     app.add_typer(family, name="library")
 
 
@@ -30,6 +31,30 @@ def _list() -> None:
         _, config = read_manifest(name)
         general = ", ".join(config.general) or "none"
         typer.echo(f"{name}: {len(config.experts)} experts, general {general}; {config.base_model}")
+
+
+def _path(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Bundled library, or the embedded model smollm2-135m-instruct.",
+            autocompletion=_complete.libraries,
+        ),
+    ],
+) -> None:
+    """Print the folder of a bundled library or embedded model, for `--model hf` or plain PEFT."""
+    from gks_eval.embedded import EMBEDDED_MODELS, embedded_model
+    from gks_eval.errors import UsageError, did_you_mean
+    from gks_eval.library import bundled_libraries
+    from gks_eval.paths import adapters_dir
+
+    if name in bundled_libraries():
+        typer.echo(adapters_dir() / name)
+    elif name in EMBEDDED_MODELS:
+        typer.echo(embedded_model(name))
+    else:
+        near = did_you_mean(name, [*bundled_libraries(), *EMBEDDED_MODELS])
+        raise UsageError(f"{name!r:.80} is not a bundled library or embedded model; {near}.")
 
 
 def _show(

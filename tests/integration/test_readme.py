@@ -206,6 +206,7 @@ class Rule:
 
 
 MODEL = (pytest.mark.model,)
+MODEL_NAME = "smollm2-135m-instruct"
 RULES = [
     Rule("make demo", make, MODEL),
     Rule("make ", make),
@@ -245,3 +246,31 @@ def test_command(command: Command, place: Place) -> None:
     rule = rule_for(command)
     assert rule, f"{command.where}: no rule says how to test: {command.text}"
     rule.run(place, command.text)
+
+
+@pytest.mark.model
+def test_the_python_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    blocks = [(kind, "\n".join(block)) for kind, _, block in fences(ROOT / "README.md")]
+    (number,) = [n for n, (kind, _) in enumerate(blocks) if kind == "python"]
+    done = subprocess.run(
+        [sys.executable, "-c", blocks[number][1]],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text, accuracy = done.stdout.splitlines()[-2:]
+    shown, shown_accuracy = blocks[number + 1][1].splitlines()
+    assert text == shown
+    # Another CPU may round an item or two of the 20 to the other side.
+    assert float(accuracy) == pytest.approx(float(shown_accuracy), abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["smollm2-demo", pytest.param(MODEL_NAME, marks=MODEL)])
+def test_library_path_names_a_folder_that_is_there(name: str, tmp_path: Path) -> None:
+    code = "from gks_eval.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "library", "path", name],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    folder = Path(done.stdout.strip())
+    expected = "library.yaml" if name == "smollm2-demo" else "model.safetensors"
+    assert (folder / expected).is_file()

