@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from gks_eval.config.library import LibraryConfig
 from gks_eval.embedded import resolve_base_model
-from gks_eval.errors import GksError, HubError, LibraryError, UsageError, did_you_mean
+from gks_eval.errors import GksError, HubError, LibraryError, UsageError, did_you_mean, reason
 from gks_eval.method.setting import NotGiven, digest
 
 if TYPE_CHECKING:
@@ -243,11 +243,11 @@ def unloadable(error: Exception, base: BaseModel | None) -> GksError:
         base: The base that was being loaded; None for a model handed over.
     """
     name = base.name if base else "the model"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     if isinstance(error, OSError) and base is not None and not Path(base.source).exists():
         return HubError(
             f"base model {name} is no local folder and could not be fetched from the hub "
-            f"({reason}); check the name, go online once, or name a folder with pretrained=..."
+            f"({reason(error)}); check the name, go online once, or name a folder with "
+            "pretrained=..."
         )
     if isinstance(error, UnpicklingError):
         return LibraryError(
@@ -256,7 +256,9 @@ def unloadable(error: Exception, base: BaseModel | None) -> GksError:
         )
     if isinstance(error, SafetensorError):
         return LibraryError(
-            f"base model {name} has weights that cannot be read ({reason}); copy or download it "
-            "anew."
+            f"base model {name} has weights that cannot be read ({reason(error)}); copy or "
+            "download it again."
         )
-    return UsageError(f"base model {name} could not be loaded with these arguments: {reason}.")
+    return UsageError(
+        f"base model {name} could not be loaded with these arguments: {reason(error)}."
+    )

@@ -33,6 +33,7 @@ __all__ = [
     "UsageError",
     "did_you_mean",
     "one_line",
+    "reason",
 ]
 
 _BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
@@ -45,6 +46,17 @@ def one_line(text: str) -> str:
     """
     joined = _BREAK.sub(" ", text.strip())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
+
+
+def reason(error: BaseException, last: bool = False) -> str:
+    """Return the first line of another library's error, or its type where it has no text.
+
+    Args:
+        error: The error.
+        last: Whether the last line says more, as under Ray, where a traceback comes first.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if last else 0].strip(" .")
 
 
 class GksError(Exception):

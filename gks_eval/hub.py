@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gks_eval.errors import HubError, LibraryError
+from gks_eval.errors import HubError, LibraryError, reason
 from gks_eval.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE
 
 __all__ = ["HubSource", "fetch_adapter", "fetch_library"]
@@ -116,18 +116,14 @@ def _sentences(source: HubSource) -> Iterator[None]:
             "local folder."
         ) from None
     except errors.EntryNotFoundError as error:
-        raise HubError(f"{source} on the hub lacks a file: {_first_line(error)}") from None
+        raise HubError(f"{source} on the hub lacks a file: {reason(error)}") from None
     except errors.HFValidationError as error:
         raise HubError(
-            f"{source} is no name that the hub allows ({_first_line(error)}); check it, or name a "
+            f"{source} is no name that the hub allows ({reason(error)}); check it, or name a "
             "local folder."
         ) from None
     except failures as error:
         raise HubError(
-            f"{source} could not be downloaded ({_first_line(error)}); try again when the hub "
+            f"{source} could not be downloaded ({reason(error)}); try again when the hub "
             "can be reached, or name a local folder instead."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from gks_eval.bench.peers import peft_setting
 from gks_eval.bench.random_library import random_library
 from gks_eval.bench.tiny import save_tiny_base
 from gks_eval.embedded import resolve_base_model
-from gks_eval.errors import HubError, UsageError
+from gks_eval.errors import HubError, UsageError, reason
 from gks_eval.fit import check_fit, linear_shapes
 from gks_eval.library import Library, load_library
 
@@ -108,8 +108,7 @@ def _load(source: str, revision: str | None, device: str, dtype: torch.dtype) ->
             source, revision=revision or "main", dtype=dtype
         )
     except OSError as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise HubError(f"base model {source} could not be loaded ({reason}).") from error
+        raise HubError(f"base model {source} could not be loaded ({reason(error)}).") from error
     return model.to(device).eval()
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gks_eval.base_model import quantization_config
 from gks_eval.config.recipe import BaseLoad, Recipe
 from gks_eval.embedded import resolve_base_model
-from gks_eval.errors import HubError, ResourceError, UsageError
+from gks_eval.errors import HubError, ResourceError, UsageError, reason
 from gks_eval.quantized import keep_portable_layout, saved_quantization
 from gks_eval.training.limits import is_out_of_memory
 
@@ -166,13 +166,12 @@ def _check_saved(place: str, config: object, load: BaseLoad) -> None:
 def _not_found(place: str, error: Exception) -> HubError:
     if Path(place).is_absolute() and not Path(place).exists():
         return HubError(f"base model {place}: there is no such folder; check `base_model`.")
-    reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
     if Path(place).exists():
         return HubError(
-            f"base model {place}: cannot be loaded ({reason}); its files are not whole or do not"
-            " belong together, copy or download them anew."
+            f"base model {place}: cannot be loaded ({reason(error)}); its files are not whole or "
+            "do not belong together, copy or download them again."
         )
     return HubError(
-        f"base model {place}: cannot be loaded ({reason}); check the name, `revision` and the"
-        " network."
+        f"base model {place}: cannot be loaded ({reason(error)}); check the name, `revision` and "
+        "the network."
     )

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gks_eval.errors import GksError, ResourceError, UsageError
+from gks_eval.errors import GksError, ResourceError, UsageError, reason
 from gks_eval.training.library_writer import check_output
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import Outcome, finish_library, missing_adapters, train_library
@@ -64,8 +64,8 @@ def train_on_ray(
             ray.init(address=address, log_to_driver=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise UsageError(
-                f"--ray {address or 'local'}: cannot be reached ({_reason(error)}); check the"
-                " address with `ray status`, or use `--ray local`."
+                f"--ray {address or 'local'}: cannot be reached ({reason(error, last=True)}); "
+                "check the address with `ray status`, or use `--ray local`."
             ) from error
     try:
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train_one)
@@ -78,8 +78,8 @@ def train_on_ray(
                 fault = ray.get(done)
             except RayError as error:
                 raise ResourceError(
-                    f"{key}: its Ray task failed ({_reason(error)}); see Ray's own logs, then run"
-                    " the same command again, it goes on where it stopped."
+                    f"{key}: its Ray task failed ({reason(error, last=True)}); see Ray's own logs, "
+                    "then run the same command again to resume."
                 ) from error
             if fault is not None:
                 raise fault
@@ -100,10 +100,6 @@ def need_ray() -> None:
     """
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip(" .")
 
 
 def _train_one(recipe_file: str, output: str, key: str) -> GksError | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.config.recipe import ExpertMember, GeneralMember, Place
-from gks_eval.errors import DataError, GksError, HubError
+from gks_eval.errors import DataError, GksError, HubError, reason
 from gks_eval.files import sha256_of
 from gks_eval.training.examples import Pair
 from gks_eval.training.plan import Job, digest
@@ -198,8 +198,7 @@ def _hub(place: Place) -> Iterator[Row]:
     except GksError:
         raise
     except Exception as error:  # datasets, fsspec and the HTTP client each have trees of their own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise HubError(
-            f"data set {place.hub}: cannot be read ({reason}); check the id, the network and"
+            f"data set {place.hub}: cannot be read ({reason(error)}); check the id, the network and"
             " `hf auth login`, or give a local `file`."
         ) from error

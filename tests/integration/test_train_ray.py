@@ -113,7 +113,7 @@ def test_a_task_that_keeps_dying_ends_in_a_sentence(
             fan_out.train_on_ray(recipe, tmp_path / "library", only=["one"])
     finally:
         ray.shutdown()
-    assert_sentence(caught.value, "experts/one: its Ray task failed", "goes on where it stopped")
+    assert_sentence(caught.value, "experts/one: its Ray task failed", "again to resume")
 
 
 def test_a_cluster_that_is_not_there_ends_in_a_sentence(recipe: Path, tmp_path: Path) -> None:

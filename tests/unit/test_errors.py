@@ -42,7 +42,20 @@ def test_exit_codes_are_distinct_and_leave_0_and_the_shells_alone() -> None:
 
 
 def test_everything_is_exported_once() -> None:
-    assert sorted({*classes(), "did_you_mean", "one_line"}) == sorted(errors.__all__)
+    assert sorted({*classes(), "did_you_mean", "one_line", "reason"}) == sorted(errors.__all__)
+
+
+@pytest.mark.parametrize(
+    ("error", "last", "expected"),
+    [
+        (ValueError("no such file.\nsee above"), False, "no such file"),
+        (ValueError("Traceback:\n  here\nno such file. "), True, "no such file"),
+        (KeyError(), False, "KeyError"),
+        (OSError("\n \n"), True, "OSError"),
+    ],
+)
+def test_the_reason_of_another_librarys_error(error: Exception, last: bool, expected: str) -> None:
+    assert errors.reason(error, last) == expected
 
 
 def test_a_compatibility_error_is_caught_as_a_library_error() -> None:
