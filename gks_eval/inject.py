@@ -129,6 +129,7 @@ class Attachment:
                 setting,
                 dtype=compute_dtype(update.layer, self.model),
                 device=_device(update.layer),
+                name=name,
                 measure=tally,
             )
         self.setting = setting

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from gks_eval.library import Library
+from gks_eval.method.declaration import Layer
 from gks_eval.method.setting import Setting
 
 __all__ = ["ROUTER", "arrow_delta", "arrow_layers", "peft_arrow", "peft_setting", "twin"]
@@ -81,7 +82,7 @@ def peft_arrow(model: nn.Module, library: Library, setting: Setting) -> Any:
         arrow = layer.lora_arrow[ROUTER]
         arrow.gen_know_sub(layer.lora_A, layer.lora_B)  # in place, or else at the first forward
         router, parameters = setting.router_method()
-        directions = router(residuals, parameters).directions
+        directions = router(Layer(name, residuals), parameters).directions
         assert directions is not None, "PEFT's Arrow has prototypes"
         found = directions.to(weight.device, weight.dtype)
         arrow.register_buffer("prototypes", found, persistent=False)

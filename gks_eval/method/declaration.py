@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gks_eval.method.lora import LoraPair
 
 __all__ = [
+    "Layer",
     "LayerRouter",
     "Merge",
     "Method",
@@ -108,6 +109,19 @@ class Rule(Method):
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What a router is prepared with at one layer.
+
+    Attributes:
+        name: The layer's name in the model; empty where a layer stands alone.
+        residuals: The residuals of all experts, or the one adapter that a merge made of them.
+    """
+
+    name: str
+    residuals: Sequence[LoraPair]
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What a router may look at; T tokens of one forward at one layer.
 
@@ -150,19 +164,17 @@ class Router(Method):
     """A way of choosing each token's mixing coefficients, at one layer.
 
     Attributes:
-        prepare: ``(residuals, parameters) -> Prepared``; called once per layer and setting.
+        prepare: ``(layer, parameters) -> Prepared``; called once per layer and setting.
         sums_to_one: Whether every row of coefficients sums to 1. Only then can a linear rule's
             common part be subtracted once instead of once per expert.
     """
 
-    prepare: Callable[[Sequence[LoraPair], Any], Prepared]
+    prepare: Callable[[Layer, Any], Prepared]
     sums_to_one: bool
 
-    def __call__(
-        self, residuals: Sequence[LoraPair], parameters: Parameters | None = None
-    ) -> Prepared:
-        """Prepare one layer for these residuals."""
-        return self.prepare(residuals, self.parameters() if parameters is None else parameters)
+    def __call__(self, layer: Layer, parameters: Parameters | None = None) -> Prepared:
+        """Prepare the router for one layer."""
+        return self.prepare(layer, self.parameters() if parameters is None else parameters)
 
 
 @dataclass(frozen=True)
@@ -211,10 +223,10 @@ def router(
     parameters: type[Parameters] = Parameters,
     needs: str = "",
     sums_to_one: bool = True,
-) -> Callable[[Callable[[Sequence[LoraPair], Any], Prepared]], Router]:
+) -> Callable[[Callable[[Layer, Any], Prepared]], Router]:
     """Declare the decorated function as a router; see `rule`."""
 
-    def declare(function: Callable[[Sequence[LoraPair], Any], Prepared]) -> Router:
+    def declare(function: Callable[[Layer, Any], Prepared]) -> Router:
         return Router(*_common(function, paper, parameters, needs), function, sums_to_one)
 
     return declare

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gks_eval.method.declaration import Tokens
+from gks_eval.method.declaration import Layer, Tokens
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.setting import Setting
 
@@ -23,6 +23,7 @@ def reference_update(
     experts: Sequence[LoraPair],
     general: Sequence[LoraPair],
     setting: Setting,
+    name: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the routed update, (T, D) float64, and the coefficients, (T, E) float64.
 
@@ -31,6 +32,7 @@ def reference_update(
         experts: The task adapters at one layer.
         general: The general adapters whose mean is subtracted; empty for none.
         setting: Rule, combine, router or merge, and their parameters.
+        name: The layer's name.
     """
     rule, rule_parameters = setting.rule_method()
     residuals = [rule(pair, general, rule_parameters) for pair in experts]
@@ -38,7 +40,8 @@ def reference_update(
         merge, merge_parameters = setting.merge_method()
         residuals = [merge(residuals, merge_parameters)]
     router, router_parameters = setting.router_method()
-    prepared = router([pair.to(torch.float32) for pair in residuals], router_parameters)
+    layer = Layer(name, [pair.to(torch.float32) for pair in residuals])
+    prepared = router(layer, router_parameters)
     once = torch.zeros(residuals[0].shape, dtype=torch.float64)
     mixed = residuals
     if general and rule.general_part is not None and setting.combine == "factors":

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from gks_eval.method.declaration import LayerRouter, Tokens
+from gks_eval.method.declaration import Layer, LayerRouter, Tokens
 from gks_eval.method.lora import LoraPair, same_factors
 from gks_eval.method.setting import Setting
 
@@ -72,6 +72,7 @@ def build(
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    name: str = "",
     measure: Callable[[Sequence[LoraPair], Sequence[LoraPair], Sequence[LoraPair]], None]
     | None = None,
 ) -> RoutedWeights:
@@ -84,6 +85,7 @@ def build(
         dtype: Type of the layer's activations. Scores are float32 whatever it is: in 16-bit layers
             the router's directions stay in float32 and have a product of their own.
         device: Where the layer computes.
+        name: The layer's name.
         measure: Called with the experts, the general adapters and the residuals, in float32.
 
     Raises:
@@ -115,7 +117,7 @@ def build(
         parts_A.append(once.A)
         parts_B.append(-once.B.T)
 
-    prepared = router(residuals, router_parameters)
+    prepared = router(Layer(name, residuals), router_parameters)
     directions = prepared.directions
     if directions is not None and dtype in (torch.float32, torch.float64):
         parts_A.insert(0, directions)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from gks_eval.cli.main import build_app
 from gks_eval.errors import UsageError
-from gks_eval.method.declaration import Parameters, Prepared, Tokens, merge, router, rule
+from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, merge, router, rule
 from gks_eval.method.lora import LoraPair, average_factors, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
@@ -77,12 +77,12 @@ class Shares:
 
 def first_rows(fault: str) -> Any:
     @router(paper="none")
-    def mine(residuals: Sequence[LoraPair], parameters: Parameters) -> Prepared:
+    def mine(layer: Layer, parameters: Parameters) -> Prepared:
         """Softmax over each expert's first row of A."""
         if fault == "adapters":
-            residuals[0].A.mul_(2)
+            layer.residuals[0].A.mul_(2)
         choose = Shares(torch.ones(()), fault)
-        return Prepared(choose, torch.stack([pair.A[0] for pair in residuals]))
+        return Prepared(choose, torch.stack([pair.A[0] for pair in layer.residuals]))
 
     return mine
 
@@ -116,10 +116,10 @@ def test_a_router_whose_tensors_stay_behind_is_found() -> None:
         more: tuple[torch.Tensor, ...] = (torch.ones(()),)
 
     @router(paper="none")
-    def mine(residuals: Sequence[LoraPair], parameters: Parameters) -> Prepared:
+    def mine(layer: Layer, parameters: Parameters) -> Prepared:
         """Keeps a tensor where nobody sees it."""
         choose = Hidden(torch.ones(()), "")
-        return Prepared(choose, torch.stack([pair.A[0] for pair in residuals]))
+        return Prepared(choose, torch.stack([pair.A[0] for pair in layer.residuals]))
 
     with pytest.raises(AssertionError, match="move with it"):
         check_router(mine)
@@ -168,7 +168,7 @@ def test_declarations_are_checked() -> None:
     with pytest.raises(TypeError, match="needs a docstring"):
 
         @router(paper="none")
-        def mute(residuals: Sequence[LoraPair], parameters: Parameters) -> Prepared:
+        def mute(layer: Layer, parameters: Parameters) -> Prepared:
             raise AssertionError
 
     with pytest.raises(AssertionError, match="no rule"):

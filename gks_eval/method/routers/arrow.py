@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from gks_eval.method.declaration import Prepared, Tokens, router
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.declaration import Layer, Prepared, Tokens, router
 from gks_eval.method.routers.prototypes import prototypes
 from gks_eval.method.routers.top_k import TopK, top_k_softmax
 
@@ -29,13 +27,13 @@ class LayerArrow:
 
 
 @router(paper="Ostapenko et al. 2024, https://arxiv.org/abs/2405.11157", parameters=TopK)
-def arrow(residuals: Sequence[LoraPair], parameters: TopK) -> Prepared:
+def arrow(layer: Layer, parameters: TopK) -> Prepared:
     """Softmax over the largest ``|x . p_e|``; p_e is the top right singular vector of dW_e.
 
     p_e, (K,), is the prototype of expert e; dW_e is the update of its residual. An expert whose
     residual is zero has the prototype zero and is chosen only after all others.
     """
-    directions = prototypes(residuals)
+    directions = prototypes(layer.residuals)
     dead = ~directions.any(dim=1)
     used = dead if bool(dead.any()) else None
     return Prepared(LayerArrow(parameters.top_k, parameters.temperature, used), directions)

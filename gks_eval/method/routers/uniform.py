@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from gks_eval.method.declaration import Parameters, Prepared, Tokens, router
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, router
 
 __all__ = ["Fixed", "uniform"]
 
@@ -26,7 +24,8 @@ class Fixed:
 
 
 @router(paper="the mean of all experts, a baseline of Ostapenko et al. 2024")
-def uniform(residuals: Sequence[LoraPair], parameters: Parameters) -> Prepared:
+def uniform(layer: Layer, parameters: Parameters) -> Prepared:
     """Every expert 1/E, whatever the token."""
     del parameters
-    return Prepared(Fixed(torch.full((len(residuals),), 1.0 / len(residuals))))
+    experts = len(layer.residuals)
+    return Prepared(Fixed(torch.full((experts,), 1.0 / experts)))
