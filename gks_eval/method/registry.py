@@ -146,6 +146,7 @@ ROUTERS: Final = Registry(
     {
         "arrow": f"{_HOME}.routers.arrow:arrow",
         "uniform": f"{_HOME}.routers.uniform:uniform",
+        "random": f"{_HOME}.routers.random:random",
     },
 )
 MERGES: Final = Registry(

@@ -27,6 +27,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("arrow", {}),
     ("arrow", {"top_k": 1, "temperature": 0.1}),
     ("uniform", {}),
+    ("random", {"seed": 3, "top_k": 2}),
 ]
 
 

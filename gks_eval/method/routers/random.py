@@ -1,0 +1,35 @@
+"""Random prototypes: a control for routers that score experts by their updates."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from pydantic import Field
+
+from gks_eval.method.declaration import Layer, Prepared, router
+from gks_eval.method.routers.arrow import LayerArrow
+from gks_eval.method.routers.top_k import TopK
+
+__all__ = ["random"]
+
+
+class Seeded(TopK):
+    """Parameters of a router with random prototypes."""
+
+    seed: int = Field(default=0, ge=0, description="Chooses the prototypes.")
+
+
+@router(paper="a control", parameters=Seeded)
+def random(layer: Layer, parameters: Seeded) -> Prepared:
+    """Arrow with fixed random unit vectors as prototypes, whatever the experts are.
+
+    The prototypes, (E, K), are normalised Gaussian vectors that seed and name of the layer
+    determine: routing is the same in every run and batch.
+    """
+    text = f"{parameters.seed}/{layer.name}".encode()
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(seed)
+    shape = len(layer.residuals), layer.residuals[0].shape[1]
+    directions = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
+    return Prepared(LayerArrow(parameters.top_k, parameters.temperature, None), directions)
