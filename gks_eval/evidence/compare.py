@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.comparison import Comparison, Difference, Row, RunInfo
-from gks_eval.evidence.group_rows import group_row
+from gks_eval.evidence.group_rows import group_keys, group_row
 from gks_eval.evidence.notes import absent_note, forced_notes, lacking_note
+from gks_eval.evidence.recorded import recorded_notes
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.scores import choose_metric
+from gks_eval.evidence.scores import choose_metrics
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.task_rows import Settings, TaskOutcome, task_outcome
 
@@ -37,13 +39,18 @@ def compare(
             "a comparison needs two runs and found one; name another folder or results file."
         )
     tasks, groups = _selected(runs, settings.tasks)
-    outcomes: dict[str, TaskOutcome] = {}
+    notes = recorded_notes(runs, {*tasks, *groups})
+    outcomes: dict[tuple[str, str], TaskOutcome] = {}
     for name in tasks:
-        if key := choose_metric(name, runs, settings.metric):
-            outcomes[name] = task_outcome(name, key, runs, settings)
+        keys = choose_metrics(name, runs, settings.metric)
+        if settings.metric and not keys:
+            notes.append(f"{name} has no {settings.metric} and is left out")
+        for key in keys:
+            if outcome := task_outcome(name, key, runs, settings):
+                outcomes[name, key] = _under_filter(outcome, key, several=len(keys) > 1)
     if not outcomes:
         raise _unknown_metric(settings.metric or "", runs)
-    notes = _refuse_or_note(outcomes, runs[0].label, settings.force)
+    notes += _refuse_or_note(outcomes, runs[0].label, settings.force)
     rows = _with_holm([outcome.row for outcome in outcomes.values()])
     if not alone and not any(row.differences for row in rows):
         raise ResultsError(
@@ -51,10 +58,16 @@ def compare(
         )
     lacking: list[tuple[str, str, list[str]]] = []
     for name in groups:
-        row, said, without = group_row(name, runs, outcomes, settings)
-        rows.extend([row] if row else [])
-        notes.extend(said)
-        lacking.extend((name, run, tasks) for run, tasks in without.items())
+        keys = group_keys(name, runs, settings.metric)
+        for key in keys:
+            members = {task: found for (task, own), found in outcomes.items() if own == key}
+            row, said, without = group_row(name, key, runs, members, settings)
+            filter_name = key.partition(",")[2] if len(keys) > 1 else ""
+            rows.extend([row.model_copy(update={"filter": filter_name})] if row else [])
+            notes.extend(said)
+            lacking.extend((name, run, tasks) for run, tasks in without.items())
+        if not keys:
+            notes.append(f"{name} has no average of {settings.metric} and is left out")
     return Comparison(
         baseline=runs[0].label,
         confidence=settings.confidence,
@@ -80,6 +93,17 @@ def run_info(run: Run) -> RunInfo:
     )
 
 
+def _under_filter(outcome: TaskOutcome, key: str, several: bool) -> TaskOutcome:
+    if not several:
+        return outcome
+    update = {"filter": key.partition(",")[2]}
+    return replace(
+        outcome,
+        row=outcome.row.model_copy(update=update),
+        flips=[flip.model_copy(update=update) for flip in outcome.flips],
+    )
+
+
 def _selected(runs: Sequence[Run], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     tasks = list(dict.fromkeys(name for run in runs for name in run.tasks))
     groups = {name: group for run in reversed(runs) for name, group in run.groups.items()}
@@ -92,10 +116,12 @@ def _selected(runs: Sequence[Run], wanted: Sequence[str]) -> tuple[list[str], li
     return [name for name in tasks if name in keep], [name for name in groups if name in keep]
 
 
-def _refuse_or_note(outcomes: Mapping[str, TaskOutcome], baseline: str, force: bool) -> list[str]:
+def _refuse_or_note(
+    outcomes: Mapping[tuple[str, str], TaskOutcome], baseline: str, force: bool
+) -> list[str]:
     faults = [
-        f"{name} in {label} and {baseline}: {', '.join(found)}"
-        for name, outcome in outcomes.items()
+        f"{outcome.row.title} in {label} and {baseline}: {', '.join(found)}"
+        for outcome in outcomes.values()
         for label, found in outcome.faults.items()
     ]
     if faults and not force:

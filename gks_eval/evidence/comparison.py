@@ -8,9 +8,14 @@ from pydantic import Field
 
 from gks_eval.config.yaml import FrozenModel
 
-__all__ = ["SCHEMA", "Comparison", "Difference", "Flip", "Row", "RunInfo", "Score"]
+__all__ = ["SCHEMA", "Comparison", "Difference", "Flip", "Row", "RunInfo", "Score", "titled"]
 
 SCHEMA = "gks_eval.compare/1"
+
+
+def titled(name: str, filter_name: str) -> str:
+    """Return a task's or group's name, with the filter where it is judged under several."""
+    return f"{name} ({filter_name})" if filter_name else name
 
 
 class RunInfo(FrozenModel):
@@ -86,6 +91,7 @@ class Row(FrozenModel):
         kind: Task or group.
         name: Its name.
         metric: ``metric,filter``.
+        filter: The filter, where the task has rows of several.
         binary: Whether the metric is an accuracy, shown in percent.
         higher_is_better: None where unknown: nothing is then called best.
         tasks: A group's tasks.
@@ -97,6 +103,7 @@ class Row(FrozenModel):
     kind: Literal["task", "group"]
     name: str
     metric: str
+    filter: str = ""
     binary: bool
     higher_is_better: bool | None
     tasks: list[str] = Field(default_factory=list)
@@ -104,11 +111,17 @@ class Row(FrozenModel):
     scores: dict[str, Score]
     differences: list[Difference]
 
+    @property
+    def title(self) -> str:
+        """Return the name, with the filter where the task has rows of several."""
+        return titled(self.name, self.filter)
+
 
 class Flip(FrozenModel):
     """An item that one run gets right and the other wrong."""
 
     task: str
+    filter: str = ""
     candidate: str
     change: Literal["gain", "loss"]
     doc_id: int

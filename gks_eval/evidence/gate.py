@@ -9,12 +9,15 @@ import numpy as np
 
 from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.group_rows import group_key, group_weights, is_weighted
+from gks_eval.evidence.comparison import titled
+from gks_eval.evidence.group_rows import group_keys, group_weights, is_weighted
 from gks_eval.evidence.paired import Changes, paired_changes
 from gks_eval.evidence.pairing import differences
+from gks_eval.evidence.recorded import recorded_notes
+from gks_eval.evidence.records import GroupResult, TaskResult
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
-from gks_eval.evidence.scores import Scores, choose_metric, load_scores
+from gks_eval.evidence.scores import Scores, alike, choose_metrics, load_scores
 from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.paired_test import paired_test
 from gks_eval.evidence.stats.power import detectable_difference
@@ -29,6 +32,9 @@ def gate(baseline: Run, candidate: Run, policy: GatePolicy) -> Verdict:
     named = {*policy.tasks, *policy.groups, *policy.required}
     new = [name for name in candidate.tasks if name not in baseline.tasks and name not in named]
     notes = [f"{name} is not judged: the baseline does not have it" for name in new]
+    both = (baseline, candidate)
+    covered = {name for run in both for name in (*run.tasks, *run.groups)}
+    notes += recorded_notes(both, named if policy.only_listed else covered)
     return judge(checks, policy, str(baseline.folder), str(candidate.folder), notes)
 
 
@@ -51,17 +57,39 @@ def measure(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Check]:
             Check(kind="task", name=name, limits=policy.limits("task", name), problem=fault)
             for name in dict.fromkeys(tasks)
         ]
-    checks = [_task(name, both, policy.limits("task", name)) for name in dict.fromkeys(tasks)]
-    checks += [_group(name, both, policy.limits("group", name)) for name in dict.fromkeys(averages)]
+    checks = []
+    for name in dict.fromkeys(tasks):
+        limits = policy.limits("task", name)
+        keys = _judged(choose_metrics(name, both, limits.metric), baseline.tasks.get(name))
+        for key, title in _titles(name, keys):
+            checks.append(_task(name, title, key, both, limits))
+    for name in dict.fromkeys(averages):
+        limits = policy.limits("group", name)
+        known = any(name in run.groups for run in both)
+        keys = group_keys(name, both, limits.metric) if known else []
+        keys = _judged(keys, baseline.groups.get(name))
+        for key, title in _titles(name, keys):
+            checks.append(_group(name, title, key, both, limits))
     return checks
 
 
-def _task(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
-    key = choose_metric(name, both, limits.metric)
+def _titles(name: str, keys: list[str]) -> list[tuple[str | None, str]]:
+    """Return each key with the name of its check; one without a key where there is none."""
+    if len(keys) < 2:
+        return [(keys[0] if keys else None, name)]
+    return [(key, titled(name, key.partition(",")[2])) for key in keys]
+
+
+def _judged(keys: list[str], first: TaskResult | GroupResult | None) -> list[str]:
+    """Return the filters to judge: the baseline's, as with tasks."""
+    return [key for key in keys if first is None or key in first.keys] or keys
+
+
+def _task(name: str, title: str, key: str | None, both: tuple[Run, Run], limits: Limits) -> Check:
     scores, changes, problem = _pair(name, key or limits.metric, both)
     facts: dict[str, object] = {"metric": key or "", "problem": problem, **_values(scores)}
     if changes is None or problem:
-        return Check.model_validate({"kind": "task", "name": name, "limits": limits, **facts})
+        return Check.model_validate({"kind": "task", "name": title, "limits": limits, **facts})
     sign = _sign(scores)
     values = sign * changes.values
     tolerance = limits.max_drop or 0.0
@@ -72,21 +100,21 @@ def _task(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
     return Check.model_validate(
         {
             "kind": "task",
-            "name": name,
+            "name": title,
             "limits": limits,
             **facts,
             "change": float(values.mean()),
             "n": changes.n,
-            "gains": int(np.count_nonzero(values > 0)),
-            "losses": int(np.count_nonzero(values < 0)),
+            "gains": changes.gains if sign > 0 else changes.losses,
+            "losses": changes.losses if sign > 0 else changes.gains,
             "p": paired_test(values, changes.binary).less_p(-tolerance),
             "detectable": None if math.isnan(seen) else seen,
         }
     )
 
 
-def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
-    blank = Check(kind="group", name=name, limits=limits)
+def _group(name: str, title: str, key: str | None, both: tuple[Run, Run], limits: Limits) -> Check:
+    blank = Check(kind="group", name=title, limits=limits)
 
     def unjudged(problem: str) -> Check:
         return blank.model_copy(update={"problem": problem})
@@ -95,9 +123,8 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
         if name not in run.groups:
             return unjudged(f"missing in the {role}")
     groups = [run.groups[name] for run in both]
-    key = group_key(groups[0], limits.metric)
-    if key is None or key not in groups[1].metrics:
-        return unjudged(f"no metric {limits.metric or key} in both runs")
+    if key is None or any(key not in group.metrics for group in groups):
+        return unjudged(f"no metric {key or limits.metric or 'at all'} in both runs")
     if groups[0].leaves != groups[1].leaves:
         return unjudged("the two runs have other tasks in it")
     parts: list[list[Scores]] = []
@@ -128,7 +155,7 @@ def _group(name: str, both: tuple[Run, Run], limits: Limits) -> Check:
     ]
     return Check(
         kind="group",
-        name=name,
+        name=title,
         metric=key,
         limits=limits,
         baseline=means[0],
@@ -155,6 +182,8 @@ def _pair(
         task = run.tasks.get(name)
         if task is None or key is None or key not in task.metrics:
             what = "missing" if task is None else f"no metric {key or 'at all'}"
+            if task is not None and key and key in task.unusable:
+                what = f"{key} is {task.unusable[key]}"
             problem = problem or f"{what} in the {role}"
             scores.append(None)
             continue
@@ -166,6 +195,8 @@ def _pair(
     first, second = scores
     if first is None or second is None:
         return scores, None, problem
+    first, second = alike({"first": first, "second": second}).values()
+    scores = [first, second]
     changes = paired_changes(first, second)
     if changes is None:
         missing = {s.missing for s in (first, second) if s.items is None}

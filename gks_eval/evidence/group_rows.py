@@ -9,15 +9,14 @@ from typing import Literal
 from gks_eval.evidence.comparison import Difference, Row, Score
 from gks_eval.evidence.notes import some
 from gks_eval.evidence.paired import Changes
-from gks_eval.evidence.records import GroupResult
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.scores import Scores, pick_key
+from gks_eval.evidence.scores import Scores, usual_metric
 from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.power import detectable_difference
 from gks_eval.evidence.stats.unpaired import mean_difference
 from gks_eval.evidence.task_rows import Settings, TaskOutcome
 
-__all__ = ["group_key", "group_row", "group_weights", "is_weighted"]
+__all__ = ["group_keys", "group_row", "group_weights", "is_weighted"]
 
 Weighting = Literal["by size", "plain"]
 
@@ -41,30 +40,39 @@ def group_weights(sizes: Sequence[int], weighted: bool) -> list[float]:
     return [size / total for size in sizes]
 
 
-def group_key(group: GroupResult, asked: str | None) -> str | None:
-    """Return the key of the average to show: the one asked for, else the group's first."""
-    return pick_key(group.metrics, asked) if asked else next(iter(group.metrics))
+def group_keys(name: str, runs: Sequence[Run], asked: str | None) -> list[str]:
+    """Return the keys of the averages to show: of one metric, under every filter.
+
+    That is the metric asked for, else the usual one of those that the first run averages.
+    """
+    holders = [run.groups[name] for run in runs if name in run.groups]
+    keys = list(dict.fromkeys(key for group in holders for key in group.keys))
+    if asked is not None and "," in asked:
+        return [asked] if asked in keys else []
+    names = [key.partition(",")[0] for key in keys]
+    metric = asked or usual_metric(holders[0].keys, names)
+    return [key for key in keys if key.partition(",")[0] == metric]
 
 
 def group_row(
-    name: str, runs: Sequence[Run], outcomes: Mapping[str, TaskOutcome], settings: Settings
+    name: str,
+    key: str,
+    runs: Sequence[Run],
+    outcomes: Mapping[str, TaskOutcome],
+    settings: Settings,
 ) -> tuple[Row | None, list[str], dict[str, list[str]]]:
-    """Compare one group's averages; the row is None where no run has what it takes.
+    """Compare one of a group's averages; the row is None where no run has what it takes.
 
     A run takes part if it has every task of the group with the group's metric.
 
     Returns:
         The row, notes, and by run that could not take part the tasks that it lacks.
     """
-    group = next(run.groups[name] for run in runs if name in run.groups)
-    key = group_key(group, settings.metric)
-    if key is None:
-        return None, [], {}
-    leaves = [
-        leaf for leaf in group.leaves if leaf in outcomes and outcomes[leaf].row.metric == key
-    ]
-    if not leaves:
-        return None, [], {}
+    holders = [run.groups[name] for run in runs if name in run.groups]
+    group = next((group for group in holders if key in group.metrics), holders[0])
+    leaves = [leaf for leaf in group.leaves if leaf in outcomes]
+    if not leaves or key not in group.metrics:
+        return None, [f"{name} has no average of {key}"], {}
     notes = []
     if left_out := [leaf for leaf in group.leaves if leaf not in leaves]:
         notes.append(f"{name} averages {key} over tasks without {some(left_out)}")

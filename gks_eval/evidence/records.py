@@ -58,6 +58,7 @@ class TaskResult:
         n: Items scored.
         original: Items of the split before any limit.
         metrics: By ``metric,filter``.
+        unusable: Metrics that cannot be compared, such as NaN, each with what is recorded.
         config: The task's configuration as dumped.
         source: The results file.
         samples: The file of its samples; None where there is none.
@@ -71,10 +72,16 @@ class TaskResult:
     n: int
     original: int | None
     metrics: Mapping[str, Metric]
+    unusable: Mapping[str, str]
     config: Mapping[str, Any]
     source: Path
     samples: Path | None
     prompt_stamp: str
+
+    @property
+    def keys(self) -> list[str]:
+        """Return every metric's key, those that cannot be compared last."""
+        return [*self.metrics, *self.unusable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +93,10 @@ class GroupResult:
         alias: Its display name.
         leaves: Its tasks, sub-groups flattened, as lm-eval averages them.
         metrics: The averages as recorded.
+        unusable: As a task's.
         weighted: By metric key: whether the average weighs tasks by their size. lm-eval does not
-            record this; it is told from the numbers, None where they fit both.
+            record this; the numbers show it, None where they fit both;
+            averages that the tasks do not give are left out.
         source: The results file.
     """
 
@@ -95,8 +104,14 @@ class GroupResult:
     alias: str
     leaves: tuple[str, ...]
     metrics: Mapping[str, Metric]
+    unusable: Mapping[str, str]
     weighted: Mapping[str, bool | None]
     source: Path
+
+    @property
+    def keys(self) -> list[str]:
+        """Return every metric's key, those that cannot be compared last."""
+        return [*self.metrics, *self.unusable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +125,7 @@ class ResultsFile:
         model_args: The model's arguments, as one sorted text.
         tasks: By name.
         groups: By name; only those with an average.
+        unaveraged: Names of the groups without one.
         info: Further facts for provenance.
     """
 
@@ -119,4 +135,5 @@ class ResultsFile:
     model_args: str
     tasks: Mapping[str, TaskResult]
     groups: Mapping[str, GroupResult]
+    unaveraged: tuple[str, ...] = ()
     info: Mapping[str, str] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ _WORDS = "token|password|passwd|secret|api[_-]?key|access[_-]?key|auth|authoriza
 _SECRET = re.compile(rf"(?i)(^|[_-])({_WORDS})($|[_-])")
 _SECRET_TEXT = re.compile(rf"(?i)\b((?:\w+_)?(?:{_WORDS})(?:_\w+)?\s*=\s*)[^,\s]+")
 _LOGIN = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/@,\"']+@")
-_NO_METRIC = frozenset({"alias", "name", "sample_len", "sample_count"})
+_LINES = re.compile(r"\s+")
 
 
 class _SampleCount(BaseModel):
@@ -76,16 +77,17 @@ def read_results(path: Path) -> ResultsFile:
         ResultsError: It is missing, not complete JSON, too large, or not lm-eval's.
     """
     raw = _parse(path)
+    # lm-eval 0.4.0 to 0.4.11 list a task in no group as a group without members.
+    members = {name: kids for name, kids in raw.group_subtasks.items() if kids and name not in kids}
     tasks = {
         name: _task(name, entry, raw, path)
         for name, entry in raw.results.items()
-        if name not in raw.group_subtasks
+        if name not in members
     }
     if not tasks:
         raise ResultsError(f"{path} records no task; give a results file that lm-eval finished.")
-    groups = {
-        name: group for name in raw.group_subtasks if (group := _group(name, raw, tasks, path))
-    }
+    found = {name: _group(name, members, raw, tasks, path) for name in members}
+    groups = {name: group for name, group in found.items() if group.metrics or group.unusable}
     model_args = raw.config.get("model_args")
     return ResultsFile(
         path=path,
@@ -94,6 +96,7 @@ def read_results(path: Path) -> ResultsFile:
         model_args=_shown(model_args),
         tasks=tasks,
         groups=groups,
+        unaveraged=tuple(name for name in found if name not in groups),
         info=_info(raw),
     )
 
@@ -129,9 +132,17 @@ def _parse(path: Path) -> _Raw:
 def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskResult:
     counts = raw.n_samples.get(name, _SampleCount())
     n = entry.get("sample_len", counts.effective)
+    if n is None and not raw.n_samples and not raw.higher_is_better:
+        raise ResultsError(
+            f"{path} is of an lm-eval before 0.4.3, which records no numbers of items; run the "
+            "evaluation again with lm-eval 0.4.3 or later."
+        )
     if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= MAX_ITEMS:
-        raise ResultsError(f"{path} does not say how many items {name} scored; run it again.")
+        raise ResultsError(
+            f"{path} does not say how many items {name} scored; run the evaluation again."
+        )
     version = raw.versions.get(name)
+    metrics, unusable = _metrics(name, entry, raw)
     return TaskResult(
         name=name,
         alias=str(entry.get("alias", name)).strip(" -"),
@@ -139,7 +150,8 @@ def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskRes
         shots=raw.n_shot.get(name),
         n=n,
         original=counts.original,
-        metrics=dict(_metrics(name, entry, raw, path)),
+        metrics=metrics,
+        unusable=unusable,
         config=raw.configs.get(name, {}),
         source=path,
         samples=_samples_path(path, name),
@@ -148,53 +160,62 @@ def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskRes
 
 
 def _metrics(
-    name: str, entry: Mapping[str, Any], raw: _Raw, path: Path
-) -> Iterator[tuple[str, Metric]]:
-    for key, value in entry.items():
+    name: str, entry: Mapping[str, Any], raw: _Raw
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Return an entry's metrics, and those that cannot be compared with what is recorded."""
+    usable: dict[str, Metric] = {}
+    unusable: dict[str, str] = {}
+    keys = [key for key in entry if "," in key and not key.split(",")[0].endswith("_stderr")]
+    directions = raw.higher_is_better.get(name, {})
+    # A function may score several metrics under names of its own (pass_at_k gives pass@1, pass@10);
+    # before 0.4.12 the direction stands under the function's name only.
+    known = {key.partition(",")[0] for key in keys}
+    by_function = {higher for metric, higher in directions.items() if metric not in known}
+    other = by_function.pop() if len(by_function) == 1 else None
+    for key in keys:
+        value = entry[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not is_finite(value):
+            unusable[key] = _LINES.sub(" ", str(value))[:20]
+            continue
         metric, _, filter_name = key.partition(",")
-        if key in _NO_METRIC or not filter_name or metric.endswith("_stderr"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not is_finite(value):
-            raise ResultsError(
-                f"{path} records {str(value)[:20]} for {key} of {name}; look into that run before "
-                "using it."
-            )
         stderr = entry.get(f"{metric}_stderr,{filter_name}")
-        usable = isinstance(stderr, (int, float)) and is_finite(stderr) and stderr >= 0
-        yield (
-            key,
-            Metric(
-                name=metric,
-                filter=filter_name,
-                value=float(value),
-                stderr=float(stderr) if usable and stderr is not None else None,
-                higher_is_better=raw.higher_is_better.get(name, {}).get(metric),
-            ),
+        finite = isinstance(stderr, (int, float)) and is_finite(stderr) and stderr >= 0
+        usable[key] = Metric(
+            name=metric,
+            filter=filter_name,
+            value=float(value),
+            stderr=float(stderr) if finite and stderr is not None else None,
+            higher_is_better=directions.get(metric, other),
         )
+    return usable, unusable
 
 
-def _group(name: str, raw: _Raw, tasks: Mapping[str, TaskResult], path: Path) -> GroupResult | None:
+def _group(
+    name: str,
+    members: Mapping[str, list[str]],
+    raw: _Raw,
+    tasks: Mapping[str, TaskResult],
+    path: Path,
+) -> GroupResult:
     entry = raw.results.get(name, {})
-    leaves = tuple(dict.fromkeys(_leaves(name, raw.group_subtasks, frozenset())))
+    leaves = tuple(dict.fromkeys(_leaves(name, members, frozenset())))
     known = [tasks[leaf] for leaf in leaves if leaf in tasks]
-    metrics = {}
-    for key, metric in _metrics(name, entry, raw, path):
+    metrics, unusable = _metrics(name, entry, raw)
+    for key, metric in metrics.items():
         # lm-eval hands the direction up one level of groups only: ask the leaves.
         directions = {t.metrics[key].higher_is_better for t in known if key in t.metrics}
         direction = directions.pop() if len(directions) == 1 else None
-        metrics[key] = Metric(metric.name, metric.filter, metric.value, metric.stderr, direction)
-    if not metrics:
-        return None
+        metrics[key] = replace(metric, higher_is_better=direction)
     return GroupResult(
         name=name,
         alias=str(entry.get("alias", name)).strip(" -"),
         leaves=leaves,
         metrics=metrics,
+        unusable=unusable,
         weighted={
-            key: _weighting(metric.value, [t for t in known if key in t.metrics], key)
+            key: weights.pop() if len(weights) == 1 else None
             for key, metric in metrics.items()
+            if (weights := _weightings(metric.value, [t for t in known if key in t.metrics], key))
         },
         source=path,
     )
@@ -208,17 +229,17 @@ def _leaves(name: str, members: Mapping[str, list[str]], above: frozenset[str]) 
             yield from _leaves(member, members, above | {name})
 
 
-def _weighting(value: float, tasks: list[TaskResult], key: str) -> bool | None:
-    """Tell from the numbers whether an average weighs its tasks by size."""
+def _weightings(value: float, tasks: list[TaskResult], key: str) -> set[bool]:
+    """Return, from the numbers, how an average may weigh its tasks: by size (True), plainly."""
     total = sum(task.n for task in tasks)
     if not tasks or not total:
-        return None
+        return {True, False}
     values = [task.metrics[key].value for task in tasks]
     by_size = sum(v * task.n for v, task in zip(values, tasks, strict=True)) / total
     plain = sum(values) / len(values)
     tolerance = 1e-9 * max(1.0, abs(value))
-    fits = (abs(by_size - value) <= tolerance, abs(plain - value) <= tolerance)
-    return fits[0] if fits[0] != fits[1] else None
+    averages = {True: by_size, False: plain}
+    return {way for way, average in averages.items() if abs(average - value) <= tolerance}
 
 
 def _samples_path(path: Path, task: str) -> Path | None:

@@ -34,6 +34,7 @@ class Run:
         tasks: By name.
         groups: By name. Averages are to be recomputed from ``tasks``: those recorded may be of
             older results of some task.
+        unaveraged: Groups without an average.
         model: lm-eval's model type.
         model_args: The model's arguments.
         info: Facts for provenance.
@@ -44,6 +45,7 @@ class Run:
     files: tuple[Path, ...]
     tasks: Mapping[str, TaskResult]
     groups: Mapping[str, GroupResult]
+    unaveraged: tuple[str, ...]
     model: str
     model_args: str
     info: Mapping[str, str]
@@ -266,6 +268,7 @@ def _merge(files: list[ResultsFile], folder: Path, label: str) -> Run:
         files=tuple(results.path for results in ordered if results.path in used),
         tasks=tasks,
         groups=groups,
+        unaveraged=tuple(dict.fromkeys(name for results in ordered for name in results.unaveraged)),
         model=ordered[0].model,
         model_args=ordered[0].model_args,
         info=ordered[0].info,

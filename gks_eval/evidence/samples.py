@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.json_text import parse
-from gks_eval.evidence.records import TaskResult, is_finite
+from gks_eval.evidence.records import TaskResult
 
-__all__ = ["Item", "ItemKey", "TaskSamples", "iter_rows", "read_samples"]
+__all__ = ["Item", "ItemKey", "TaskSamples", "filtered_rows", "iter_rows", "read_samples"]
 
 ItemKey = tuple[str, int]
 
@@ -26,7 +27,8 @@ class Item:
         key: Hash of the document and its occurrence: sets hold duplicated items.
         prompt_hash: Hash of the (first) prompt.
         target_hash: Hash of the gold answer.
-        values: Scores by metric; scores that are no plain number are left out.
+        values: Scores by metric; an average over items is their mean.
+        pairs: Pairs of numbers by metric: a rolling log-likelihood and its words or bytes.
     """
 
     doc_id: int
@@ -34,6 +36,7 @@ class Item:
     prompt_hash: str
     target_hash: str
     values: Mapping[str, float]
+    pairs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,25 @@ def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
 
 
+def filtered_rows(task: TaskResult, path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yield (filter, line number, row) of a task's samples.
+
+    lm-eval 0.4.3 to 0.4.5 name no filter: a document's k-th row is of the task's k-th.
+
+    Raises:
+        ResultsError: A line is not a complete sample.
+    """
+    filters = list(dict.fromkeys(key.partition(",")[2] for key in task.keys)) or ["none"]
+    seen: Counter[int] = Counter()
+    for number, row in iter_rows(path):
+        if "filter" in row or "metrics" in row:
+            yield _text(row, "filter", path, number), number, row
+        else:
+            doc_id = _doc_id(row, path, number)
+            yield filters[min(seen[doc_id], len(filters) - 1)], number, row
+            seen[doc_id] += 1
+
+
 def read_samples(task: TaskResult) -> TaskSamples | None:
     """Read the items of `task`; None where the run logged no samples.
 
@@ -78,8 +100,8 @@ def read_samples(task: TaskResult) -> TaskSamples | None:
     if task.samples is None:
         return None
     rows: defaultdict[str, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
-    for number, row in iter_rows(task.samples):
-        rows[_text(row, "filter", task.samples, number)].append((number, row))
+    for name, number, row in filtered_rows(task, task.samples):
+        rows[name].append((number, row))
     for filter_name, found in rows.items():
         if len(found) != task.n:
             raise ResultsError(
@@ -89,50 +111,65 @@ def read_samples(task: TaskResult) -> TaskSamples | None:
             )
     if task.n and not rows:
         raise ResultsError(f"{task.samples} is empty; run the evaluation again.")
-    by_filter = {name: _items(found, task.samples) for name, found in rows.items()}
+    recorded = {key.partition(",")[0] for key in task.keys}
+    by_filter = {name: _items(found, recorded, task.samples) for name, found in rows.items()}
     return TaskSamples(task.samples, by_filter)
 
 
-def _items(rows: list[tuple[int, Mapping[str, Any]]], path: Path) -> list[Item]:
-    parsed = []
-    for number, row in rows:
-        doc_id = row.get("doc_id")
-        if not isinstance(doc_id, int) or isinstance(doc_id, bool):
-            raise ResultsError(f"{path} line {number} has no doc_id; run the evaluation again.")
-        parsed.append((doc_id, number, row))
+def _items(
+    rows: list[tuple[int, Mapping[str, Any]]], recorded: Iterable[str], path: Path
+) -> list[Item]:
     # Several ranks write their shares one after another: the split's order is the doc_id's.
-    parsed.sort(key=lambda entry: entry[0])
+    parsed = sorted(
+        ((_doc_id(row, path, number), number, row) for number, row in rows),
+        key=lambda entry: entry[0],
+    )
     seen: Counter[str] = Counter()
     items = []
     for doc_id, number, row in parsed:
         doc_hash = _text(row, "doc_hash", path, number)
+        names = row.get("metrics", recorded)
+        scores = {
+            name: row.get(name)
+            for name in (names if isinstance(names, Iterable) else ())
+            if isinstance(name, str)
+        }
         items.append(
             Item(
                 doc_id=doc_id,
                 key=(doc_hash, seen[doc_hash]),
                 prompt_hash=str(row.get("prompt_hash", "")),
                 target_hash=str(row.get("target_hash", "")),
-                values=_values(row, path, number),
+                values={n: x for n, v in scores.items() if (x := _number(v)) is not None},
+                pairs={n: pair for n, v in scores.items() if (pair := _pair(v)) is not None},
             )
         )
         seen[doc_hash] += 1
     return items
 
 
-def _values(row: Mapping[str, Any], path: Path, number: int) -> dict[str, float]:
-    names = row.get("metrics")
-    values = {}
-    for name in names if isinstance(names, list) else []:
-        value = row.get(name) if isinstance(name, str) else None
-        if not isinstance(value, (bool, int, float)):
-            continue
-        if not is_finite(value):
-            raise ResultsError(
-                f"{path} line {number} records {str(value)[:20]} for {name}; look into that "
-                "run before using it."
-            )
-        values[name] = float(value)
-    return values
+def _doc_id(row: Mapping[str, Any], path: Path, number: int) -> int:
+    doc_id = row.get("doc_id")
+    if not isinstance(doc_id, int) or isinstance(doc_id, bool):
+        raise ResultsError(f"{path} line {number} has no doc_id; run the evaluation again.")
+    return doc_id
+
+
+def _number(value: object) -> float | None:
+    """Return a number of a JSON file, which may lie beyond a float's range; else None."""
+    if not isinstance(value, (bool, int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _pair(value: object) -> tuple[float, float] | None:
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    first, second = map(_number, value)
+    return None if first is None or second is None else (first, second)
 
 
 def _text(row: Mapping[str, Any], key: str, path: Path, number: int) -> str:

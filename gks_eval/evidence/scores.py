@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from gks_eval.errors import ResultsError
+from gks_eval.evidence.aggregation import aggregation_of, ratio_of_sums
 from gks_eval.evidence.records import Metric, TaskResult
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import Item, TaskSamples
+from gks_eval.evidence.stats.streams import Floats
 
-__all__ = ["Scores", "choose_metric", "load_scores", "pick_key"]
+__all__ = ["Scores", "alike", "choose_metrics", "load_scores", "pick_key", "usual_metric"]
 
 # Most tasks log several metrics; without a group's word this order decides.
+_ACCURACY = re.compile(r"^(acc|exact_match|em$|exact$|pass@|mc1$)|(_acc|_accuracy|_em)$")
 _PREFERRED = ("acc", "exact_match", "acc_norm", "em", "f1", "mcc")
 
 
@@ -26,8 +32,9 @@ class Scores:
         metric: The aggregate as recorded.
         items: The items that have the metric; None where they cannot be had.
         missing: Why `items` is None, as half a sentence.
-        binary: Whether every item scores 0 or 1, so that the metric is an accuracy.
+        binary: Whether the metric is an accuracy.
         n: Number of items behind the value.
+        zero_one: Whether all items may score 0 or 1, as far as this run shows.
     """
 
     task: TaskResult
@@ -36,70 +43,122 @@ class Scores:
     missing: str
     binary: bool
     n: int
+    zero_one: bool
 
     @property
-    def values(self) -> list[float]:
-        """Return the items' scores, in the order of the split."""
-        return [item.values[self.metric.name] for item in self.items or ()]
+    def values(self) -> Floats:
+        """Return one value per item, in the order of the split; their mean is the metric."""
+        return self.values_of(self.items or ())
 
     @property
     def successes(self) -> int:
         """Return how many items score 1; meaningful where `binary`."""
         return round(self.metric.value * self.n)
 
+    def values_of(self, items: Sequence[Item]) -> Floats:
+        """Return one value for each of `items`, whose mean is the metric over them."""
+        if parts := ratio_of_sums(self.task, self.metric.name, items):
+            ratio, amounts, weights = parts
+            return ratio.per_item(amounts, weights)
+        return np.array([item.values[self.metric.name] for item in items], dtype=np.float64)
+
+    def by_item(self, items: Sequence[Item]) -> Floats:
+        """Return what each of `items` scores by itself, larger where the metric is."""
+        if parts := ratio_of_sums(self.task, self.metric.name, items):
+            return -parts[1]
+        return self.values_of(items)
+
 
 def load_scores(task: TaskResult, key: str, samples: TaskSamples | None) -> Scores:
     """Bring a metric's record and its items together.
 
     Raises:
-        ResultsError: The items do not add up to the recorded mean: the files are of two runs.
+        ResultsError: The items do not add up to the recorded value: the files are of two runs.
     """
     metric = task.metrics[key]
+
+    def without(reason: str, over_all: bool = False) -> Scores:
+        binary = not over_all and _looks_binary(task, metric)
+        zero_one = binary or (not over_all and metric.value in (0.0, 1.0))
+        return Scores(task, metric, None, reason, binary, task.n, zero_one)
+
     if samples is None:
-        return Scores(task, metric, None, "no samples logged", _looks_binary(task, metric), task.n)
+        return without("no samples logged")
     found = samples.by_filter.get(metric.filter, ())
-    items = [item for item in found if metric.name in item.values]
+    items = [item for item in found if metric.name in item.values or metric.name in item.pairs]
+    parts = ratio_of_sums(task, metric.name, items) if items else None
+    if parts is None:
+        items = [item for item in items if metric.name in item.values]
     if not items:
-        reason = f"no score for {metric.name} in its samples"
-        return Scores(task, metric, None, reason, _looks_binary(task, metric), task.n)
-    values = [item.values[metric.name] for item in items]
-    mean = math.fsum(values) / len(values)
-    if abs(mean - metric.value) > 1e-6 * max(1.0, abs(metric.value)):
-        if _aggregation(task, metric.name) == "mean":
+        if found and aggregation_of(task, metric.name) not in (None, "mean"):
+            return without(f"{metric.name} is scored over all items at once", over_all=True)
+        return without(f"no score for {metric.name} in its samples")
+    known = aggregation_of(task, metric.name)
+    if parts:
+        ratio, amounts, weights = parts
+        finite = bool(np.isfinite(amounts).all() and np.isfinite(weights).all())
+        value = ratio.value(amounts, weights) if finite else math.nan
+    else:
+        values = [item.values[metric.name] for item in items]
+        finite = all(map(math.isfinite, values))
+        value = math.fsum(values) / len(values) if finite else math.nan
+    if not finite:
+        return without(f"its samples hold a score of {metric.name} that is not finite")
+    if abs(value - metric.value) > 1e-6 * max(1.0, abs(metric.value)):
+        if parts or known == "mean":
             raise ResultsError(
-                f"{samples.path} gives {metric.name} = {mean:.6g} where {task.source.name} says "
+                f"{samples.path} gives {metric.name} = {value:.6g} where {task.source.name} says "
                 f"{metric.value:.6g}: they are of two runs; run the evaluation again."
             )
-        reason = f"{metric.name} is no mean over items"
-        return Scores(task, metric, None, reason, False, task.n)
-    binary = all(value in (0.0, 1.0) for value in values)
-    return Scores(task, metric, items, "", binary, len(items))
+        return without(f"{metric.name} is scored over all items at once", over_all=True)
+    zero_one = parts is None and {*values} <= {0.0, 1.0}
+    # All items may score 0 by BLEU or F1 as well: then the name decides.
+    binary = zero_one and (len({*values}) > 1 or bool(_ACCURACY.search(metric.name)))
+    return Scores(task, metric, items, "", binary, len(items), zero_one)
 
 
-def choose_metric(task: str, runs: Iterable[Run], asked: str | None = None) -> str | None:
-    """Return the key of the metric to compare `task` by; None where no run has `asked`.
+def alike(scores: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Return the runs' scores of one metric, all of them accuracies or none."""
+    binary = all(s.zero_one for s in scores.values()) and any(s.binary for s in scores.values())
+    return {label: replace(s, binary=binary) for label, s in scores.items()}
+
+
+def choose_metrics(task: str, runs: Iterable[Run], asked: str | None = None) -> list[str]:
+    """Return the keys to compare `task` by: one metric, under every filter that it has.
 
     Args:
         task: The task's name.
-        runs: The runs; the metric must be in the first that has the task.
-        asked: ``metric`` or ``metric,filter``; without it the metric that a group averages, else
-            the usual one.
+        runs: The runs; the first that has the task decides which metric.
+        asked: ``metric``, or ``metric,filter`` for that filter only; without it the metric that a
+            group averages, else the usual one.
+
+    Returns:
+        The keys, which some runs may lack; none where no run has `asked`.
     """
     holders = [run for run in runs if task in run.tasks]
+    keys = list(dict.fromkeys(key for run in holders for key in run.tasks[task].keys))
+    if asked is not None and "," in asked:
+        return [asked] if asked in keys else []
+    name = asked or _usual(task, holders)
+    return [key for key in keys if key.partition(",")[0] == name]
+
+
+def _usual(task: str, holders: Sequence[Run]) -> str | None:
     if not holders:
         return None
-    metrics = holders[0].tasks[task].metrics
-    if asked is not None:
-        return pick_key(metrics, asked)
+    names = [key.partition(",")[0] for key in holders[0].tasks[task].keys]
     for run in holders:
         for group in run.groups.values():
-            shared = [key for key in group.metrics if key in metrics]
-            if task in group.leaves and shared:
-                return shared[0]
-    for name in _PREFERRED:
-        if key := pick_key(metrics, name):
-            return key
-    return next(iter(metrics), None)
+            if task in group.leaves and (averaged := usual_metric(group.keys, names)):
+                return averaged
+    return usual_metric(names, names)
+
+
+def usual_metric(keys: Iterable[str], among: Iterable[str]) -> str | None:
+    """Return the usual metric of those that `keys` and `among` both name."""
+    known = set(among)
+    names = [name for key in keys if (name := key.partition(",")[0]) in known]
+    return next((name for name in (*_PREFERRED, *names) if name in names), None)
 
 
 def pick_key(metrics: Iterable[str], asked: str) -> str | None:
@@ -114,19 +173,15 @@ def pick_key(metrics: Iterable[str], asked: str) -> str | None:
 
 
 def _looks_binary(task: TaskResult, metric: Metric) -> bool:
-    """Tell an accuracy by its standard error, sqrt(p (1 - p) / (n - 1)) in lm-eval."""
+    """Tell an accuracy without samples: by its name, and counts and stderr that fit it.
+
+    lm-eval's standard error of an accuracy is sqrt(p (1 - p) / (n - 1)).
+    """
     count = metric.value * task.n
     if not 0.0 <= metric.value <= 1.0 or task.n < 2 or abs(count - round(count)) > 1e-6 * task.n:
         return False
-    if metric.stderr is None:
-        return metric.name.startswith(("acc", "exact_match"))
+    named = bool(_ACCURACY.search(metric.name))
+    if metric.stderr is None or metric.value in (0.0, 1.0):
+        return named and not metric.stderr
     expected = math.sqrt(metric.value * (1.0 - metric.value) / (task.n - 1))
     return abs(metric.stderr - expected) <= 1e-6
-
-
-def _aggregation(task: TaskResult, metric: str) -> str | None:
-    entries = task.config.get("metric_list")
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and entry.get("metric") == metric:
-            return str(entry.get("aggregation"))
-    return None

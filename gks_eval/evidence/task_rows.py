@@ -11,7 +11,7 @@ from gks_eval.evidence.paired import Changes, paired_changes
 from gks_eval.evidence.pairing import differences
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
-from gks_eval.evidence.scores import Scores, load_scores
+from gks_eval.evidence.scores import Scores, alike, load_scores
 from gks_eval.evidence.stats.bootstrap import DRAWS
 from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.paired_test import paired_test
@@ -62,17 +62,25 @@ class TaskOutcome:
     changes: Mapping[str, Changes]
 
 
-def task_outcome(name: str, key: str, runs: Sequence[Run], settings: Settings) -> TaskOutcome:
+def task_outcome(
+    name: str, key: str, runs: Sequence[Run], settings: Settings
+) -> TaskOutcome | None:
     """Compare every run that has task `name` and metric `key` with the first of `runs`.
+
+    None where no run has them.
 
     Raises:
         ResultsError: A samples file is broken.
     """
-    scores = {
-        run.label: load_scores(run.tasks[name], key, read_samples(run.tasks[name]))
-        for run in runs
-        if name in run.tasks and key in run.tasks[name].metrics
-    }
+    scores = alike(
+        {
+            run.label: load_scores(run.tasks[name], key, read_samples(run.tasks[name]))
+            for run in runs
+            if name in run.tasks and key in run.tasks[name].metrics
+        }
+    )
+    if not scores:
+        return None
     baseline = scores.get(runs[0].label)
     rows: list[Difference] = []
     flips: list[Flip] = []

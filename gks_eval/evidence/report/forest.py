@@ -81,7 +81,7 @@ def difference_forest(part: Comparison, whole: Comparison) -> Forest | None:
     places = {label: series for series, label in enumerate(labels)}
     lanes = [
         Lane(
-            row.name,
+            row.title,
             [
                 Mark(places[d.candidate], 100 * d.difference, _points(d.low), _points(d.high))
                 for d in row.differences

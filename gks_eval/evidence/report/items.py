@@ -11,9 +11,9 @@ from typing import Any
 
 from gks_eval.evidence.comparison import Comparison, Row
 from gks_eval.evidence.excerpts import prompt_of
-from gks_eval.evidence.records import is_finite
+from gks_eval.evidence.records import TaskResult, is_finite
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.samples import ItemKey, iter_rows
+from gks_eval.evidence.samples import ItemKey, filtered_rows
 
 __all__ = ["Book", "collect"]
 
@@ -66,7 +66,7 @@ def collect(
         ResultsError: A samples file is broken.
     """
     rows = [row for row in comparison.rows if row.kind == "task"]
-    book = Book([row.name for row in rows])
+    book = Book([row.title for row in rows])
     kept: list[_Item] = []
     for index, row in enumerate(rows):
         items = _task_items(index, row, runs, max_text)
@@ -89,7 +89,7 @@ def _task_items(index: int, row: Row, runs: Sequence[Run], max_text: int) -> lis
         task = run.tasks.get(row.name)
         if task is None or task.samples is None:
             continue
-        for key, sample in _keyed(task.samples, filter_name):
+        for key, sample in _keyed(task, task.samples, filter_name):
             if key not in items:
                 items[key] = _new(index, sample, len(runs), max_text)
             item = items[key]
@@ -100,8 +100,10 @@ def _task_items(index: int, row: Row, runs: Sequence[Run], max_text: int) -> lis
     return list(items.values())
 
 
-def _keyed(path: Path, filter_name: str) -> Iterable[tuple[ItemKey, Mapping[str, Any]]]:
-    rows = [row for _, row in iter_rows(path) if row.get("filter") == filter_name]
+def _keyed(
+    task: TaskResult, path: Path, filter_name: str
+) -> Iterable[tuple[ItemKey, Mapping[str, Any]]]:
+    rows = [row for name, _, row in filtered_rows(task, path) if name == filter_name]
     rows.sort(key=lambda row: row["doc_id"] if isinstance(row.get("doc_id"), int) else 0)
     seen: Counter[str] = Counter()
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gks_eval.evidence.comparison import Comparison, Difference, Row, Score
+from gks_eval.evidence.comparison import Comparison, Difference, Row, Score, titled
 
 __all__ = [
     "Table",
@@ -77,7 +77,7 @@ def leaderboard(comparison: Comparison) -> Table:
     marks: dict[tuple[int, int], str] = {}
     for position, row in enumerate(comparison.rows):
         places = best_two(row)
-        cells = [row.name, _counts(row), _metric(row)]
+        cells = [row.title, _counts(row), _metric(row)]
         for label in labels:
             if label in places:
                 marks[position, len(cells)] = places[label]
@@ -116,10 +116,10 @@ def difference_table(comparison: Comparison) -> Table:
     several = len(comparison.runs) > 2
     for row in comparison.rows:
         if row.differences:
-            nested.append([row.name, *[""] * 7])
+            nested.append([row.title, *[""] * 7])
         for d in row.differences:
             remark = f" [{remarks.setdefault(d.note, len(remarks) + 1)}]" if d.note else ""
-            names = [row.name, f"{d.candidate}{remark}"] if several else [f"{row.name}{remark}"]
+            names = [row.title, f"{d.candidate}{remark}"] if several else [f"{row.title}{remark}"]
             if d.p_holm is not None and d.p_holm < round(1.0 - comparison.confidence, 12):
                 mark = "best" if _better(row, d) else "second"
                 marks[len(rows), len(names)] = nested_marks[len(nested), 1] = mark
@@ -159,11 +159,19 @@ def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: 
     rows: list[list[str]] = []
     shown: dict[tuple[str, str, str], int] = {}
     for flip in comparison.flips:
-        kind = (flip.task, flip.candidate, flip.change)
+        kind = (titled(flip.task, flip.filter), flip.candidate, flip.change)
         shown[kind] = shown.get(kind, 0) + 1
         if shown[kind] <= most:
             text = texts.get((flip.task, flip.doc_id), "")
-            rows.append([flip.task, flip.candidate, flip.change, str(flip.doc_id), text])
+            rows.append(
+                [
+                    titled(flip.task, flip.filter),
+                    flip.candidate,
+                    flip.change,
+                    str(flip.doc_id),
+                    text,
+                ]
+            )
     more = sum(max(0, count - most) for count in shown.values())
     notes = ["gain: only the run is right; loss: only the baseline is."]
     notes += [f"{more} more are left out here; the JSON lists all."] if more else []
@@ -175,7 +183,7 @@ def flips_to_show(comparison: Comparison, most: int) -> Iterable[tuple[str, int]
     """Return (task, doc_id) of the items that `flip_table` would show."""
     shown: dict[tuple[str, str, str], int] = {}
     for flip in comparison.flips:
-        kind = (flip.task, flip.candidate, flip.change)
+        kind = (titled(flip.task, flip.filter), flip.candidate, flip.change)
         shown[kind] = shown.get(kind, 0) + 1
         if shown[kind] <= most:
             yield flip.task, flip.doc_id

@@ -18,7 +18,7 @@ def to_latex(comparison: Comparison) -> str:
         r"% needs \usepackage{booktabs}",
         rf"\begin{{tabular}}{{l{'r' * len(rows)}}}",
         r"\toprule",
-        _line(["", *(latex(row.name) for row in rows)]),
+        _line(["", *(latex(row.title) for row in rows)]),
         r"\midrule",
     ]
     places = [best_two(row) for row in rows]

@@ -250,7 +250,7 @@ def test_a_metric_that_is_no_mean_is_compared_by_its_standard_error(factory, tmp
         path.write_text(json.dumps(data))
     d = compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")])).rows[0].differences[0]
     assert d.method == "unpaired"
-    assert "no mean over items" in d.note
+    assert "f1 is scored over all items at once" in d.note
     assert d.difference == pytest.approx(0.1)
 
 
