@@ -23,7 +23,6 @@ from gks_eval.base_model import (
     unloadable,
 )
 from gks_eval.errors import UsageError
-from gks_eval.excepthook import say_errors_under_lm_eval
 from gks_eval.fit import check_fit, meta_model
 from gks_eval.inject import Attachment, attach
 from gks_eval.library import Library, load_library, read_manifest
@@ -32,6 +31,7 @@ from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, digest, settin
 from gks_eval.packed_lm import PackedLM
 from gks_eval.quantized import keep_portable_layout, quantization_of
 from gks_eval.request_cache import stamp
+from gks_eval.tasklib.excepthook import say_errors_under_lm_eval
 from gks_eval.versions import versions
 
 __all__ = ["CREATED", "DEFAULT_LIBRARY", "GksArrowLM"]

@@ -78,6 +78,36 @@ def test_lm_eval_refuses_the_paper_family_early(
     assert "Running loglikelihood requests" not in done.stdout + done.stderr
 
 
+def test_lm_eval_names_the_task_whose_yaml_is_wrong(
+    tmp_path: Path, tiny_library: Callable[..., Path]
+) -> None:
+    rows = [{"q": "Bees make", "c": ["honey", "stone"], "a": 5}] * 2
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (tmp_path / "toy.yaml").write_text(
+        "task: toy\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\n",
+        "utf-8",
+    )
+    code = (
+        "import sys; sys.argv[0] = 'lm_eval'\n"
+        "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "-c", code, "run", "--model", "gks_arrow", "--tasks", "toy",
+            "--model_args", f"library={tiny_library('phi3')}", "--include_path", str(tmp_path),
+            "--device", "cpu",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("lm_eval: error in task toy, item 0: ")
+    assert last.endswith("toy.yaml.")
+
+
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["gks-eval", *arguments])
     with pytest.raises(SystemExit) as ended:

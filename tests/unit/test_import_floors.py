@@ -18,7 +18,7 @@ FLOORS: dict[int, frozenset[str]] = {
     # what everyone may use: errors, typed files, where things are, plain values
     0: frozenset(
         {
-            "_bridge", "config", "errors", "excepthook", "files", "loglikelihood", "paths", "quiet",
+            "_bridge", "config", "errors", "files", "loglikelihood", "paths", "quiet",
             "team", "versions",
         }
     ),

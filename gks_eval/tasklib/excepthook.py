@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final
 
 from gks_eval.errors import GksError
+from gks_eval.tasklib.blame import blame
 
 __all__ = ["say_errors_under_lm_eval"]
 
@@ -16,8 +17,9 @@ _COMMANDS: Final = ("lm_eval", "lm-eval")
 
 
 def say_errors_under_lm_eval() -> None:
-    """Have `lm_eval` end a `GksError` as a sentence; any other exception as before.
+    """Have `lm_eval` end a `GksError` as a sentence, and name the task of any other exception.
 
+    An exception that comes from a task keeps its traceback; task, item, key and file follow it.
     Programs that use lm-eval as a library keep their tracebacks, and LMEVAL_LOG_LEVEL=DEBUG shows
     this one.
     """
@@ -35,7 +37,9 @@ def say_errors_under_lm_eval() -> None:
         if isinstance(error, GksError):
             hint = "(LMEVAL_LOG_LEVEL=DEBUG shows where)"
             print(f"lm_eval: error: {error} {hint}", file=sys.stderr)
-        else:
-            before(kind, error, trace)
+            return
+        before(kind, error, trace)
+        if (found := blame(error)) is not None:
+            print(f"lm_eval: error {found}.", file=sys.stderr)
 
     sys.excepthook = hook
