@@ -50,7 +50,8 @@ def number(value: float | None, binary: bool, signed: bool = False) -> str:
     if value is None:
         return "–"
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f}" if binary else f"{value:{sign}.4g}"
+    # What rounds to zero has no sign of its own; adding 0.0 turns -0.0 into 0.0.
+    return f"{round(100 * value, 2) + 0.0:{sign}.2f}" if binary else f"{value + 0.0:{sign}.4g}"
 
 
 def best_two(row: Row) -> dict[str, str]:

@@ -118,6 +118,8 @@ def test_numbers():
     assert number(-0.1, True, signed=True) == "-10.00"
     assert number(12.34567, False) == "12.35"
     assert number(None, True) == "–"
+    assert number(-1e-18, True, signed=True) == number(-0.0, True, signed=True) == "+0.00"
+    assert number(-0.0, False) == "0"
 
 
 def test_excerpts_are_the_ends_of_prompts(golden):
