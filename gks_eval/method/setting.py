@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.method.declaration import Merge, Method, Parameters, Router, Rule
+from gks_eval.method.grammar import EXPERT, MERGE, languages, read_kind, word
+from gks_eval.method.parameters import checked
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 
 __all__ = ["NOT_GIVEN", "PRESETS", "Combine", "NotGiven", "Setting", "digest", "setting_arguments"]
@@ -31,8 +32,6 @@ PRESETS: Final[dict[str, tuple[str, Combine]]] = {
     "exact": ("delta", "outputs"),
 }
 MAX_LENGTH: Final = 5000
-_EXPERT: Final = "expert:"
-_MERGE: Final = "merge:"
 # What mixes a single adapter, which is an expert or made by a merge.
 _ALONE: Final = "uniform"
 
@@ -81,17 +80,17 @@ class Setting(BaseModel):
             known = setting_arguments()
             raise UsageError(f"unknown argument {unknown[0]}; {did_you_mean(unknown[0], known)}.")
         router = str(values.get("router", cls.model_fields["router"].default))
-        expert = router.removeprefix(_EXPERT)
+        expert = router.removeprefix(EXPERT)
         if router != expert and expert not in ROUTERS and expert != "none":
             values["router"] = router = expert
         rule = str(values.get("rule", cls.model_fields["rule"].default))
         for method in _methods(rule, router):
             fields = method.parameters.model_fields
             own = {name: value for name, value in loose.items() if name in fields}
-            values |= _checked(method.parameters, own).model_dump(exclude_unset=True)
+            values |= checked(method.parameters, own).model_dump(exclude_unset=True)
         for name in loose.keys() - values.keys():  # of another method: ignored, but not nonsense
             method = next(m for m in _all_methods() if name in m.parameters.model_fields)
-            _checked(method.parameters, {name: loose[name]})
+            checked(method.parameters, {name: loose[name]})
         return values
 
     @classmethod
@@ -117,15 +116,16 @@ class Setting(BaseModel):
         given = {
             "rule": rule if isinstance(rule, NotGiven) else str(rule),
             "combine": combine if isinstance(combine, NotGiven) else str(combine),
-            "router": router if isinstance(router, NotGiven) else _word(router),
+            "router": router if isinstance(router, NotGiven) else word(router),
             **parameters,
         }
         values |= {name: v for name, v in given.items() if not isinstance(v, NotGiven)}
         if not isinstance(subtract, NotGiven):
-            values["subtract"] = _languages(subtract)
+            values["subtract"] = languages(subtract)
         if values["combine"] not in get_args(Combine):
-            word = values["combine"]
-            raise UsageError(f"combine={word} is unknown; {did_you_mean(word, get_args(Combine))}.")
+            given_word = values["combine"]
+            near = did_you_mean(given_word, get_args(Combine))
+            raise UsageError(f"combine={given_word} is unknown; {near}.")
         return cls(**values)
 
     @classmethod
@@ -144,7 +144,7 @@ class Setting(BaseModel):
         if len(text) > MAX_LENGTH:
             raise UsageError(f"setting '{text:.60}...' is longer than {MAX_LENGTH} characters.")
         head, *tail = text.strip().split(";")
-        arguments = _kind(head.strip(), text)
+        arguments = read_kind(head.strip(), text)
         plain = arguments["router"] == "none"
         own = setting_arguments()
         others: dict[str, str] = {}
@@ -175,14 +175,14 @@ class Setting(BaseModel):
     @property
     def expert(self) -> str | None:
         """The one expert that runs alone, if one does."""
-        if self.router.startswith(_EXPERT):
-            return self.router.removeprefix(_EXPERT)
+        if self.router.startswith(EXPERT):
+            return self.router.removeprefix(EXPERT)
         return self.router if _is_expert(self.router) else None
 
     @property
     def merge(self) -> str | None:
         """The merge that makes one adapter of all experts, if one does."""
-        return self.router.removeprefix(_MERGE) if self.router.startswith(_MERGE) else None
+        return self.router.removeprefix(MERGE) if self.router.startswith(MERGE) else None
 
     def rule_method(self) -> tuple[Rule, Parameters]:
         """Return the rule and its parameters."""
@@ -275,13 +275,13 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def _is_expert(router: str) -> bool:
-    return router != "none" and not router.startswith(_MERGE) and router not in ROUTERS
+    return router != "none" and not router.startswith(MERGE) and router not in ROUTERS
 
 
 def _methods(rule: str | None, router: str) -> list[Method]:
     found: list[Method] = [] if rule is None else [RULES.get(rule)]
-    if router.startswith(_MERGE):
-        found.append(MERGES.get(router.removeprefix(_MERGE)))
+    if router.startswith(MERGE):
+        found.append(MERGES.get(router.removeprefix(MERGE)))
     elif router in ROUTERS:
         found.append(ROUTERS.get(router))
     return found
@@ -295,95 +295,6 @@ def _parameter_names() -> frozenset[str]:
     return frozenset(name for method in _all_methods() for name in method.parameters.model_fields)
 
 
-def _checked(parameters: type[Parameters], values: Mapping[str, Any]) -> Parameters:
-    for name, value in values.items():
-        field = parameters.model_fields[name]
-        if isinstance(value, bool) and field.annotation is not bool:
-            raise UsageError(f"{name}={value}: {_expectation(field)}.")
-    try:
-        return parameters(**values)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else "parameters"
-        field = parameters.model_fields[name]
-        raise UsageError(f"{name}={values[name]}: {_expectation(field)}.") from None
-
-
-def _expectation(field: FieldInfo) -> str:
-    """Say which values a parameter takes, from its type and bounds."""
-    choices = [str(choice) for choice in get_args(field.annotation)]
-    kinds: dict[object, str] = {int: "a whole number", float: "a number", bool: "True or False"}
-    kind = kinds.get(field.annotation, f"one of {', '.join(choices)}" if choices else "a value")
-    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
-    bounds = [
-        f"{word} {getattr(bound, name):g}"
-        for name, word in words.items()
-        for bound in field.metadata
-        if getattr(bound, name, None) is not None
-    ]
-    return f"needs {kind} {' and '.join(bounds)}".rstrip()
-
-
 def _since(field: FieldInfo) -> bool:
     extra = field.json_schema_extra
     return isinstance(extra, dict) and "since" in extra
-
-
-def _word(value: object) -> str:
-    return "none" if value is None else str(value).strip()
-
-
-def _languages(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        parts = [_word(part) for part in value]
-    else:
-        parts = _word(value).split("+")
-    names = tuple(part.strip() for part in parts)
-    if names == ("none",) or not names:
-        return ()
-    if "" in names or "none" in names:
-        raise UsageError(f"subtract={value} is not a list of languages such as en+de.")
-    if len(set(names)) < len(names) or ("avg" in names and len(names) > 1):
-        raise UsageError(
-            f"subtract={value} counts a general adapter twice; name each once, or avg alone."
-        )
-    return names
-
-
-def _kind(head: str, text: str) -> dict[str, str]:
-    kind, colon, value = (part.strip() for part in head.partition(":"))
-    needed = {
-        "gks": "languages, as gks:en+de",
-        "expert": "an expert's name",
-        "merge": f"a merge: {', '.join(MERGES.names())}",
-    }
-    if kind in needed and not value:
-        raise UsageError(f"setting {text!r}: {kind}: needs {needed[kind]}.")
-    if kind == "base":
-        if colon:
-            raise UsageError(f"setting {text!r}: {kind} takes nothing after a colon.")
-        return {"router": "none", "subtract": "none"}
-    if kind == "expert":
-        if value == "none":
-            raise UsageError(f"setting {text!r}: {value} is no expert; name one of the library's.")
-        return {"router": f"{_EXPERT}{value}", "subtract": "none"}
-    if kind == "merge":
-        if value not in MERGES:
-            near = did_you_mean(value, MERGES.names())
-            raise UsageError(f"setting {text!r}: merge {value!r} is unknown; {near}.")
-        return {"router": f"{_MERGE}{value}", "subtract": "none"}
-    if kind == "gks" or kind in ROUTERS:
-        router = "arrow" if kind == "gks" else kind
-        if value == "none":
-            raise UsageError(f"setting {text!r}: subtracting nothing is called {router}.")
-        if colon and not value:
-            raise UsageError(f"setting {text!r}: {kind}: needs languages, as {kind}:en+de.")
-        return {"router": router, "subtract": value or "none"}
-    known = ["base", "gks", "expert", "merge", *ROUTERS.names()]
-    if "=" in kind:  # an argument behind a comma; its value may be a token and is not shown
-        name = re.split(r"[,\s]", kind.partition("=")[0])[-1]
-        raise UsageError(
-            f"setting '...{name}=...' has no kind; arguments follow ';', arrow;top_k=1, and a "
-            "short name stands before a setting, short=gks:en."
-        )
-    raise UsageError(f"setting {text!r}: {kind!r} is unknown; {did_you_mean(kind, known)}.")

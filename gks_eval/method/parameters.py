@@ -1,0 +1,48 @@
+"""Values of a method's parameters, checked; a value that does not fit ends in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from gks_eval.errors import UsageError
+from gks_eval.method.declaration import Parameters
+
+__all__ = ["checked"]
+
+
+def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Parameters:
+    """Return a method's parameters made of `values`.
+
+    Raises:
+        UsageError: A value does not fit; the sentence says which would.
+    """
+    for name, value in values.items():
+        field = parameters.model_fields[name]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise UsageError(f"{name}={value}: {_expectation(field)}.")
+    try:
+        return parameters(**values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0]) if fault["loc"] else "parameters"
+        field = parameters.model_fields[name]
+        raise UsageError(f"{name}={values[name]}: {_expectation(field)}.") from None
+
+
+def _expectation(field: FieldInfo) -> str:
+    """Say which values a parameter takes, from its type and bounds."""
+    choices = [str(choice) for choice in get_args(field.annotation)]
+    kinds: dict[object, str] = {int: "a whole number", float: "a number", bool: "True or False"}
+    kind = kinds.get(field.annotation, f"one of {', '.join(choices)}" if choices else "a value")
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    bounds = [
+        f"{word} {getattr(bound, name):g}"
+        for name, word in words.items()
+        for bound in field.metadata
+        if getattr(bound, name, None) is not None
+    ]
+    return f"needs {kind} {' and '.join(bounds)}".rstrip()
