@@ -253,5 +253,5 @@ def _run(grid: Grid) -> None:
     spent = time.monotonic() - started
     told = f"Results in {grid.output} ({spent:.0f} s)."
     if total > 1:
-        told += f" What is signal: gks-eval compare {shlex.quote(str(grid.output))}"
+        told += f" To test the differences: gks-eval compare {shlex.quote(str(grid.output))}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)

@@ -41,7 +41,7 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
     sizes = {task: {n[task] for _, _, n, _ in cells if task in n} for task in tasks}
     every = set().union(*sizes.values())
     shared, mixed = len(every) == 1, any(len(found) > 1 for found in sizes.values())
-    items = f"n = {min(every)} items a task" if shared else "n items"
+    items = f"n = {min(every)} items per task" if shared else "n items"
     caption = f"Accuracy in percent ± standard error; {items}."
     if mixed:
         caption += (

@@ -290,7 +290,7 @@ def test_settings_that_differ_in_n_say_so(tiny_library: LibraryOf, tmp_path: Pat
     for column, n in ((2, 3), (3, 5)):
         assert all(str(cell).endswith(f" ({n})") for cell in table.columns[column].cells)
     alone = accuracy_table(folders[:1])
-    assert str(alone.caption) == "Accuracy in percent ± standard error; n = 3 items a task."
+    assert str(alone.caption) == "Accuracy in percent ± standard error; n = 3 items per task."
 
 
 def test_another_base_is_not_the_same_cell(tiny_library: LibraryOf, tmp_path: Path) -> None:
