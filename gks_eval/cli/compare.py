@@ -51,7 +51,8 @@ def compare(
         Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
     ] = None,
     flips: Annotated[
-        int, typer.Option(min=0, help="List up to this many changed items per task, run and direction.")
+        int,
+        typer.Option(min=0, help="List this many changed items per task, run and direction."),
     ] = 0,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
     force: Annotated[
