@@ -44,10 +44,11 @@ def reference_update(
     prepared = router(layer, router_parameters)
     once = torch.zeros(residuals[0].shape, dtype=torch.float64)
     mixed = residuals
-    if general and rule.general_part is not None and setting.combine == "factors":
-        # Factors of stacked residuals cannot be averaged: the rule's part is subtracted as it is.
+    part = rule.general_part if general and router.sums_to_one else None
+    if part is not None and setting.combine == "factors":
+        # A linear rule leaves the factors that are mixed alone; its part is subtracted as it is.
         mixed = list(experts)
-        once = rule.general_part(general, rule_parameters).to(torch.float64).delta()
+        once = part(general, rule_parameters).to(torch.float64).delta()
     if setting.merge:
         mixed, once = residuals, torch.zeros_like(once)
     updates, shares = [], []

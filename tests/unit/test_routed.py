@@ -12,8 +12,10 @@ from common import dense, random_pair, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gks_eval.errors import CompatibilityError
-from gks_eval.method.declaration import Tokens
+from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, router
 from gks_eval.method.lora import LoraPair
+from gks_eval.method.reference import reference_update
+from gks_eval.method.registry import ROUTERS
 from gks_eval.method.routed import build, routed_update, to_device
 from gks_eval.method.setting import Setting
 
@@ -241,6 +243,43 @@ def test_the_seam_takes_a_router_that_reads_scores(dtype: torch.dtype) -> None:
     for t in range(6):
         chosen = pairs[int(shares[t].argmax())]
         assert relative_error(update[t], dense(chosen) @ x[t].double()) < tolerance
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """Shares that sum to 2."""
+
+    experts: int
+
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+        return 2 * Ramp(self.experts).coefficients(tokens)
+
+
+@router(paper="a test", sums_to_one=False)
+def doubled(layer: Layer, parameters: Parameters) -> Prepared:
+    """Shares that sum to 2."""
+    return Prepared(Doubled(len(layer.residuals)))
+
+
+@pytest.mark.parametrize("combine", ["outputs", "factors"])
+def test_shares_that_do_not_sum_to_one_scale_what_is_subtracted(combine: Any) -> None:
+    """With outputs twice the general part, with factors, which are both doubled, four times."""
+    pairs, parts = experts(3), general()
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(3))
+    with ROUTERS.lent(doubled):
+        setting = Setting(router="doubled", rule="delta", combine=combine)
+        found, _ = routed_update(x, build(pairs, parts, setting, dtype=torch.float32))
+        slow, _ = reference_update(x, pairs, parts, setting)
+    shares = [1 / 3, 2 / 3, 1.0]
+    if combine == "outputs":
+        mixed = sum(c * dense(pair) for c, pair in zip(shares, pairs, strict=True))
+        update = mixed - 2 * sum(map(dense, parts)) / 2
+    else:
+        A = sum(c * pair.A.double() for c, pair in zip(shares, pairs, strict=True))
+        B = sum(c * pair.B.double() for c, pair in zip(shares, pairs, strict=True))
+        update = 4.0 * B @ A - 4 * sum(map(dense, parts)) / 2
+    assert relative_error(found, x.double() @ update.T) < 1e-5
+    assert relative_error(slow, x.double() @ update.T) < 1e-5
 
 
 def test_memory_is_that_of_the_tensors() -> None:
