@@ -58,7 +58,7 @@ class RoutedUpdate:
 
     def __call__(
         self,
-        _layer: nn.Module,
+        layer: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: torch.Tensor,
@@ -76,8 +76,10 @@ class RoutedUpdate:
         with torch.autocast(x.device.type, enabled=False):
             x_TK = x.reshape(-1, x.shape[-1]).to(weights.read.dtype)
             into = None
-            if not torch.is_grad_enabled() and output.dtype == weights.write.dtype:
-                # The base's output is fresh: add into it rather than allocate (T, D) twice more.
+            alone = len(layer._forward_hooks) == 1
+            if alone and not torch.is_grad_enabled() and output.dtype == weights.write.dtype:
+                # The layer's output is fresh, and no other hook holds it: add into it rather than
+                # allocate (T, D) twice more.
                 into = output.view(-1, output.shape[-1])
             update_TD, c_TE = routed_update(x_TK, weights, into)
             if self.observer is not None:

@@ -243,6 +243,24 @@ def test_inputs_that_are_not_contiguous(model: Any, library: Library) -> None:
                 torch.testing.assert_close(layer(x), layer(x.contiguous()))
 
 
+@torch.no_grad()
+def test_the_outputs_that_other_hooks_hold_are_not_written_to(model: Any, library: Library) -> None:
+    layer = model.model.layers[0].self_attn.o_proj
+    x = torch.randn(1, 9, 64)
+    alone, patch = layer(x), torch.zeros(1, 9, 64)
+    seen: list[torch.Tensor] = []
+    layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with attach(model, library, EXACT):
+        update = layer(x) - alone
+        assert update.abs().max() > 0.1
+        assert torch.equal(seen[0], alone)
+    layer.register_forward_hook(lambda _module, _inputs, _output: patch)
+    with attach(model, library, EXACT):
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), update)
+    assert not patch.any()
+
+
 def test_autocast_leaves_the_routed_part_in_its_own_type(model: Any, library: Library) -> None:
     with attach(model, library, PAPER), torch.no_grad():
         layer = model.model.layers[0].self_attn.qkv_proj
