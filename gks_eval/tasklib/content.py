@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
+import inspect
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,17 +97,57 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def code_digest(function: Any) -> str:
+def code_digest(function: Any, within: frozenset[int] = frozenset()) -> str:
     """Return a digest of a function or class: its name and the source that it stands on.
 
     That is its module and whatever this one imports from the same folder, or from code that is not
-    installed as a package. Comments and docstrings do not count.
+    installed as a package. Comments and docstrings do not count. What a partial, a closure or an
+    object with a ``__call__`` was made with counts too, and the name of a lambda in its module.
+
+    Args:
+        function: What is called.
+        within: Ids of the functions that hold this one.
     """
-    function = getattr(function, "func", function)  # functools.partial
-    named = function if hasattr(function, "__qualname__") else type(function)
+    partial = isinstance(function, functools.partial)
+    inner = function.func if partial else function
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    module = sys.modules.get(named.__module__)
     found: dict[str, str] = {}
-    _read(sys.modules.get(named.__module__), found)
-    return digest({"name": named.__qualname__, "sources": sorted(found.values())})
+    _read(module, found)
+    content = {"name": named.__qualname__, "sources": sorted(found.values())}
+    held = [_stable(part, within | {id(function)}) for part in _held(function, module)]
+    return digest({**content, "held": held} if held else content)
+
+
+def _held(function: Any, module: Any) -> list[Any]:
+    """Return what tells a callable from others of the same name and source."""
+    if isinstance(function, functools.partial):
+        return [function.args, function.keywords, function.func]
+    if inspect.isfunction(function):
+        if "<" not in function.__qualname__:  # neither a lambda nor made by another function
+            return []
+        names = [name for name, value in vars(module or object).items() if value is function]
+        cells = inspect.getclosurevars(function).nonlocals
+        return [names, dict(cells), function.__defaults__, function.__kwdefaults__]
+    if isinstance(function, type) or not hasattr(function, "__dict__"):
+        return []
+    return [vars(function)] if vars(function) else []
+
+
+def _stable(value: Any, within: frozenset[int]) -> Any:
+    """Return a value as JSON that is the same in every process; objects count by their type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if id(value) in within:
+        return "itself"
+    within |= {id(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _stable(part, within) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_stable(part, within) for part in value]
+    if isinstance(value, (set, frozenset, bytes, re.Pattern)):
+        return repr(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
+    return code_digest(value, within) if callable(value) else type(value).__qualname__
 
 
 def _read(module: Any, found: dict[str, str]) -> None:
