@@ -53,9 +53,7 @@ def compare(
     notes += _refuse_or_note(outcomes, runs[0].label, settings.force)
     rows = _with_holm([outcome.row for outcome in outcomes.values()])
     if not alone and not any(row.differences for row in rows):
-        raise ResultsError(
-            f"{runs[0].label} shares no task with another run; compare runs of the same tasks."
-        )
+        raise _nothing_shared(runs, rows, notes)
     lacking: list[tuple[str, str, list[str]]] = []
     for name in groups:
         keys = group_keys(name, runs, settings.metric)
@@ -79,6 +77,17 @@ def compare(
         flips=[flip for outcome in outcomes.values() for flip in outcome.flips],
         notes=[*notes, *lacking_note(lacking), *_absent(rows, runs)],
     )
+
+
+def _nothing_shared(runs: Sequence[Run], rows: Sequence[Row], notes: Sequence[str]) -> ResultsError:
+    label, shared = runs[0].label, {row.name for row in rows} & runs[0].tasks.keys()
+    if any(name in run.tasks for run in runs[1:] for name in shared):
+        why = "; ".join(note for note in notes if " is not compared by " in note)
+        return ResultsError(
+            f"{label} shares no finite score of a task with another run"
+            f"{why and f' ({why})'}; name another --metric, or compare other runs."
+        )
+    return ResultsError(f"{label} shares no task with another run; compare runs of the same tasks.")
 
 
 def run_info(run: Run) -> RunInfo:

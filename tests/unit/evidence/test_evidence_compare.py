@@ -377,6 +377,14 @@ def test_what_cannot_be_compared_is_refused(factory, tmp_path):
         compare(runs, Settings(metric="acx"))
 
 
+def test_a_shared_task_without_a_finite_score_is_named(factory, tmp_path):
+    for name, value in (("x", math.nan), ("y", 1.0)):
+        factory.write_run(tmp_path / name, {"a": [value, 0.0]})
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    with pytest.raises(ResultsError, match=r"no finite score .*a is not compared by acc,none"):
+        compare(runs)
+
+
 def test_an_unknown_task_or_group_is_named_with_the_nearest(planted, factory, tmp_path):
     groups = {"averages": (("arithmetic",), True)}
     factory.write_run(tmp_path / "x", {"arithmetic": [1.0, 0.0]}, groups=groups)
