@@ -152,7 +152,8 @@ def test_two_processes_on_one_output(
                 assert found == [0, 0], warm.log.read_text() + other.log.read_text()
     finally:
         other.close()
-    assert sorted(p.name for p in (tmp_path / "grid").iterdir()) == [".lock", "arrow", "base"]
+    written = sorted(p.name for p in (tmp_path / "grid").iterdir())
+    assert written == [".lock", "arrow", "base", "grid.json"]
     trained = yaml.safe_load((tmp_path / "train/library.yaml").read_text("utf-8"))
     assert sorted(trained["experts"]) == ["one", "two"]
     told = [s.log.read_text("utf-8") for s in (warm, other)]
