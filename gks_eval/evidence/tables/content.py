@@ -130,7 +130,7 @@ def difference_table(comparison: Comparison) -> Table:
     columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
     columns.append("detectable")
     notes = [
-        "p: two-sided; exact McNemar, turned signs, or for a group a bootstrap. Holm over the "
+        "p: two-sided; exact McNemar, sign flips, or for a group a bootstrap. Holm over the "
         "tasks of a run, groups apart. +/−: items that only the run, or only the baseline, gets "
         "right. detectable: the difference seen in 80% of cases at 5% with so many pairs and so "
         "many changed items."
