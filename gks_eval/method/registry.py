@@ -79,7 +79,7 @@ class Registry(Generic[MethodT]):
         if name not in self._broken:
             try:
                 return self._load(entry)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self._broken[name] = f"{type(error).__name__}: {error}"
                 logger.warning("The %s %s of %s is broken: %s", self.kind, name, _by(entry), error)
         raise UsageError(

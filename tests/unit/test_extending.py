@@ -89,6 +89,18 @@ def test_a_router_of_another_package_runs_in_lm_eval(
     assert "top_k" not in setting
 
 
+def test_a_package_that_ends_the_process_is_broken_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "ending.py").write_text("raise SystemExit('no licence')\n")
+    info = tmp_path / "ending-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ending\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[gks_eval.routers]\nlast = ending:last\n")
+    code = "from gks_eval.method.setting import Setting; print(Setting().router)"
+    done = run(tmp_path, code)
+    assert done.stdout == "arrow\n"
+    assert "The router last of ending is broken: no licence" in done.stderr
+
+
 def test_names_that_are_taken_and_packages_that_are_broken(installed: Path) -> None:
     code = (
         "from gks_eval.method.registry import ROUTERS\n"
