@@ -146,8 +146,14 @@ def _group(name: str, title: str, key: str | None, both: tuple[Run, Run], limits
     weights = group_weights(sizes, is_weighted(name, key, both))
     values = {leaf: sign * changes.values for leaf, changes in paired.items()}
     test = group_test(values, weights)
+    binary = all(changes.binary for changes in paired.values())
     seen = detectable_difference(
-        1, float(test.drawn.var()), limits.alpha or 0.05, two_sided=False, binary=False
+        1,
+        float(test.drawn.var()),
+        limits.alpha or 0.05,
+        two_sided=False,
+        binary=False,
+        largest=1.0 if binary else math.inf,
     )
     means = [
         math.fsum(w * part[side].metric.value for w, part in zip(weights, parts, strict=True))
@@ -161,7 +167,7 @@ def _group(name: str, title: str, key: str | None, both: tuple[Run, Run], limits
         baseline=means[0],
         candidate=means[1],
         higher_is_better=sign > 0,
-        binary=all(changes.binary for changes in paired.values()),
+        binary=binary,
         change=test.average,
         n=sum(sizes),
         gains=sum(int(np.count_nonzero(v > 0)) for v in values.values()),

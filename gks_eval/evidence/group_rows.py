@@ -172,7 +172,8 @@ def _detectable(changes: Sequence[Changes], weights: Sequence[float]) -> float |
         w * w * float(change.values.var()) / change.n
         for w, change in zip(weights, changes, strict=True)
     )
-    found = detectable_difference(1, variance, binary=False)
+    largest = 1.0 if all(change.binary for change in changes) else math.inf
+    found = detectable_difference(1, variance, binary=False, largest=largest)
     return None if math.isnan(found) else found
 
 

@@ -48,13 +48,15 @@ def detectable_difference(
     power: float = 0.8,
     two_sided: bool = True,
     binary: bool = True,
+    largest: float = math.inf,
 ) -> float:
     r"""Return the smallest difference that n pairs show with the given power.
 
     For accuracies `variance` is the discordance :math:`\psi`, and d solves
     :math:`\sqrt{n}\, d = z_\alpha \sqrt{\psi} + z_\beta \sqrt{\psi - d^2}` (Connor, Biometrics
     1987). Otherwise it is the variance of the paired differences and
-    :math:`d = (z_\alpha + z_\beta) \sqrt{\psi / n}`.
+    :math:`d = (z_\alpha + z_\beta) \sqrt{\psi / n}`, if there can be one: `largest` is 1 for a mean
+    of accuracies.
 
     Returns:
         The difference; NaN where even the largest possible one is not seen that often.
@@ -64,7 +66,8 @@ def detectable_difference(
     z_alpha = float(norm.isf(alpha / 2.0 if two_sided else alpha))
     z_beta = float(norm.isf(1.0 - power))
     if not binary:
-        return (z_alpha + z_beta) * math.sqrt(variance / n)
+        found = (z_alpha + z_beta) * math.sqrt(variance / n)
+        return found if found <= largest else math.nan
 
     def miss(d: float) -> float:
         spread = math.sqrt(max(variance - d * d, 0.0))

@@ -377,6 +377,18 @@ def test_what_cannot_be_compared_is_refused(factory, tmp_path):
         compare(runs, Settings(metric="acx"))
 
 
+def test_no_group_of_accuracies_detects_more_than_all(factory, tmp_path):
+    scores = {"x": [1.0, 0.0, 1.0, 0.0], "y": [0.0, 1.0, 0.0, 1.0]}
+    for name, values in scores.items():
+        factory.write_run(tmp_path / name, {"a": values}, groups={"g": (("a",), True)})
+    old, new = find_runs([str(tmp_path / name) for name in scores])
+    # 2.8016 standard errors of 0.5, two-sided, and 2.4865, one-sided, are more than 1.
+    assert _row(compare([old, new]), "g").differences[0].detectable is None
+    outcomes = gate(old, new, GatePolicy()).outcomes
+    checks = {outcome.check.name: outcome.check for outcome in outcomes}
+    assert checks["g"].detectable is None
+
+
 def test_a_shared_task_without_a_finite_score_is_named(factory, tmp_path):
     for name, value in (("x", math.nan), ("y", 1.0)):
         factory.write_run(tmp_path / name, {"a": [value, 0.0]})
