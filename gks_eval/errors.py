@@ -128,6 +128,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Returns:
         ``"did you mean 'top_k'?"`` when one is near, else ``"known: a, b, c"``.
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"

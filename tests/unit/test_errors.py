@@ -78,6 +78,7 @@ def test_near_names(name: str, known, expected: str) -> None:
 
 
 def test_a_question_ends_in_its_mark() -> None:
+    assert did_you_mean("x", ["random", "a", "random"]) == "known: a, random"
     hint = did_you_mean("topk", ["top_k"])
     assert str(GksError(f"unknown; {hint}.")) == "unknown; did you mean 'top_k'?"
     assert str(GksError("known: a?.")) == "known: a?."
