@@ -7,13 +7,15 @@ from collections.abc import Collection
 from typing import Final
 
 from gks_eval.errors import UsageError
+from gks_eval.method.registry import ROUTERS
 
 __all__ = ["split_name"]
 
-_KIND: Final = re.compile(r"\s*(?:(?:base|arrow|uniform)\s*(?:;|$)|(?:gks|expert)\s*:)")
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.+-]{0,62}[A-Za-z0-9_+-])?")
-# What Windows takes for a device, and words that say what a setting is.
-_TAKEN: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?|base|arrow|uniform")
+# What Windows takes for a device.
+_DEVICE: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")
+# Kinds of settings that need a value after a colon.
+_VALUED: Final = ("gks", "expert", "merge")
 
 
 def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
@@ -28,11 +30,14 @@ def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
     """
     name, equals, setting = text.partition("=")
     name = name.strip()
-    if not equals or name in arguments or not _KIND.match(setting):
+    plain = ["base", *ROUTERS.names()]
+    kind, colon, _ = re.split(r"\s*([:;]|$)", setting.strip(), maxsplit=1)
+    is_setting = kind in plain or (kind in _VALUED and colon == ":")
+    if not equals or name in arguments or not is_setting:
         return None, text
     if re.search(r"[:;]", name):  # the argument of a setting without a name
         return None, text
-    if not _NAME.fullmatch(name) or _TAKEN.fullmatch(name):
+    if not _NAME.fullmatch(name) or _DEVICE.fullmatch(name) or name in plain:
         raise UsageError(
             f"setting {text!r}: {name!r} cannot be a short name; use at most 64 letters, digits "
             "and _ . + -, and no word that is a setting itself."

@@ -25,6 +25,7 @@ from gks_eval.grid.evaluate import _quiet_git
 from gks_eval.grid.kept import check_commit, differences
 from gks_eval.grid.table import accuracy_table
 from gks_eval.grid.tasks import grid_content, task_manager
+from gks_eval.method.registry import MERGES, ROUTERS
 
 LibraryOf = Callable[..., Path]
 TASKS = ["gks_demo_goals_en", "gks_demo_science_de"]
@@ -394,6 +395,21 @@ def test_a_short_name_is_a_folder_s_and_plays_no_part_in_the_numbers(tmp_path: P
     assert (named.setting, named.others) == (plain.setting, plain.others)
     whole = grid(tmp_path, tmp_path, texts)
     assert cell_request(named, None, {}, {}, whole) == cell_request(plain, None, {}, {}, whole)
+
+
+def test_every_kind_of_setting_takes_a_short_name() -> None:
+    routers = [text for name in ROUTERS.names() for text in (name, f"{name}:en;rule=delta")]
+    kinds = ["base", "gks:en", "expert:a", *(f"merge:{name}" for name in MERGES.names()), *routers]
+    for named, plain in zip(
+        parse_settings([f"s{n}={text}" for n, text in enumerate(kinds)]),
+        parse_settings(kinds),
+        strict=True,
+    ):
+        assert named.label.startswith("s")
+        assert named.setting == plain.setting
+    for name in ROUTERS.names():
+        with pytest.raises(UsageError, match="short name"):
+            parse_settings([f"{name}=base"])
 
 
 @pytest.mark.parametrize("moment", ["first request cached", "first cell done"])
