@@ -77,6 +77,6 @@ def grid_content(tasks: Any, grid: Grid) -> dict[str, Any]:
             except AssertionError as error:  # lm-eval's only check of item numbers
                 if "--samples" not in str(error):
                     raise
-                raise UsageError(f"{name}: {' '.join(str(error).split())}.") from None
+                raise UsageError(f"{name}: {' '.join(str(error).split()).rstrip('.')}.") from None
     groups = {name: group_content(group) for name, group in loaded.get("groups", {}).items()}
     return {"tasks": found, "groups": groups}

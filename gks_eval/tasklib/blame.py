@@ -90,7 +90,7 @@ def blame(error: BaseException) -> Blame | None:
 def _said(error: BaseException) -> str:
     text = " ".join(str(error).split())
     kind = type(error).__name__
-    return f"{kind}: {text}" if isinstance(error, LookupError) or not text else text
+    return f"{kind}: {text}" if isinstance(error, LookupError) and text else text or kind
 
 
 def _split(error: BaseException, task: Any, key: str) -> tuple[str, str]:

@@ -369,6 +369,7 @@ def test_items_that_are_not_there(
     with pytest.raises(UsageError) as caught:
         run_grid(replace(asked, tasks=TASKS[:1]))
     assert_sentence(caught.value, words)
+    assert not str(caught.value).endswith("..")
     assert not (tmp_path / "base").exists()
 
 

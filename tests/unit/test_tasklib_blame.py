@@ -17,6 +17,9 @@ FUNCTIONS = """
 def text(doc):
     return doc["q"][5]
 
+def stop(rows):
+    raise StopIteration
+
 def rows(dataset):
     return dataset.map(lambda row: {"z": row["nope"]})
 
@@ -65,6 +68,10 @@ def write_task(folder: Path, **changes: str) -> None:
             "its data set has no split 'validation'; it has test; correct test_split",
         ),
         ({"process_docs": "!function own.rows"}, "KeyError: 'nope'; correct process_docs"),
+        (
+            {"process_docs": "!function own.stop"},
+            "in task toy: StopIteration; correct process_docs",
+        ),
         (
             {"metric_list": "[{metric: accuracy}]"},
             "no metric 'accuracy'; correct metric_list",
