@@ -16,7 +16,7 @@ __all__ = ["CountTest", "FlipTest", "paired_test"]
 
 @dataclass(frozen=True, slots=True)
 class CountTest:
-    """Of two accuracies: see `paired_counts`."""
+    """The test of two paired accuracies, see `paired_counts`."""
 
     gains: int
     losses: int

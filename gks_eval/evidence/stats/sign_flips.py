@@ -44,7 +44,7 @@ def subset_means(values: Floats, draws: int, seed: int = 0) -> Floats:
     if np.ptp(data) <= 1e-12 * largest:  # all alike: rounding must not make a spread
         return np.full(min(draws, 2 ** min(data.size, 30) - 1), sign * data[0])
     means = _all_means(data) if data.size <= _ALL else _drawn_means(data, draws, seed)
-    # What only rounding keeps from 0 is 0.
+    # Means that differ from 0 only by rounding are 0.
     means[np.abs(means) <= 1e-13 * largest] = 0.0
     return np.sort(sign * means)
 
