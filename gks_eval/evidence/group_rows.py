@@ -10,7 +10,7 @@ from gks_eval.evidence.comparison import Difference, Row, Score
 from gks_eval.evidence.notes import some
 from gks_eval.evidence.paired import Changes
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.scores import Scores, usual_metric
+from gks_eval.evidence.scores import Scores, keys_of, usual_metric
 from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.power import detectable_difference
 from gks_eval.evidence.stats.unpaired import mean_difference
@@ -46,12 +46,8 @@ def group_keys(name: str, runs: Sequence[Run], asked: str | None) -> list[str]:
     That is the metric asked for, else the usual one of those that the first run averages.
     """
     holders = [run.groups[name] for run in runs if name in run.groups]
-    keys = list(dict.fromkeys(key for group in holders for key in group.keys))
-    if asked is not None and "," in asked:
-        return [asked] if asked in keys else []
-    names = [key.partition(",")[0] for key in keys]
-    metric = asked or usual_metric(holders[0].keys, names)
-    return [key for key in keys if key.partition(",")[0] == metric]
+    names = [key.partition(",")[0] for key in holders[0].keys]
+    return keys_of(holders, asked or usual_metric(names, names))
 
 
 def group_row(

@@ -11,15 +11,23 @@ import numpy as np
 
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.aggregation import aggregation_of, ratio_of_sums
-from gks_eval.evidence.records import Metric, TaskResult
+from gks_eval.evidence.records import GroupResult, Metric, TaskResult
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import Item, TaskSamples
 from gks_eval.evidence.stats.streams import Floats
 
-__all__ = ["Scores", "alike", "choose_metrics", "load_scores", "pick_key", "usual_metric"]
+__all__ = [
+    "Scores",
+    "alike",
+    "choose_metrics",
+    "keys_of",
+    "load_scores",
+    "pick_key",
+    "usual_metric",
+]
 
-# Most tasks log several metrics; without a group's word this order decides.
 _ACCURACY = re.compile(r"^(acc|exact_match|em$|exact$|pass@|mc1$)|(_acc|_accuracy|_em)$")
+# Most tasks log several metrics; without a group's word this order decides.
 _PREFERRED = ("acc", "exact_match", "acc_norm", "em", "f1", "mcc")
 
 
@@ -136,11 +144,13 @@ def choose_metrics(task: str, runs: Iterable[Run], asked: str | None = None) -> 
         The keys, which some runs may lack; none where no run has `asked`.
     """
     holders = [run for run in runs if task in run.tasks]
-    keys = list(dict.fromkeys(key for run in holders for key in run.tasks[task].keys))
-    if asked is not None and "," in asked:
-        return [asked] if asked in keys else []
-    name = asked or _usual(task, holders)
-    return [key for key in keys if key.partition(",")[0] == name]
+    return keys_of([run.tasks[task] for run in holders], asked or _usual(task, holders))
+
+
+def keys_of(entries: Iterable[TaskResult | GroupResult], asked: str | None) -> list[str]:
+    """Return the keys that `asked` names: a metric under every filter, or one key itself."""
+    keys = list(dict.fromkeys(key for entry in entries for key in entry.keys))
+    return [key for key in keys if asked in (key, key.partition(",")[0])]
 
 
 def _usual(task: str, holders: Sequence[Run]) -> str | None:
