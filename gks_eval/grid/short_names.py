@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Final
 
 from gks_eval.errors import UsageError
+from gks_eval.method.grammar import VALUED
 from gks_eval.method.registry import ROUTERS
 
 __all__ = ["split_name"]
@@ -14,8 +15,6 @@ __all__ = ["split_name"]
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.+-]{0,62}[A-Za-z0-9_+-])?")
 # What Windows takes for a device.
 _DEVICE: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")
-# Kinds of settings that need a value after a colon.
-_VALUED: Final = ("gks", "expert", "merge")
 
 
 def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
@@ -32,7 +31,7 @@ def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
     name = name.strip()
     plain = ["base", *ROUTERS.names()]
     kind, colon, _ = re.split(r"\s*([:;]|$)", setting.strip(), maxsplit=1)
-    is_setting = kind in plain or (kind in _VALUED and colon == ":")
+    is_setting = kind in plain or (kind in VALUED and colon == ":")
     if not equals or name in arguments or not is_setting:
         return None, text
     if re.search(r"[:;]", name):  # the argument of a setting without a name

@@ -9,10 +9,12 @@ from typing import Final
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.method.registry import MERGES, ROUTERS
 
-__all__ = ["EXPERT", "MERGE", "languages", "read_kind", "word"]
+__all__ = ["EXPERT", "MERGE", "VALUED", "languages", "read_kind", "word"]
 
 EXPERT: Final = "expert:"
 MERGE: Final = "merge:"
+VALUED: Final = ("gks", "expert", "merge")
+"""Kinds of settings that need a value after a colon."""
 
 
 def word(value: object) -> str:
@@ -80,7 +82,7 @@ def read_kind(head: str, text: str) -> dict[str, str]:
         if colon and not value:
             raise UsageError(f"setting {text!r}: {kind}: needs languages, as {kind}:en+de.")
         return {"router": router, "subtract": value or "none"}
-    known = ["base", "gks", "expert", "merge", *ROUTERS.names()]
+    known = ["base", *VALUED, *ROUTERS.names()]
     if "=" in kind:  # an argument behind a comma; its value may be a token and is not shown
         name = re.split(r"[,\s]", kind.partition("=")[0])[-1]
         raise UsageError(

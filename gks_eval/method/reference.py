@@ -44,13 +44,12 @@ def reference_update(
     prepared = router(layer, router_parameters)
     once = torch.zeros(residuals[0].shape, dtype=torch.float64)
     mixed = residuals
-    part = rule.general_part if general and router.sums_to_one else None
+    once_suffices = bool(general) and router.sums_to_one and not setting.merge
+    part = rule.general_part if once_suffices else None
     if part is not None and setting.combine == "factors":
         # A linear rule leaves the factors that are mixed alone; its part is subtracted as it is.
         mixed = list(experts)
         once = part(general, rule_parameters).to(torch.float64).delta()
-    if setting.merge:
-        mixed, once = residuals, torch.zeros_like(once)
     updates, shares = [], []
     for x in x_TK.float():
         scores = torch.zeros(0, 0)
