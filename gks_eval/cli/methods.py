@@ -15,9 +15,9 @@ MARKDOWN_HEAD = """\
 <!-- gks-eval methods --markdown -->
 # Methods
 
-Every rule, router and merge that a setting can name. The formulas stand in the docstrings, in
-`gks_eval/method/`; [method.md](method.md) explains how they fit together, and
-[extending.md](extending.md) how to add one.
+All rules, routers and merges for use in a setting. The docstrings in `gks_eval/method/` have the
+formulas. [method.md](method.md) explains how rules, routers and merges fit together;
+[extending.md](extending.md) shows how to add one.
 """
 
 
@@ -89,7 +89,7 @@ def _parameters(method: Method) -> list[tuple[str, object, str]]:
 
 
 def _needs(method: Method) -> list[str]:
-    equal = ["adapters of one rank and scaling"] if getattr(method, "equal_factors", False) else []
+    equal = ["equal ranks and scalings"] if getattr(method, "equal_factors", False) else []
     return [method.needs, *equal] if method.needs else equal
 
 

@@ -17,14 +17,14 @@ __all__ = ["random"]
 class Seeded(TopK):
     """Parameters of a router with random prototypes."""
 
-    seed: int = Field(default=0, ge=0, description="Chooses the prototypes.")
+    seed: int = Field(default=0, ge=0, description="Seed of the prototypes.")
 
 
 @router(paper="a control", parameters=Seeded)
 def random(layer: Layer, parameters: Seeded) -> Prepared:
-    """Arrow with fixed random unit vectors as prototypes, whatever the experts are.
+    """Arrow with fixed random unit vectors as prototypes, independent of the experts.
 
-    The prototypes, (E, K), are normalised Gaussian vectors that seed and name of the layer
+    The prototypes, (E, K), are normalised Gaussian vectors that the seed and the layer's name
     determine: routing is the same in every run and batch.
     """
     text = f"{parameters.seed}/{layer.name}".encode()

@@ -14,7 +14,7 @@ __all__ = ["TopK", "top_k_softmax"]
 class TopK(Parameters):
     """Parameters of routers that mix each token's best experts."""
 
-    top_k: int = Field(default=3, ge=1, description="Experts mixed per token, or all of fewer.")
+    top_k: int = Field(default=3, ge=1, description="Experts mixed per token, at most all.")
     temperature: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="Divides the scores before the softmax."
     )

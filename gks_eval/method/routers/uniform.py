@@ -1,4 +1,4 @@
-"""Uniform: every expert with the same share."""
+"""Uniform: the same coefficient for every expert."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fixed:
 
 @router(paper="the mean of all experts, a baseline of Ostapenko et al. 2024")
 def uniform(layer: Layer, parameters: Parameters) -> Prepared:
-    """Every expert 1/E, whatever the token."""
+    """Coefficient 1/E for every expert and token."""
     del parameters
     experts = len(layer.residuals)
     return Prepared(Fixed(torch.full((experts,), 1.0 / experts)))
