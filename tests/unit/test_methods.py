@@ -193,9 +193,7 @@ def test_the_table_of_methods_is_up_to_date() -> None:
 def test_the_list_of_methods_fits_100_columns() -> None:
     lines = CliRunner().invoke(build_app(), ["methods"]).stdout.splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(
-        line.strip() == "top_k=3: Experts mixed per token, at most all" for line in lines
-    )
+    assert any(line.strip() == "top_k=3: Experts mixed per token, at most all" for line in lines)
     named = {line.split()[0] for line in lines if line[:3].strip() and line[:2] == "  "}
     assert named == {*RULES.names(), *ROUTERS.names(), *MERGES.names()}
 
