@@ -17,7 +17,7 @@ from gks_eval.method.setting import Setting
 
 
 def residual_factors(
-    task: LoraPair, general: Sequence[LoraPair], rule: str
+    task: LoraPair, general: Sequence[LoraPair], rule: str, scale: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (A, B) of the residual for the rules that keep the rank."""
     A, B = task.A.double(), task.B.double()
@@ -26,17 +26,20 @@ def residual_factors(
     mean_A = sum(pair.A.double() for pair in general) / len(general)
     mean_B = sum(pair.B.double() for pair in general) / len(general)
     if rule == "factors":
-        return A - mean_A, B - mean_B
+        return A - scale * mean_A, B - scale * mean_B
     basis_A = torch.linalg.qr(mean_A.T).Q
     basis_B = torch.linalg.qr(mean_B).Q
-    return A - A @ basis_A @ basis_A.T, B - basis_B @ basis_B.T @ B
+    removed_A, removed_B = A @ basis_A @ basis_A.T, basis_B @ basis_B.T @ B
+    return A - scale * removed_A, B - scale * removed_B
 
 
-def residual_dense(task: LoraPair, general: Sequence[LoraPair], rule: str) -> torch.Tensor:
+def residual_dense(
+    task: LoraPair, general: Sequence[LoraPair], rule: str, scale: float = 1.0
+) -> torch.Tensor:
     """Return dW of the residual, (D, K)."""
     if rule == "delta":
-        return dense(task) - sum(dense(pair) / len(general) for pair in general)
-    A, B = residual_factors(task, general, rule)
+        return dense(task) - scale * sum(dense(pair) / len(general) for pair in general)
+    A, B = residual_factors(task, general, rule, scale)
     return task.scaling * B @ A
 
 
@@ -85,7 +88,8 @@ def routed(
 ) -> Routed:
     """Return the routed update of every token, straight from the formulas."""
     rule = setting.rule if general else "factors"
-    residuals = [residual_dense(pair, general, rule) for pair in experts]
+    scale = setting.parameters["scale"] if general else 1.0
+    residuals = [residual_dense(pair, general, rule, scale) for pair in experts]
     directions = [top_direction(update) for update in residuals]
     rows, shares, magnitudes, tie_gaps = [], [], [], []
     for x in x_TK.double():
@@ -108,16 +112,16 @@ def routed(
             mixed_A = sum(c * pair.A.double() for c, pair in zip(share, experts, strict=True))
             mixed_B = sum(c * pair.B.double() for c, pair in zip(share, experts, strict=True))
             row = experts[0].scaling * (mixed_B @ (mixed_A @ x))
-            row = row - sum(dense(pair) @ x for pair in general) / len(general)
+            row = row - scale * sum(dense(pair) @ x for pair in general) / len(general)
         else:
-            factors = [residual_factors(pair, general, rule) for pair in experts]
+            factors = [residual_factors(pair, general, rule, scale) for pair in experts]
             mixed_A = sum(c * A for c, (A, _) in zip(share, factors, strict=True))
             mixed_B = sum(c * B for c, (_, B) in zip(share, factors, strict=True))
             row = experts[0].scaling * (mixed_B @ (mixed_A @ x))
         rows.append(row)
         shares.append(share)
         tie_gaps.append(tie_gap)
-        magnitudes.append(_magnitude(x, experts, general, rule, setting.combine, share))
+        magnitudes.append(_magnitude(x, experts, general, rule, scale, setting.combine, share))
     return Routed(
         torch.stack(rows),
         torch.tensor(shares, dtype=torch.float64),
@@ -132,13 +136,16 @@ def _magnitude(
     experts: Sequence[LoraPair],
     general: Sequence[LoraPair],
     rule: str,
+    scale: float,
     combine: str,
     share: Sequence[float],
 ) -> torch.Tensor:
     """Return sum |c| s |B| (|A| |x|) over what is really multiplied, (D,)."""
     exact = bool(general) and rule == "delta"
     parts = [
-        (pair.A.double(), pair.B.double()) if exact else residual_factors(pair, general, rule)
+        (pair.A.double(), pair.B.double())
+        if exact
+        else residual_factors(pair, general, rule, scale)
         for pair in experts
     ]
     inner = [A.abs() @ x.abs() for A, _ in parts]
@@ -151,6 +158,6 @@ def _magnitude(
     )
     if exact:
         for pair in general:
-            scale = pair.scaling / len(general)
-            total = total + scale * (pair.B.double().abs() @ (pair.A.double().abs() @ x.abs()))
+            weight = abs(scale) * pair.scaling / len(general)
+            total = total + weight * (pair.B.double().abs() @ (pair.A.double().abs() @ x.abs()))
     return total

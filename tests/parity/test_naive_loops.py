@@ -63,6 +63,7 @@ def draw(seed: int, combine: str, rule: str, router: str, general: int) -> Case:
         top_k=pick(1, count),
         temperature=pick(2, 8) / 4,
         subtract=("avg",) if general else (),
+        scale=(1.0, -1.0, 0.25, 2.0)[pick(0, 3)],
     )
     return Case(
         x=torch.randn(pick(1, 9), width_in, generator=generator),

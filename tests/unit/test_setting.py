@@ -24,6 +24,7 @@ def test_the_default_is_the_papers() -> None:
         "rule": "factors",
         "combine": "factors",
         "router": "arrow",
+        "scale": 1.0,
         "top_k": 3,
         "temperature": 1.0,
     }
@@ -101,6 +102,8 @@ NOT_POSITIVE = "needs a number above 0"
           (0, -1, "x", "", 2.5, None, True, float("nan"), float("inf"), [3])),
         *(({"temperature": value}, [f"temperature={value}", NOT_POSITIVE]) for value in
           (0, 0.0, -1, "nan", "inf", float("nan"), float("inf"), "hot", None, False)),
+        *(({"scale": value}, [f"scale={value}", "needs a number"]) for value in
+          ("x", "nan", float("inf"), None, True)),
         ({"rule": "factor"}, ["rule=factor", "did you mean 'factors'"]),
         ({"rule": None}, ["rule=None", "known: delta, factors, orthogonal"]),
         ({"combine": "output"}, ["combine=output", "did you mean 'outputs'"]),
@@ -179,6 +182,8 @@ SAME = [
     (Setting(router="uniform", top_k=1), Setting(router="uniform", temperature=9.0)),
     (Setting(router="a", subtract=(), top_k=1), Setting(router="a", subtract=(), rule="delta")),
     (Setting(temperature=1), Setting(temperature=1.0)),
+    (Setting(), Setting(scale=1)),  # as in identities that were written before there was a scale
+    (Setting(subtract=()), Setting(subtract=(), scale=2)),
 ]
 DIFFERENT = [
     Setting(),
@@ -192,6 +197,8 @@ DIFFERENT = [
     Setting(router="none"),
     Setting(top_k=2),
     Setting(temperature=2.0),
+    Setting(scale=-1),
+    Setting(scale=0.5),
 ]
 
 

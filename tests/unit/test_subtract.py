@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import oracle
 import pytest
 import torch
 from common import dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
-from gks_eval.method.declaration import Parameters
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.registry import RULES
 from gks_eval.method.rules.delta import mean_update
+from gks_eval.method.rules.scale import Scaled
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 COUNTS = (1, 2, 3)
@@ -174,7 +175,7 @@ def test_inputs_are_never_written_to(rule: str, count: int) -> None:
 def test_general_update_is_the_mean_of_the_updates() -> None:
     general = [random_pair(r, scaling=r / 2, seed=r, dtype=torch.float64) for r in (1, 2, 5)]
     expected = sum(dense(pair) for pair in general) / 3
-    torch.testing.assert_close(mean_update(general, Parameters()).delta(), expected, **TIGHT)
+    torch.testing.assert_close(mean_update(general, Scaled()).delta(), expected, **TIGHT)
 
 
 @pytest.mark.parametrize("rule", ["factors", "orthogonal"])
@@ -182,3 +183,20 @@ def test_unequal_scalings_need_the_exact_rule(rule: str) -> None:
     task, general = random_pair(seed=1), random_pair(seed=2, scaling=2.0)
     with pytest.raises(CompatibilityError, match=rf"rule={rule} needs one scaling.*preset=exact"):
         subtract(task, [general], rule)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.25, 1.0, 2.0])
+@pytest.mark.parametrize("rule", RULES.names())
+def test_scale_multiplies_what_is_subtracted(rule: str, scale: float) -> None:
+    task, general = pairs(1)[0], pairs(2, 20)
+    found = RULES.get(rule)(task, general, Scaled(scale=scale))
+    expected = oracle.residual_dense(task, general, rule, scale)
+    torch.testing.assert_close(found.delta(), expected, **TIGHT)
+    if scale == 1.0:
+        default = subtract(task, general, rule)
+        assert torch.equal(found.A, default.A)
+        assert torch.equal(found.B, default.B)
+    # Under delta the change is linear in the scale, under the other rules it is not.
+    change, unit = found.delta() - dense(task), subtract(task, general, rule).delta() - dense(task)
+    linear = torch.allclose(change, scale * unit, atol=1e-12)
+    assert linear == (rule == "delta" or scale in (0.0, 1.0))

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gks_eval.method.declaration import Parameters, rule
+from gks_eval.method.declaration import rule
 from gks_eval.method.lora import LoraPair, stack
+from gks_eval.method.rules.scale import Scaled
 
 __all__ = ["delta", "mean_update"]
 
 
-def mean_update(general: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
-    """Return the mean update of the general adapters as one stacked pair, scaling 1."""
-    del parameters
-    return stack(general, [1.0 / len(general) for _ in general])
+def mean_update(general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
+    """Return ``scale mean(dW_g)`` as one stacked pair, scaling 1."""
+    return stack(general, [parameters.scale / len(general) for _ in general])
 
 
 @rule(
     paper="Bagherifard et al. 2025, eq. 1, https://aclanthology.org/2025.acl-short.54/",
+    parameters=Scaled,
     general_part=mean_update,
 )
-def delta(task: LoraPair, general: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
-    """``dW = dW_t - mean(dW_g)``, exactly.
+def delta(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
+    """``dW = dW_t - scale mean(dW_g)``, exactly.
 
     Stacked factors of rank R + sum of R_g, scaling 1; ranks and scalings may differ.
 

@@ -6,34 +6,36 @@ from collections.abc import Sequence
 
 import torch
 
-from gks_eval.method.declaration import Parameters, rule
+from gks_eval.method.declaration import rule
 from gks_eval.method.lora import LoraPair, average_factors, same_factors
 from gks_eval.method.rules.rounding import ROUNDING, without_rounding
+from gks_eval.method.rules.scale import Scaled
 
 __all__ = ["orthogonal"]
 
 
 @rule(
     paper="an option of the authors' code, https://github.com/saharsamr/Modular-LLM",
+    parameters=Scaled,
     equal_factors=True,
 )
-def orthogonal(task: LoraPair, general: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
-    """``A = A_t (I - Q_A Q_A^T)``, ``B = (I - Q_B Q_B^T) B_t``.
+def orthogonal(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
+    """``A = A_t (I - scale Q_A Q_A^T)``, ``B = (I - scale Q_B Q_B^T) B_t``.
 
     Q_A (K, .) and Q_B (D, .) are orthonormal bases of the row space of mean(A_g) and the column
-    space of mean(B_g). Rank R and scaling of the task.
+    space of mean(B_g). Rank R and scaling of the task. A scale of 1 removes what lies in these
+    spaces, 2 reflects it, and a negative one enlarges it.
 
     Raises:
         CompatibilityError: Shapes, ranks or scalings differ.
     """
-    del parameters
     same_factors([task, *general], "rule=orthogonal")
     mean = average_factors(general)
     basis_A, basis_B = _range(mean.A.T), _range(mean.B)
     A, B = task.A.double(), task.B.double()
     return without_rounding(
-        (A - (A @ basis_A) @ basis_A.T).to(task.A.dtype),
-        (B - basis_B @ (basis_B.T @ B)).to(task.B.dtype),
+        (A - parameters.scale * (A @ basis_A) @ basis_A.T).to(task.A.dtype),
+        (B - parameters.scale * basis_B @ (basis_B.T @ B)).to(task.B.dtype),
         task,
     )
 
