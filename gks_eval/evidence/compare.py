@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
+from gks_eval.evidence.averages import group_keys
 from gks_eval.evidence.comparison import Comparison, Difference, Row, RunInfo
-from gks_eval.evidence.group_rows import group_keys, group_row
+from gks_eval.evidence.group_rows import group_row
 from gks_eval.evidence.notes import absent_note, forced_notes, lacking_note
 from gks_eval.evidence.recorded import recorded_notes
 from gks_eval.evidence.runs import Run

@@ -4,50 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
+from gks_eval.evidence.averages import group_weights, is_weighted, weighted_mean
 from gks_eval.evidence.comparison import Difference, Row, Score
+from gks_eval.evidence.measure import measure_group
 from gks_eval.evidence.notes import some
-from gks_eval.evidence.paired import Changes
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.scores import Scores, keys_of, usual_metric
+from gks_eval.evidence.scores import Scores
 from gks_eval.evidence.stats.group_test import group_test
-from gks_eval.evidence.stats.power import detectable_difference
 from gks_eval.evidence.stats.unpaired import mean_difference
 from gks_eval.evidence.task_rows import Settings, TaskOutcome
 
-__all__ = ["group_keys", "group_row", "group_weights", "is_weighted"]
-
-Weighting = Literal["by size", "plain"]
-
-
-def is_weighted(name: str, key: str, runs: Sequence[Run]) -> bool:
-    """Tell whether a group weighs its tasks by size, from whichever run's numbers decide it.
-
-    Where they fit both ways (tasks of equal size, say) it is by size, lm-eval's default.
-    """
-    for run in runs:
-        if name in run.groups and (known := run.groups[name].weighted.get(key)) is not None:
-            return known
-    return True
-
-
-def group_weights(sizes: Sequence[int], weighted: bool) -> list[float]:
-    """Return the tasks' weights, summing to 1."""
-    if not weighted:
-        return [1.0 / len(sizes)] * len(sizes)
-    total = sum(sizes)
-    return [size / total for size in sizes]
-
-
-def group_keys(name: str, runs: Sequence[Run], asked: str | None) -> list[str]:
-    """Return the keys of the averages to show: of one metric, under every filter.
-
-    That is the metric asked for, else the usual one of those that the first run averages.
-    """
-    holders = [run.groups[name] for run in runs if name in run.groups]
-    names = [key.partition(",")[0] for key in holders[0].keys]
-    return keys_of(holders, asked or usual_metric(names, names))
+__all__ = ["group_row"]
 
 
 def group_row(
@@ -107,7 +75,7 @@ def group_row(
 def _score(tasks: Mapping[str, Scores], weighted: bool, settings: Settings) -> Score:
     parts = list(tasks.values())
     weights = group_weights([part.n for part in parts], weighted)
-    value = math.fsum(w * part.metric.value for w, part in zip(weights, parts, strict=True))
+    value = weighted_mean(parts, weighted)
     n = sum(part.n for part in parts)
     if all(part.items for part in parts):
         values = {name: part.values for name, part in tasks.items()}
@@ -138,39 +106,28 @@ def _difference(
     weighted: bool,
     settings: Settings,
 ) -> Difference:
-    changes = [outcomes[leaf].changes.get(label) for leaf in leaves]
-    paired = [change for change in changes if change is not None]
-    if len(paired) == len(leaves):
-        weights = group_weights([change.n for change in paired], weighted)
-        values = {leaf: c.values for leaf, c in zip(leaves, paired, strict=True)}
-        test = group_test(values, weights, settings.draws, settings.seed)
-        low, high = test.interval(settings.confidence) or (None, None)
-        return Difference(
-            candidate=label,
-            difference=test.average,
-            low=low,
-            high=high,
-            p=test.two_sided_p(),
-            n=sum(change.n for change in paired),
-            method="group bootstrap",
-            gains=sum(change.gains for change in paired),
-            losses=sum(change.losses for change in paired),
-            unpaired_baseline=sum(change.pairing.only_first for change in paired),
-            unpaired_candidate=sum(change.pairing.only_second for change in paired),
-            detectable=None if test.problem else _detectable(paired, weights),
-            note=f"no test: {test.problem}" if test.problem else "",
-        )
-    return _unpaired(label, leaves, outcomes, scores, baseline, weighted, settings)
-
-
-def _detectable(changes: Sequence[Changes], weights: Sequence[float]) -> float | None:
-    variance = math.fsum(
-        w * w * float(change.values.var()) / change.n
-        for w, change in zip(weights, changes, strict=True)
+    changes = {leaf: outcomes[leaf].changes.get(label) for leaf in leaves}
+    paired = {leaf: change for leaf, change in changes.items() if change is not None}
+    if len(paired) < len(leaves):
+        return _unpaired(label, leaves, outcomes, scores, baseline, weighted, settings)
+    measured = measure_group(paired, weighted, settings.draws, settings.seed)
+    low, high = measured.test.interval(settings.confidence) or (None, None)
+    problem = measured.test.problem
+    return Difference(
+        candidate=label,
+        difference=measured.change,
+        low=low,
+        high=high,
+        p=measured.test.two_sided_p(),
+        n=measured.n,
+        method="group bootstrap",
+        gains=measured.gains,
+        losses=measured.losses,
+        unpaired_baseline=sum(change.pairing.only_first for change in paired.values()),
+        unpaired_candidate=sum(change.pairing.only_second for change in paired.values()),
+        detectable=measured.detectable(),
+        note=f"no test: {problem}" if problem else "",
     )
-    largest = 1.0 if all(change.binary for change in changes) else math.inf
-    found = detectable_difference(1, variance, binary=False, largest=largest)
-    return None if math.isnan(found) else found
 
 
 def _unpaired(

@@ -1,4 +1,4 @@
-"""Which items of two runs belong together, and what of them differs that should not."""
+"""Which items of two runs belong together, and what makes two runs incomparable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gks_eval.evidence.records import TaskResult
 from gks_eval.evidence.samples import Item
 
-__all__ = ["Pairing", "differences", "pair_items"]
+__all__ = ["Pairing", "comparability_faults", "pair_items"]
 
 # What decides a prompt, compared where there are no samples to compare prompts by.
 _PROMPT_KEYS = (
@@ -26,7 +26,7 @@ _PROMPT_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The account of two runs' items of one task.
+    """Which items of two runs of one task were paired.
 
     Attributes:
         pairs: (first run's item, second run's item), in the first run's order.
@@ -42,6 +42,11 @@ class Pairing:
     other_prompt: int
     other_target: int
 
+    @property
+    def unpaired(self) -> int:
+        """Return how many items of either run have no partner."""
+        return self.only_first + self.only_second
+
 
 def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Pairing:
     """Pair items by document hash and occurrence: the k-th copy with the k-th copy."""
@@ -56,14 +61,16 @@ def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Pairing:
     )
 
 
-def differences(first: TaskResult, second: TaskResult, pairing: Pairing | None) -> list[str]:
-    """Say what keeps two runs of one task from being comparable; an empty list means nothing.
+def comparability_faults(
+    first: TaskResult, second: TaskResult, pairing: Pairing | None
+) -> list[str]:
+    """Return why two runs of one task are not comparable; empty where they are.
 
     Args:
         first: One run's record of the task.
         second: The other's.
-        pairing: Their items' pairing; None where samples are missing, and then the dumped
-            configurations are compared instead of the prompts.
+        pairing: Their items' pairing; None where samples are missing: the dumped configurations
+            are then compared instead of the prompts.
     """
     found = []
     if first.version != second.version:

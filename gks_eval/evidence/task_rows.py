@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gks_eval.evidence.comparison import Difference, Flip, Row, Score
-from gks_eval.evidence.paired import Changes, paired_changes
-from gks_eval.evidence.pairing import differences
+from gks_eval.evidence.measure import Changes, Pair, measure_task, pair
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, alike, load_scores
 from gks_eval.evidence.stats.bootstrap import DRAWS
 from gks_eval.evidence.stats.group_test import group_test
-from gks_eval.evidence.stats.paired_test import paired_test
-from gks_eval.evidence.stats.power import detectable_difference
 from gks_eval.evidence.stats.unpaired import mean_difference, proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
 
@@ -72,35 +68,34 @@ def task_outcome(
     Raises:
         ResultsError: A samples file is broken.
     """
-    scores = alike(
-        {
-            run.label: load_scores(run.tasks[name], key, read_samples(run.tasks[name]))
-            for run in runs
-            if name in run.tasks and key in run.tasks[name].metrics
-        }
-    )
-    if not scores:
+    loaded = {
+        run.label: load_scores(run.tasks[name], key, read_samples(run.tasks[name]))
+        for run in runs
+        if name in run.tasks and key in run.tasks[name].metrics
+    }
+    if not loaded:
         return None
-    baseline = scores.get(runs[0].label)
+    scores = alike(loaded)
+    baseline = loaded.get(runs[0].label)
     rows: list[Difference] = []
     flips: list[Flip] = []
     faults: dict[str, list[str]] = {}
     changes: dict[str, Changes] = {}
     for run in runs[1:]:
-        candidate = scores.get(run.label)
+        candidate = loaded.get(run.label)
         if baseline is None or candidate is None:
             continue
-        change = paired_changes(baseline, candidate)
-        pairing = change.pairing if change else None
-        if found := differences(baseline.task, candidate.task, pairing):
-            faults[run.label] = found
+        paired = pair(baseline, candidate)
+        if paired.faults:
+            faults[run.label] = paired.faults
+        change = paired.changes
         if change is not None and change.n:
             changes[run.label] = change
             rows.append(_paired(run.label, change, settings))
             if change.binary:
                 flips.extend(_flips(name, run.label, change))
         else:
-            rows.append(_unpaired(run.label, baseline, candidate, settings))
+            rows.append(_unpaired(run.label, paired, settings))
     first = next(iter(scores.values()))
     row = Row(
         kind="task",
@@ -131,31 +126,30 @@ def score_of(scores: Scores, settings: Settings) -> Score:
 
 
 def _paired(label: str, change: Changes, settings: Settings) -> Difference:
-    test = paired_test(change.values, change.binary, settings.draws, settings.seed)
-    low, high = test.interval(settings.confidence) or (None, None)
-    changed = change.gains + change.losses
-    variance = changed / change.n if change.binary else float(change.values.var())
-    detectable = detectable_difference(change.n, variance, binary=change.binary)
+    measured = measure_task(change, settings.draws, settings.seed)
+    low, high = measured.test.interval(settings.confidence) or (None, None)
     pairing = change.pairing
-    lonely = pairing.only_first + pairing.only_second
     return Difference(
         candidate=label,
-        difference=change.mean,
+        difference=measured.change,
         low=low,
         high=high,
-        p=test.two_sided_p(),
-        n=change.n,
+        p=measured.test.two_sided_p(),
+        n=measured.n,
         method="mcnemar" if change.binary else "sign flips",
-        gains=change.gains,
-        losses=change.losses,
+        gains=measured.gains,
+        losses=measured.losses,
         unpaired_baseline=pairing.only_first,
         unpaired_candidate=pairing.only_second,
-        detectable=None if math.isnan(detectable) else detectable,
-        note=f"{lonely} items have no partner and are left out" if lonely else "",
+        detectable=measured.detectable(),
+        note=f"{pairing.unpaired} items have no partner and are left out"
+        if pairing.unpaired
+        else "",
     )
 
 
-def _unpaired(label: str, baseline: Scores, candidate: Scores, settings: Settings) -> Difference:
+def _unpaired(label: str, paired: Pair, settings: Settings) -> Difference:
+    baseline, candidate = paired.first, paired.second
     low: float | None = None
     high: float | None = None
     p: float | None = None

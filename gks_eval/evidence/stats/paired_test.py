@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class CountTest:
     gains: int
     losses: int
     n: int
+    problem: ClassVar[str] = ""
 
     def two_sided_p(self) -> float:
         """Return the p-value of "no difference"."""
@@ -44,6 +46,7 @@ class FlipTest:
     """
 
     means: Floats
+    problem: ClassVar[str] = ""
 
     def two_sided_p(self) -> float:
         """Return the p-value of "no difference"."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.config.yaml import load_typed, parse_typed
 from gks_eval.errors import ConfigError
-from gks_eval.evidence.gate import gate, measure
+from gks_eval.evidence.gate import gate, measure_checks
 from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.stats.paired_test import CountTest, paired_test
 from gks_eval.evidence.stats.power import mcnemar_power
@@ -276,7 +276,7 @@ def test_a_required_task_that_nobody_has_cannot_be_judged(pair):
 def test_only_listed_checks_what_is_listed(pair):
     runs = pair(50, 100)
     policy = GatePolicy(only_listed=True, required=["b"])
-    assert [c.name for c in measure(*runs, policy)] == ["b"]
+    assert [c.name for c in measure_checks(*runs, policy)] == ["b"]
     assert gate(*runs, policy).exit_code == 0
     assert gate(*runs, GatePolicy(only_listed=True)).exit_code == 2
 

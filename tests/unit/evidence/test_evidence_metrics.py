@@ -25,16 +25,24 @@ RATIOS = {
 }
 
 
-def _rolling(factory, folder: Path, metric: str, amounts, weights, samples: bool = True) -> Path:
-    """A run of one task whose metric is a ratio of sums."""
+def _rolling(
+    factory, folder: Path, metric: str, amounts, weights, samples: bool = True, group: bool = False
+) -> Path:
+    """A run of one task, and a group of it, whose metric is a ratio of sums."""
     aggregation, formula = RATIOS[metric]
     rows = [factory.sample(i, 0.0, metric=metric) for i in range(len(amounts))]
     value = formula(np.asarray(amounts), np.asarray(weights))
     path = factory.write_run(
-        folder, {"t": rows}, metric=metric, higher_is_better=False, samples=samples
+        folder,
+        {"t": rows},
+        metric=metric,
+        higher_is_better=False,
+        samples=samples,
+        groups={"g": (("t",), True)} if group else None,
     )
     data = json.loads(path.read_text())
-    data["results"]["t"] |= {f"{metric},none": value, f"{metric}_stderr,none": "N/A"}
+    for name in data["results"]:
+        data["results"][name] |= {f"{metric},none": value, f"{metric}_stderr,none": "N/A"}
     data["configs"]["t"]["metric_list"] = [{"metric": metric, "aggregation": aggregation}]
     path.write_text(json.dumps(data))
     for file in folder.glob("samples_*"):
@@ -97,6 +105,42 @@ def test_gate_judges_rolling_perplexity(factory, tmp_path):
         }[name]  # fmt: skip
 
 
+@pytest.mark.parametrize("metric", ["acc", "f1", "ter", "word_perplexity"])
+def test_compare_and_gate_measure_the_same(factory, tmp_path, metric):
+    lower = metric in ("ter", "word_perplexity")
+    if metric == "word_perplexity":
+        weights, amounts, rng = _texts()
+        after = amounts - 0.01 * weights + rng.normal(0.0, 0.05, weights.size) * weights
+        for name, values in (("x", amounts), ("y", after)):
+            args = (metric, values.tolist(), weights.tolist())
+            _rolling(factory, tmp_path / name, *args, group=True)
+    else:
+        rng = np.random.default_rng(5)
+        for name, worse in (("x", 0.0), ("y", 0.1 if lower else -0.1)):
+            tasks = {t: rng.random(n) + worse for t, n in (("t", 150), ("u", 101))}
+            scores = {
+                t: list((v > 0.5).astype(float) if metric == "acc" else v) for t, v in tasks.items()
+            }
+            options = {"metric": metric, "higher_is_better": not lower}
+            groups = {"g": (("t", "u"), False)}
+            factory.write_run(tmp_path / name, scores, groups=groups, **options)
+    runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
+    # One-sided at 2.5% is two-sided at 5%.
+    outcomes = gate(*runs, GatePolicy(alpha=0.025)).outcomes
+    checks = {outcome.check.name: outcome.check for outcome in outcomes}
+    rows = {row.name: row.differences[0] for row in compare(runs).rows}
+    assert checks.keys() == rows.keys() >= {"t", "g"}
+    for name, check in checks.items():
+        d = rows[name]
+        assert check.detectable == pytest.approx(d.detectable, rel=1e-12)
+        assert check.change == pytest.approx(-d.difference if lower else d.difference, rel=1e-12)
+        assert check.n == d.n
+        assert (check.gains, check.losses) == (
+            (d.losses, d.gains) if lower else (d.gains, d.losses)
+        )
+        assert check.p == pytest.approx(d.p / 2, rel=0.05, abs=1e-3)
+
+
 def test_perplexity_without_samples_or_stderr_has_a_row_and_no_interval(factory, tmp_path):
     weights, amounts, _ = _texts()
     for name in ("x", "y"):
@@ -146,6 +190,12 @@ def test_runs_that_show_an_accuracy_between_them_are_compared_as_one(factory, tm
     row = compare(find_runs([str(tmp_path / n) for n in "xyz"])).rows[0]
     assert not row.binary
     assert {score.method for score in row.scores.values()} & {"wilson"} == set()
+    # A third run's fractions change how values are shown, not the test of the other two.
+    (y, z) = row.differences
+    assert (y.method, z.method) == ("mcnemar", "sign flips")
+    assert y.p == pytest.approx(2 * 0.5**20)
+    check = gate(*find_runs([str(tmp_path / n) for n in "xy"]), GatePolicy()).outcomes[0].check
+    assert (check.binary, check.gains, check.losses) == (True, y.gains, y.losses)
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan, "N/A", [1, 2], 10**400])

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gks_eval.evidence.paired import Changes
-from gks_eval.evidence.pairing import differences, pair_items
+from gks_eval.evidence.measure import Changes, measure_task
+from gks_eval.evidence.pairing import comparability_faults, pair_items
 from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.samples import Item, read_samples
 
@@ -51,7 +51,7 @@ def test_real_runs_pair_completely(golden):
     assert samples[1]
     pairing = pair_items(samples[0].by_filter["none"], samples[1].by_filter["none"])
     assert (len(pairing.pairs), pairing.only_first, pairing.only_second) == (10, 0, 0)
-    assert differences(*tasks, pairing) == []
+    assert comparability_faults(*tasks, pairing) == []
 
 
 def test_a_limited_run_is_found(golden):
@@ -61,7 +61,7 @@ def test_a_limited_run_is_found(golden):
     assert samples[1]
     pairing = pair_items(samples[0].by_filter["none"], samples[1].by_filter["none"])
     assert len(pairing.pairs) == 5
-    assert differences(first, second, pairing) == ["limited to 10 items against 5"]
+    assert comparability_faults(first, second, pairing) == ["limited to 10 items against 5"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_limited_run_is_found(golden):
 )
 def test_each_difference_is_said(golden, change, said):
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
-    assert differences(task, replace(task, **change), None) == [said]
+    assert comparability_faults(task, replace(task, **change), None) == [said]
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_each_difference_is_said(golden, change, said):
 def test_without_samples_what_makes_a_prompt_is_compared(golden, key):
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
     other = replace(task, config={**task.config, key: "other"})
-    assert differences(task, other, None) == [f"another {key}"]
+    assert comparability_faults(task, other, None) == [f"another {key}"]
 
 
 def test_functions_dumped_with_an_address_are_not_compared(golden):
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
     first = replace(task, config={"doc_to_text": "<function f at 0x1>"})
     second = replace(task, config={"doc_to_text": "<function f at 0x2>"})
-    assert differences(first, second, None) == []
+    assert comparability_faults(first, second, None) == []
     text = replace(task, config={"doc_to_text": "{{question}}"})
     for pair in ((first, text), (text, first)):
-        assert differences(*pair, None) == ["another doc_to_text"]
+        assert comparability_faults(*pair, None) == ["another doc_to_text"]
 
 
 def test_other_prompts_and_answers_are_counted(golden):
@@ -109,7 +109,7 @@ def test_other_prompts_and_answers_are_counted(golden):
     pairing = pair_items(first, second)
     assert (pairing.other_prompt, pairing.other_target) == (1, 1)
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
-    assert differences(task, task, pairing) == [
+    assert comparability_faults(task, task, pairing) == [
         "other prompts in 1 of 2 pairs",
         "other gold answers in 1 of 2 pairs",
     ]
@@ -117,13 +117,16 @@ def test_other_prompts_and_answers_are_counted(golden):
 
 def test_changes_by_hand():
     items = _items(["a", "b", "c", "d"])
-    changes = Changes(np.array([0.25, 0.0, -0.5, -0.125]), False, pair_items(items, items))
+    values = np.array([0.25, 0.0, -0.5, -0.125])
+    changes = Changes(values, False, pair_items(items, items), values)
     assert (changes.n, changes.gains, changes.losses) == (4, 1, 2)
-    assert changes.mean == -0.09375
+    measured = measure_task(changes)
+    assert (measured.change, measured.n) == (-0.09375, 4)
+    assert (measured.gains, measured.losses) == (1, 2)
     assert changes.changed() == [(items[0], True), (items[2], False), (items[3], False)]
 
 
 def test_runs_without_a_common_item_are_found(golden):
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
     pairing = pair_items(_items(["a"]), _items(["b"]))
-    assert differences(task, task, pairing) == ["no item in common"]
+    assert comparability_faults(task, task, pairing) == ["no item in common"]

@@ -1,0 +1,197 @@
+"""The change of one metric between two runs: pairing, test and detectable difference.
+
+`compare` and `gate` both measure here, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gks_eval.evidence.averages import group_weights
+from gks_eval.evidence.pairing import Pairing, comparability_faults, pair_items
+from gks_eval.evidence.samples import Item
+from gks_eval.evidence.scores import Scores, alike
+from gks_eval.evidence.stats.bootstrap import DRAWS
+from gks_eval.evidence.stats.group_test import GroupTest, group_test
+from gks_eval.evidence.stats.paired_test import CountTest, FlipTest, paired_test
+from gks_eval.evidence.stats.power import detectable_difference
+from gks_eval.evidence.stats.streams import Floats
+
+__all__ = [
+    "Changes",
+    "Measurement",
+    "Pair",
+    "measure_group",
+    "measure_task",
+    "pair",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Second run less first, item by item.
+
+    Attributes:
+        values: Differences, (pairs,); their mean is the change of the metric.
+        binary: Whether both runs' scores are all 0 or 1.
+        pairing: Which items were paired.
+        by_item: Differences of the items' own scores, (pairs,): not `values` where the metric is
+            not their mean, as with perplexity.
+    """
+
+    values: Floats
+    binary: bool
+    pairing: Pairing
+    by_item: Floats
+
+    @property
+    def n(self) -> int:
+        """Return the number of pairs."""
+        return self.values.size
+
+    @property
+    def gains(self) -> int:
+        """Return how many items score higher in the second run."""
+        return int(np.count_nonzero(self.by_item > 0))
+
+    @property
+    def losses(self) -> int:
+        """Return how many items score lower in the second run."""
+        return int(np.count_nonzero(self.by_item < 0))
+
+    def changed(self) -> list[tuple[Item, bool]]:
+        """Return the first run's items that changed, each with whether it is a gain."""
+        return [
+            (first, change > 0)
+            for (first, _), change in zip(self.pairing.pairs, self.by_item, strict=True)
+            if change
+        ]
+
+    def times(self, sign: float) -> Changes:
+        """Return the changes times `sign`: -1.0 where a lower metric is better."""
+        return replace(self, values=sign * self.values, by_item=sign * self.by_item)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two runs' scores of one metric of one task.
+
+    Attributes:
+        first: The first run's, read as accuracies only where the second's are, too.
+        second: The second run's.
+        changes: Item by item; None where a run has no items.
+        faults: Why the two runs are not comparable; empty where they are.
+    """
+
+    first: Scores
+    second: Scores
+    changes: Changes | None
+    faults: list[str]
+
+
+def pair(first: Scores, second: Scores) -> Pair:
+    """Pair two runs' items of one task, scored by one metric."""
+    first, second = alike({"first": first, "second": second}).values()
+    if first.items is None or second.items is None:
+        return Pair(first, second, None, comparability_faults(first.task, second.task, None))
+    pairing = pair_items(first.items, second.items)
+    before = [item for item, _ in pairing.pairs]
+    after = [item for _, item in pairing.pairs]
+    changes = Changes(
+        values=second.values_of(after) - first.values_of(before),
+        binary=first.binary and second.binary,
+        pairing=pairing,
+        by_item=second.by_item(after) - first.by_item(before),
+    )
+    return Pair(first, second, changes, comparability_faults(first.task, second.task, pairing))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A measured change of a task's metric or of a group's average.
+
+    Attributes:
+        change: Second run less first.
+        n: Pairs.
+        gains: Items that score higher in the second run.
+        losses: Items that score lower in the second run.
+        test: Gives p-values and interval.
+        binary: Whether all scores are 0 or 1.
+        units: Number of independent values that `variance` refers to: a task's pairs, or 1 for a
+            group's average.
+        variance: Of one such value; the share of changed items where the test counts.
+    """
+
+    change: float
+    n: int
+    gains: int
+    losses: int
+    test: CountTest | FlipTest | GroupTest
+    binary: bool
+    units: int
+    variance: float
+
+    def detectable(self, alpha: float = 0.05, two_sided: bool = True) -> float | None:
+        """Return the smallest change that the test finds in 80% of cases; None where none is."""
+        if self.test.problem:
+            return None
+        found = detectable_difference(
+            self.units,
+            self.variance,
+            alpha,
+            two_sided=two_sided,
+            binary=isinstance(self.test, CountTest),
+            largest=1.0 if self.binary else math.inf,
+        )
+        return None if math.isnan(found) else found
+
+
+def measure_task(changes: Changes, draws: int = DRAWS, seed: int = 0) -> Measurement:
+    """Measure the change of a task's metric, on one pair or more."""
+    gains, losses, n = changes.gains, changes.losses, changes.n
+    return Measurement(
+        change=float(changes.values.mean()),
+        n=n,
+        gains=gains,
+        losses=losses,
+        test=paired_test(changes.values, changes.binary, draws, seed),
+        binary=changes.binary,
+        units=n,
+        variance=(gains + losses) / n if changes.binary else float(changes.values.var()),
+    )
+
+
+def measure_group(
+    tasks: Mapping[str, Changes], weighted: bool, draws: int = DRAWS, seed: int = 0
+) -> Measurement:
+    r"""Measure the change of a group's average.
+
+    The tasks are fixed and their items sampled independently, so that the variance of the average
+    is :math:`\sum_t w_t^2 \sigma_t^2 / n_t`.
+
+    Args:
+        tasks: By name each task's changes.
+        weighted: Whether the average weighs tasks by their size.
+        draws: Number of resamples.
+        seed: Of these.
+    """
+    parts = list(tasks.values())
+    weights = group_weights([part.n for part in parts], weighted)
+    test = group_test({name: part.values for name, part in tasks.items()}, weights, draws, seed)
+    return Measurement(
+        change=test.average,
+        n=sum(part.n for part in parts),
+        gains=sum(part.gains for part in parts),
+        losses=sum(part.losses for part in parts),
+        test=test,
+        binary=all(part.binary for part in parts),
+        units=1,
+        variance=math.fsum(
+            w * w * float(part.values.var()) / part.n
+            for w, part in zip(weights, parts, strict=True)
+        ),
+    )
