@@ -1,4 +1,4 @@
-"""The tables and pictures of docs/study.md, of what run.py beside it has measured."""
+"""Tables and pictures of docs/study.md, from the results of run.py."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ NAMES |= {"gks_paper_german": "German", "gks_paper_french": "French", "study": "
 
 
 def groups(comparison: Row) -> list[Row]:
-    """Return a comparison's rows of means, in their own order; of single tasks where none is."""
+    """Return a comparison's group rows in their order, or its task rows if it has no groups."""
     rows: list[Row] = comparison["rows"]
     return [row for row in rows if row["kind"] == "group"] or rows
 
 
 def points(fraction: float, sign: str = "") -> str:
-    """Return a fraction in percent or points; what rounds to zero has no sign."""
+    """Return a fraction in percent or points; a value that rounds to zero has no sign."""
     text = f"{100 * fraction:{sign}.1f}"
     return text.lstrip("+-") if float(text) == 0 else text
 
 
 def guessing(base: Path) -> dict[str, float]:
-    """Return the accuracy of a blind guess on each task: the mean of 1 / choices over its items."""
+    """Return the accuracy of guessing on each task, the mean of 1 / choices over its items."""
     found: dict[str, list[float]] = {}
     for path in sorted(base.glob("samples_*.jsonl")):
         task = path.stem.removeprefix("samples_").rsplit("_", 1)[0]
@@ -64,7 +64,7 @@ def means(comparison: Row, chances: dict[str, float]) -> list[str]:
 
 
 def changes(comparison: Row) -> list[str]:
-    """Tabulate every setting's change of each mean; p alone, and after Holm over the settings."""
+    """Tabulate every setting's change of each mean, with p before and after Holm over settings."""
     rows = groups(comparison)
     found = {row["name"]: {d["candidate"]: d for d in row["differences"]} for row in rows}
     adjusted = {
@@ -83,7 +83,7 @@ def changes(comparison: Row) -> list[str]:
             d = by[label]
             low, high = points(d["low"], "+"), points(d["high"], "+")
             cell = f"{points(d['difference'], '+')} [{low}, {high}] p {d['p']:.2g}"
-            # Of a single test there is nothing to correct.
+            # A single test needs no correction.
             cells.append(cell + (f", Holm {adjusted[name][label]:.2g}" if len(by) > 1 else ""))
         tasks = [row for row in comparison["rows"] if row["kind"] == "task"]
         changed = [d for row in tasks for d in row["differences"] if d["candidate"] == label]
@@ -98,9 +98,9 @@ def cells_that_differ(comparison: Row) -> list[str]:
     tests = [(row["name"], d) for row in tasks for d in row["differences"]]
     raw = sum(d["p"] is not None and d["p"] < 0.05 for _, d in tests)
     against = comparison["baseline"]
-    lines = [f"On single sets, {len(tests)} tests against {against}: {raw} with p < 0.05 alone; "]
+    lines = [f"On single sets, {len(tests)} tests against {against}: {raw} with p < 0.05; "]
     kept = [(name, d) for name, d in tests if d["p_holm"] is not None and d["p_holm"] < 0.05]
-    lines[0] += f"after Holm over a setting's tasks {len(kept)}."
+    lines[0] += f"after Holm over a setting's tasks, {len(kept)}."
     lines += [
         f"- {d['candidate']} on {name}: {100 * d['difference']:+.1f} "
         f"(+{d['gains']} -{d['losses']} of {d['n']}), Holm {d['p_holm']:.2g}"
@@ -162,7 +162,7 @@ def draw_changes(comparison: Row, picture: Path) -> None:
 
 
 def draw_routing(routes: list[Row], picture: Path) -> None:
-    """Draw each expert's mean coefficient on each task, one panel a setting, three a row."""
+    """Draw each expert's mean coefficient on each task: one panel per setting, three per row."""
     wide = min(3, len(routes))
     high = -(-len(routes) // wide)
     figure, grid = pyplot.subplots(
@@ -200,7 +200,7 @@ def _label(routes: Row) -> str:
 
 
 def read(paths: list[Path]) -> list[Row]:
-    """Return what JSON files hold."""
+    """Return the contents of JSON files."""
     return [json.loads(path.read_text("utf-8")) for path in paths]
 
 
@@ -210,11 +210,11 @@ def write(
     """Write tables.md and pictures into `folder`.
 
     Args:
-        folder: Where to.
-        base: Results of the base alone, whose samples say how many choices there are.
-        comparisons: Of all settings with arrow, with base, then of fewer settings.
-        routes: Routing, one file a setting.
-        geometries: Norms and cosines, one file a library.
+        folder: Output folder.
+        base: Results of the base model; its samples give the number of choices.
+        comparisons: All settings against arrow, all against base, then smaller comparisons.
+        routes: Routing, one file per setting.
+        geometries: Norms and cosines, one file per library.
     """
     against_arrow, against_base, *others = read(comparisons)
     routing_records = read(routes)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The study of docs/study.md: each rule, combine and preset, Arrow and the uniform router.
+"""Run the study of docs/study.md: each rule, combine and preset, Arrow and the uniform router.
 
-docs/study/run.py phi3-mini phi3-study --dry-run    what it takes
-docs/study/run.py phi3-mini phi3-study              a real Phi-3, on a GPU
+docs/study/run.py phi3-mini phi3-study --dry-run    checks and estimates
+docs/study/run.py phi3-mini phi3-study              Phi-3, on a GPU
 
-A grid that was stopped goes on where it stopped. What is run are commands of gks-eval, which are
-printed; page.py makes tables and pictures, with matplotlib: pip install 'gks-eval[evidence]'.
+The script prints and runs commands of gks-eval, and resumes an interrupted grid. page.py makes the
+tables and pictures; it needs matplotlib: pip install 'gks-eval[evidence]'.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Study:
 
     Attributes:
         library: The library of all settings but those of `others`.
-        output: Folder of everything that is written.
+        output: Output folder.
         others: Further libraries, each run as arrow and as gks:avg.
         tasks: Tasks or groups, separated by commas.
-        dtype: Of the base's weights.
+        dtype: Dtype of the base's weights.
         for_model: Further arguments of `gks-eval grid` and `gks-eval routes`.
         for_grid: Further arguments of `gks-eval grid` alone.
     """
@@ -83,18 +83,18 @@ class Study:
         return found
 
     def folder(self, setting: str) -> Path:
-        """Return where the grid puts a setting's results."""
+        """Return the folder of a setting's results."""
         return self.output / "results" / parse_settings([setting])[0].slug
 
     def grid(self) -> list[str]:
-        """Return the command that measures all settings."""
+        """Return the command that evaluates all settings."""
         given = ["--library", self.library, "--settings", ",".join(self.settings())]
         given += ["--tasks", self.tasks, "--include-path", str(TASK_FOLDER)]
         given += ["--model-args", f"dtype={self.dtype}", *self.for_model, *self.for_grid]
         return ["gks-eval", "grid", *given, "--output", str(self.output / "results")]
 
     def comparisons(self) -> dict[Path, list[str]]:
-        """Return a command for each file of paired tests, with arrow and base first."""
+        """Return the commands of the paired tests, by output file; arrow and base come first."""
         everything = self.settings()
         runs = {name: [name, *(s for s in everything if s != name)] for name in ("arrow", "base")}
         within = {
@@ -107,13 +107,13 @@ class Study:
         for name, settings in runs.items():
             for form in ("json", "csv"):
                 path = self.output / f"compare-{name}.{form}"
-                # A name of its own for each run: folders of long settings end in a hash.
+                # Explicit labels, because the folder names of long settings end in a hash.
                 named = [f"{label(s)}={self.folder(s)}" for s in settings]
                 commands[path] = ["gks-eval", "compare", "-f", form, "-o", str(path), *named]
         return commands
 
     def routes(self) -> dict[Path, list[str]]:
-        """Return a command for each file of routing, the first 20 items of a task."""
+        """Return the commands that record routing on 20 items per task, by output file."""
         pairs = [(self.library, setting) for setting in ("arrow", "gks:avg", EXACT)]
         pairs += [(other, setting) for other in self.others for setting in ("arrow", "gks:avg")]
         commands = {}
@@ -126,7 +126,7 @@ class Study:
         return commands
 
     def geometries(self) -> dict[Path, list[str]]:
-        """Return a command for each library's file of norms and cosines."""
+        """Return the commands that measure norms and cosines, by output file."""
         commands = {}
         for library in self.libraries:
             path = self.output / f"geometry_{name_of(library)}.json"
@@ -150,28 +150,28 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line, or `words` in its place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("library", help="Bundled name, folder or hub id.")
-    parser.add_argument("output", type=Path, help="Folder for everything.")
+    parser.add_argument("output", type=Path, help="Output folder.")
     add = parser.add_argument
     add(
         "--other",
         action="append",
         default=[],
         metavar="LIBRARY",
-        help="Further library, run as arrow and gks:avg; may be repeated.",
+        help="Further library, run as arrow and gks:avg; can be repeated.",
     )
     add("--tasks", default=TASKS, help="Tasks or groups (default: %(default)s).")
-    add("--dtype", default="auto", help="Type of the base's weights.")
+    add("--dtype", default="auto", help="Dtype of the base's weights.")
     add("--pretrained", help="Base model; default: the library's.")
     add("--batch-size", default="auto", help="As lm-eval takes it.")
-    add("--limit", help="Items a task of the grid.")
-    add("--samples", help="Items by task, as JSON or a file of it.")
-    add("--launch", default="", help="Starts the grid: 'torchrun --nproc_per_node 2 --no-python'.")
-    add("--dry-run", action="store_true", help="Say what it takes, and stop.")
+    add("--limit", help="Items per task of the grid.")
+    add("--samples", help="Items by task, as JSON or a JSON file.")
+    add("--launch", default="", help="Launcher, such as 'torchrun --nproc_per_node 2 --no-python'.")
+    add("--dry-run", action="store_true", help="Check and estimate only.")
     return parser.parse_args(words)
 
 
 def run(command: list[str]) -> None:
-    """Run a command; where it fails, end with its exit code."""
+    """Run a command; if it fails, exit with its exit code."""
     print("+", shlex.join(command), flush=True)
     try:
         code = subprocess.run(command, check=False).returncode  # noqa: S603, the user's own
@@ -182,7 +182,7 @@ def run(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the grid, then whatever reads it."""
+    """Run the grid, then the commands that read its results."""
     given = arguments()
     for_grid = ["--batch-size", given.batch_size]
     for option in ("limit", "samples"):
@@ -215,7 +215,7 @@ def main() -> None:
     for command in (*comparisons.values(), *routes.values(), *geometries.values()):
         run(command)
 
-    import page  # beside this file; here because it needs matplotlib
+    import page  # in this folder; imported late because it needs matplotlib
 
     tests = [path for path in comparisons if path.suffix == ".json"]
     page.write(study.output, study.folder("base"), tests, list(routes), list(geometries))

@@ -1,7 +1,8 @@
-"""Print what each rule of subtraction leaves of experts, and the loss on their own held-out rows.
+"""Print the share of experts that each rule keeps, and the loss on their own held-out rows.
 
 ``python docs/study/starts.py LIBRARY...``, each trained by the recipe of ``adapters/smollm2-demo``
-with ``start: own`` or ``start: shared``. Every expert runs alone, less the English general adapter.
+with ``start: own`` or ``start: shared``. Every expert runs alone, with the English general adapter
+subtracted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LANGUAGE: Final = "en"
 
 
 def main(references: list[str]) -> None:
-    """Print a row of means over the experts for each library and rule."""
+    """Print the means over the experts, one line per library and rule."""
     plan = make_plan(adapters_dir() / "smollm2-demo/recipe.yaml")
     tokenizer = load_tokenizer(plan.recipe, plan.root)
     model = load_base(plan.recipe, plan.root).model
