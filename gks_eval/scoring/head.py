@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.inject import RoutedUpdate
+from gks_eval.method.hook import RoutedUpdate
 
 __all__ = ["Head"]
 

@@ -13,8 +13,9 @@ from common import FAMILIES, TARGETS, assert_sentence, load_tiny, relative_error
 from torch import nn
 
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.inject import Attachment, RoutedUpdate, attach
+from gks_eval.inject import Attachment, attach
 from gks_eval.library import Library, load_library
+from gks_eval.method.hook import RoutedUpdate
 from gks_eval.method.routed import build, routed_update
 from gks_eval.method.setting import Setting
 

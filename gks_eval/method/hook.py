@@ -1,0 +1,73 @@
+"""The forward hook that adds the routed update to a linear layer's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gks_eval.method.routed import RoutedWeights, routed_update, to_device
+
+__all__ = ["Observer", "RoutedUpdate"]
+
+Observer = Callable[[str, torch.Tensor], None]
+"""Called with a layer's name and its coefficients, (T, E), at every forward."""
+
+
+class RoutedUpdate:
+    """A forward hook of a linear layer, ``y = layer(x) + routed_update(x)``.
+
+    A hook and not a module around the layer: names, parameters and saved weights of the model stay
+    those of the base.
+
+    Attributes:
+        layer: The nn.Linear, Linear4bit, Linear8bitLt or Conv1D that carries the hook.
+        name: The layer's name in the model.
+        weights: What is added; None leaves the base alone.
+        observer: Called with the name and the coefficients, (T, E), of every forward.
+    """
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self.layer = layer
+        self.name = name
+        self.weights: RoutedWeights | None = None
+        self.observer: Observer | None = None
+        self._handle = layer.register_forward_hook(self, with_kwargs=True)
+
+    def remove(self) -> None:
+        """Take the hook off the layer."""
+        self._handle.remove()
+
+    def __call__(
+        self,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return output plus the routed update; any leading shape, last dimension K to D."""
+        weights = self.weights
+        if weights is None:
+            return output
+        x: torch.Tensor
+        (x,) = (*args, *kwargs.values())
+        if weights.read.device != x.device:
+            # Layers of an offloaded or split model compute where their input is.
+            weights = self.weights = to_device(weights, x.device)
+        # Under autocast the products would silently run in another type than the one set here.
+        with torch.autocast(x.device.type, enabled=False):
+            x_TK = x.reshape(-1, x.shape[-1]).to(weights.read.dtype)
+            into = None
+            alone = len(layer._forward_hooks) == 1
+            if alone and not torch.is_grad_enabled() and output.dtype == weights.write.dtype:
+                # The layer's output is fresh, and no other hook holds it: add into it rather than
+                # allocate (T, D) twice more.
+                into = output.view(-1, output.shape[-1])
+            update_TD, c_TE = routed_update(x_TK, weights, into)
+            if self.observer is not None:
+                self.observer(self.name, c_TE.expand(x_TK.shape[0], -1))
+            if into is None:
+                output = output + update_TD.view_as(output).to(output.dtype)
+        return output
