@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
     from gks_eval.method.lora import LoraPair
     from gks_eval.method.setting import Setting
-    from gks_eval.paths import tasks_dir
+    from gks_eval.util.paths import tasks_dir
 
 __version__ = "0.1.0"
 
@@ -65,7 +65,7 @@ _HOMES = {
     "attach": "inject",
     "embedded_model": "embedded",
     "load_library": "library",
-    "tasks_dir": "paths",
+    "tasks_dir": "util.paths",
 }
 """The module of this package that each public name lives in."""
 

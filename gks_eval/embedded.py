@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import LibraryError, ResourceError, UsageError, did_you_mean
-from gks_eval.paths import cache_dir
+from gks_eval.util.paths import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

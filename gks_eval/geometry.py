@@ -20,7 +20,7 @@ from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
 from gks_eval.method.registry import RULES
 from gks_eval.method.routers.prototypes import prototypes
 from gks_eval.starts import StartsTally
-from gks_eval.versions import versions
+from gks_eval.util.versions import versions
 
 __all__ = ["SCHEMA", "Summary", "library_geometry", "summary"]
 

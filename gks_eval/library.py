@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from gks_eval.config.library import LibraryConfig
-from gks_eval.config.yaml import load_typed
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageError, did_you_mean
 from gks_eval.hub import HubSource, fetch_adapter, fetch_library
 from gks_eval.method.lora import LoraPair, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
-from gks_eval.paths import adapters_dir, bundled
 from gks_eval.peft_adapter import Adapter, read_adapter
+from gks_eval.util.paths import adapters_dir, bundled
+from gks_eval.util.yaml import load_typed
 
 __all__ = ["MANIFEST", "Library", "bundled_libraries", "load_library", "read_manifest"]
 

@@ -15,7 +15,7 @@ import torch
 
 from gks_eval.errors import UsageError
 from gks_eval.scoring import packed_log_likelihoods, supports_packed
-from gks_eval.versions import versions
+from gks_eval.util.versions import versions
 
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM

@@ -25,8 +25,8 @@ from gks_eval.scoring import (
     score_together,
     supports_packed,
 )
-from gks_eval.team import Team
 from gks_eval.unscorable import beyond_embeddings, too_long, warn_of
+from gks_eval.util.process_group import Team
 from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
 
 __all__ = ["PackedLM"]

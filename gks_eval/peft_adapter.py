@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gks_eval.errors import LibraryError
-from gks_eval.files import read_json, sha256_of
 from gks_eval.method.lora import LoraPair
 from gks_eval.peft_config import (
     CONFIG_FILE,
@@ -25,6 +24,7 @@ from gks_eval.peft_config import (
     read_config,
     refuse_unsupported,
 )
+from gks_eval.util.files import read_json, sha256_of
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "read_adapter"]
 

@@ -13,12 +13,12 @@ from typing import Final
 
 from gks_eval import Setting, attach, load_library
 from gks_eval.method.registry import RULES
-from gks_eval.paths import adapters_dir
 from gks_eval.starts import StartsTally
 from gks_eval.training.base import load_base, load_tokenizer
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
 from gks_eval.training.plan import make_plan
+from gks_eval.util.paths import adapters_dir
 
 EXPERTS: Final = ("sentiment", "rewriting", "headline")
 LANGUAGE: Final = "en"

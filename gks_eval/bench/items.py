@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import Any
 
 from gks_eval.errors import DataError
-from gks_eval.paths import tasks_dir
 from gks_eval.tasklib.local_data import data_root
+from gks_eval.util.paths import tasks_dir
 
 __all__ = ["DEMO", "MIX", "Items", "build_items", "build_set", "collections"]
 

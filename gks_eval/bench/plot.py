@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gks_eval.bench.record import Growth, GrowthPoint
 from gks_eval.errors import UsageError
-from gks_eval.files import replaced_file
+from gks_eval.util.files import replaced_file
 
 __all__ = ["FORMATS", "check_plot", "draw_growth"]
 

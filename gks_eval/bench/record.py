@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from gks_eval.config.yaml import FrozenModel
 from gks_eval.errors import ResultsError
+from gks_eval.util.yaml import FrozenModel
 
 __all__ = [
     "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "Growth", "GrowthPoint",

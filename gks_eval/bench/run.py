@@ -16,7 +16,7 @@ from gks_eval.bench.machine import hardware
 from gks_eval.bench.record import Record
 from gks_eval.bench.request import Request
 from gks_eval.errors import ResourceError
-from gks_eval.versions import versions
+from gks_eval.util.versions import versions
 
 __all__ = ["SEED", "run_bench"]
 

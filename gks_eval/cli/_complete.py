@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Final
 
-from gks_eval.paths import bundled, tasks_dir
+from gks_eval.util.paths import bundled, tasks_dir
 
 __all__ = ["joined_bash_words", "libraries", "recipes", "settings", "task", "tasks"]
 

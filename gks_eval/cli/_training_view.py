@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from gks_eval.quiet import quiet_libraries
 from gks_eval.training.watch import Watcher
+from gks_eval.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from gks_eval.training.estimate import Estimate

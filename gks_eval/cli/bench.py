@@ -68,8 +68,8 @@ def _bench(
 
     from gks_eval.bench.run import run_bench
     from gks_eval.bench.tables import rendered
-    from gks_eval.files import write_text
-    from gks_eval.quiet import quiet_libraries
+    from gks_eval.util.files import write_text
+    from gks_eval.util.quiet import quiet_libraries
 
     quiet_libraries()
     told = Console(stderr=True)

@@ -36,7 +36,7 @@ def cluster(
     """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
     from gks_eval.cli._bar import working
     from gks_eval.errors import UsageError
-    from gks_eval.files import check_output
+    from gks_eval.util.files import check_output
 
     if output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{output}: give the cluster file a name that ends in .yaml.")

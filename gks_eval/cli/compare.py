@@ -77,7 +77,7 @@ def compare(
         flips_to_show,
         leaderboard,
     )
-    from gks_eval.files import write_text
+    from gks_eval.util.files import write_text
 
     found = baseline_first(find_runs(runs), baseline)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())

@@ -56,11 +56,11 @@ def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict
 
     need_evidence()
     from gks_eval.config.gate import GatePolicy
-    from gks_eval.config.yaml import load_typed
     from gks_eval.errors import ResultsError
     from gks_eval.evidence.gate import gate as run_gate
     from gks_eval.evidence.runs import one_run
     from gks_eval.evidence.verdict import unjudgeable
+    from gks_eval.util.yaml import load_typed
 
     policy = load_typed(policy_path, GatePolicy) if policy_path else GatePolicy()
     try:
@@ -74,7 +74,7 @@ def _write(verdict: Verdict, junit: Path | None, markdown: Path | None, json: Pa
     from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
     from gks_eval.evidence.tables.markdown import to_markdown
     from gks_eval.evidence.tables.terminal import show
-    from gks_eval.files import write_text
+    from gks_eval.util.files import write_text
 
     table = verdict_table(verdict)
     if verdict.outcomes:

@@ -140,7 +140,7 @@ def _demo(
 ) -> None:
     """Run base, Arrow and GenKnowSub on the bundled demo: a real 135M model, six small tasks."""
     from gks_eval.grid import Grid
-    from gks_eval.hardware import fast_bfloat16
+    from gks_eval.util.hardware import fast_bfloat16
 
     dtype = "bfloat16" if fast_bfloat16() else "float32"
     _run(
@@ -203,8 +203,8 @@ def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
 def _plan(grid: Grid) -> None:
     from gks_eval.grid.plan import plan_grid
     from gks_eval.grid.table import plan_lines, plan_table, print_whole
-    from gks_eval.quiet import quiet_libraries
-    from gks_eval.team import Team
+    from gks_eval.util.process_group import Team
+    from gks_eval.util.quiet import quiet_libraries
 
     team = Team()
     if not team.leads:
@@ -232,8 +232,8 @@ def _run(grid: Grid) -> None:
 
     from gks_eval.grid import Cell, run_grid
     from gks_eval.grid.table import accuracy_table, print_whole
-    from gks_eval.quiet import quiet_libraries
-    from gks_eval.team import Team
+    from gks_eval.util.process_group import Team
+    from gks_eval.util.quiet import quiet_libraries
 
     quiet_libraries()
 

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from gks_eval.cli import _complete
-from gks_eval.files import check_output
+from gks_eval.util.files import check_output
 
 __all__ = ["register"]
 
@@ -46,7 +46,7 @@ def _path(
     from gks_eval.embedded import EMBEDDED_MODELS, embedded_model
     from gks_eval.errors import UsageError, did_you_mean
     from gks_eval.library import bundled_libraries
-    from gks_eval.paths import adapters_dir
+    from gks_eval.util.paths import adapters_dir
 
     if name in bundled_libraries():
         typer.echo(adapters_dir() / name)
@@ -77,12 +77,12 @@ def _show(
     if output is not None:
         check_output(output)
     with working("reading the library"):
-        from gks_eval.files import write_text
         from gks_eval.geometry import library_geometry, summary
         from gks_eval.grid.table import print_whole
         from gks_eval.library import load_library
         from gks_eval.method.setting import Combine
         from gks_eval.starts import Starts
+        from gks_eval.util.files import write_text
 
         loaded = load_library(library)
     languages = None if subtract == "avg" else [part.strip() for part in subtract.split("+")]

@@ -64,7 +64,7 @@ def paper(
     from gks_eval.evidence.tables.markdown import to_markdown
     from gks_eval.evidence.tables.paper_text import paper_tables
     from gks_eval.evidence.tables.terminal import render, show
-    from gks_eval.files import write_text
+    from gks_eval.util.files import write_text
 
     published = load_paper()
     if plan is not None:

@@ -54,7 +54,7 @@ def report(
     need_evidence()
     from gks_eval.evidence.report.build import Options, build_page
     from gks_eval.evidence.runs import baseline_first, find_runs
-    from gks_eval.files import check_output, write_text
+    from gks_eval.util.files import check_output, write_text
 
     check_output(output)
     found = baseline_first(find_runs(runs), baseline)

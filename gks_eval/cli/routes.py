@@ -12,7 +12,7 @@ import typer
 
 from gks_eval.cli import _complete
 from gks_eval.errors import DataError, UsageError
-from gks_eval.files import check_output
+from gks_eval.util.files import check_output
 
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM
@@ -88,7 +88,7 @@ def _routes(
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
     with working("reading the tasks"), lm_eval_told():
         from gks_eval.lm import GksArrowLM
-        from gks_eval.quiet import quiet_libraries
+        from gks_eval.util.quiet import quiet_libraries
 
         quiet_libraries()
         tasks = {} if task is None else _tasks(names, include_path or [])
@@ -141,9 +141,9 @@ def _show_tasks(
     from rich.table import Table
 
     from gks_eval.cli._bar import progress_bar
-    from gks_eval.files import write_text
     from gks_eval.grid.table import print_whole
     from gks_eval.observe import observe_requests, routing_record
+    from gks_eval.util.files import write_text
 
     with progress_bar("routing", sum(map(len, items.values()))) as advance:
 

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def tasks() -> None:
     """Print the folder of the tasks, for lm-eval's --include_path."""
-    from gks_eval.paths import tasks_dir
+    from gks_eval.util.paths import tasks_dir
 
     print(tasks_dir())
 

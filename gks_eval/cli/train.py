@@ -100,7 +100,7 @@ def train(
 def find_recipe(recipe: str) -> Path:
     """Return a recipe's file, given itself, its folder, or a bundled library's name."""
     from gks_eval.errors import UsageError
-    from gks_eval.paths import adapters_dir, bundled
+    from gks_eval.util.paths import adapters_dir, bundled
 
     names = bundled("recipe.yaml")
     for place in (Path(recipe), Path(recipe) / "recipe.yaml"):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from gks_eval.config.yaml import FrozenModel
+from gks_eval.util.yaml import FrozenModel
 
 __all__ = ["GatePolicy", "Limits"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from gks_eval.config.yaml import FrozenModel
+from gks_eval.util.yaml import FrozenModel
 
 __all__ = ["LibraryConfig", "LoadConfig"]
 

@@ -16,7 +16,7 @@ from pydantic import (
 from gks_eval.config.library import AdapterName, Source
 from gks_eval.config.recipe_faults import senseless, told_again
 from gks_eval.config.recipe_words import suggestion
-from gks_eval.config.yaml import FrozenModel, KeyPath
+from gks_eval.util.yaml import FrozenModel, KeyPath
 
 __all__ = [
     "AdapterShape",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gks_eval.config.yaml import FrozenModel
+from gks_eval.util.yaml import FrozenModel
 
 __all__ = ["SCHEMA", "Comparison", "Difference", "Flip", "Row", "RunInfo", "Score", "titled"]
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from gks_eval.config.yaml import FrozenModel
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.json_text import parse
+from gks_eval.util.yaml import FrozenModel
 
 __all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "find_observed"]
 

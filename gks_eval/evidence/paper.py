@@ -10,13 +10,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from gks_eval.config.yaml import FrozenModel, parse_typed
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import pick_key
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.stats.unpaired import proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
+from gks_eval.util.yaml import FrozenModel, parse_typed
 
 __all__ = ["Cell", "PaperRow", "PaperTable", "PaperTables", "load_paper", "paper_n", "side_by_side"]
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gks_eval.config.grid_order import read_order
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.records import GroupResult, ResultsFile, TaskResult
 from gks_eval.evidence.results import read_results, timestamp_of
 from gks_eval.evidence.variants import variant_names
+from gks_eval.util.grid_order import read_order
 
 __all__ = ["Run", "baseline_first", "find_runs", "one_run"]
 

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from gks_eval.config.gate import GatePolicy, Limits
-from gks_eval.config.yaml import FrozenModel
 from gks_eval.evidence.stats.holm import holm
+from gks_eval.util.yaml import FrozenModel
 
 __all__ = ["EXIT_CODES", "SCHEMA", "Check", "Outcome", "Verdict", "judge", "unjudgeable"]
 

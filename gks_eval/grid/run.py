@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gks_eval.base_model import content_stamp
-from gks_eval.config.grid_order import write_order
 from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import ResourceError, UsageError
-from gks_eval.files import disk_errors
 from gks_eval.grid.cell import cell_request, evaluate_cell
 from gks_eval.grid.kept import check_commit, finished
 from gks_eval.grid.settings import Cell, Grid, parse_settings
 from gks_eval.grid.tasks import grid_content, task_manager
 from gks_eval.library import Library, load_library, read_manifest
 from gks_eval.tasklib.local_data import local_data
-from gks_eval.team import Team
+from gks_eval.util.files import disk_errors
+from gks_eval.util.grid_order import write_order
+from gks_eval.util.process_group import Team
 
 if TYPE_CHECKING:
     from gks_eval.lm import GksArrowLM

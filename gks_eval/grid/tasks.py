@@ -7,8 +7,8 @@ from typing import Any
 
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.grid.settings import Grid
-from gks_eval.paths import task_folders
 from gks_eval.tasklib.named import leaves, warn_of_unreadable
+from gks_eval.util.paths import task_folders
 
 __all__ = ["grid_content", "task_manager"]
 

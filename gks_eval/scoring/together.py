@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 
 from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
 from gks_eval.prefix_tree import shares, to_sequences
-from gks_eval.team import Team
+from gks_eval.util.process_group import Team
 
 __all__ = ["score_together"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gks_eval.errors import DataError, GksError, HubError, UsageError, did_you_mean, one_line
-from gks_eval.paths import tasks_dir
 from gks_eval.tasklib.faults import Fault, FaultKind, item_faults
 from gks_eval.tasklib.named import leaves
+from gks_eval.util.paths import tasks_dir
 
 __all__ = ["DEFAULT_TASKS", "TaskLint", "lint_items", "lint_tasks", "raise_for_faults"]
 

@@ -9,9 +9,9 @@ import yaml
 from pydantic import Field
 
 from gks_eval.config.library import AdapterName
-from gks_eval.config.yaml import FrozenModel, load_typed
 from gks_eval.errors import ConfigError
-from gks_eval.files import write_text
+from gks_eval.util.files import write_text
+from gks_eval.util.yaml import FrozenModel, load_typed
 
 if TYPE_CHECKING:
     from gks_eval.training.clusters import Clustering

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from gks_eval.errors import CompatibilityError, UsageError, did_you_mean
-from gks_eval.files import replaced_file
 from gks_eval.method.lora import LoraPair
+from gks_eval.util.files import replaced_file
 
 if TYPE_CHECKING:
     import numpy

@@ -19,10 +19,10 @@ import yaml
 
 from gks_eval.config.library import LibraryConfig
 from gks_eval.errors import LibraryError, UsageError
-from gks_eval.files import sha256_of, write_text
 from gks_eval.training.adapter_writer import write_factors
 from gks_eval.training.library_writer import MANIFEST
 from gks_eval.training.pickles import load_pickled, tensors_of
+from gks_eval.util.files import sha256_of, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +158,7 @@ def convert_bin(folder: Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    from gks_eval.files import replaced_file
+    from gks_eval.util.files import replaced_file
 
     pickled, target = folder / "adapter_model.bin", folder / "adapter_model.safetensors"
     if target.is_file():

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from gks_eval.files import replaced_file
 from gks_eval.training.adapter_writer import CURVE
+from gks_eval.util.files import replaced_file
 
 __all__ = ["draw_curves"]
 

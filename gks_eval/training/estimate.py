@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from gks_eval.config.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.errors import CompatibilityError, GksError
-from gks_eval.files import read_json
-from gks_eval.team import Team
 from gks_eval.training.adapter_writer import RECORD
 from gks_eval.training.base import pick_device
 from gks_eval.training.checks import Checked, check_run
@@ -18,6 +16,8 @@ from gks_eval.training.limits import peak_memory_mb
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sft import steps_of
 from gks_eval.training.start import attach_adapter
+from gks_eval.util.files import read_json
+from gks_eval.util.process_group import Team
 
 if TYPE_CHECKING:
     import torch

@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 
 from gks_eval.config.library import LibraryConfig
-from gks_eval.config.yaml import load_typed
 from gks_eval.errors import LibraryError
-from gks_eval.files import read_json, write_text
 from gks_eval.training.adapter_writer import RECORD
 from gks_eval.training.plan import Plan
-from gks_eval.versions import versions
+from gks_eval.util.files import read_json, write_text
+from gks_eval.util.versions import versions
+from gks_eval.util.yaml import load_typed
 
 __all__ = ["MANIFEST", "check_output", "is_foreign", "write_manifest"]
 

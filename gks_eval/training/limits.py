@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import GksError, ResourceError
-from gks_eval.files import disk_errors
+from gks_eval.util.files import disk_errors
 
 if TYPE_CHECKING:
     import torch

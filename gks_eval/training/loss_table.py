@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import DataError, LibraryError
-from gks_eval.files import write_text
 from gks_eval.quantized import keep_portable_layout
 from gks_eval.training.base import load_base, load_tokenizer
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.run import missing_adapters
+from gks_eval.util.files import write_text
 
 __all__ = ["LOSS_TABLE", "check_measurable", "measure_losses"]
 

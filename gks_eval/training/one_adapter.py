@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.files import write_text
-from gks_eval.team import Team
 from gks_eval.training.adapter_writer import Factors, write_adapter
 from gks_eval.training.base import Base, load_base, pick_device
 from gks_eval.training.held_out import mean_loss
@@ -21,6 +19,8 @@ from gks_eval.training.sft import TrainingRun, steps_of, train_adapter
 from gks_eval.training.start import attach_adapter
 from gks_eval.training.team import share_of
 from gks_eval.training.watch import Watcher, step_callback
+from gks_eval.util.files import write_text
+from gks_eval.util.process_group import Team
 
 if TYPE_CHECKING:
     from peft import PeftModel

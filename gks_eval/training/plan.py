@@ -18,8 +18,8 @@ from gks_eval.config.recipe import (
     Recipe,
     Schedule,
 )
-from gks_eval.config.yaml import FrozenModel, load_typed
 from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.util.yaml import FrozenModel, load_typed
 
 __all__ = ["Job", "Plan", "digest", "make_plan"]
 

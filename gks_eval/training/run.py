@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import DataError
-from gks_eval.files import exclusive
-from gks_eval.team import Team
 from gks_eval.training.adapter_writer import CURVE, is_finished
 from gks_eval.training.base import load_tokenizer
 from gks_eval.training.checks import check_run
@@ -22,6 +20,8 @@ from gks_eval.training.one_adapter import WORK, train_job
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sources import identity
 from gks_eval.training.watch import Watcher
+from gks_eval.util.files import exclusive
+from gks_eval.util.process_group import Team
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

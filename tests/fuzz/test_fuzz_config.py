@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from gks_eval.config.gate import GatePolicy
 from gks_eval.config.library import LibraryConfig
-from gks_eval.config.yaml import load_typed
 from gks_eval.library import load_library
 from gks_eval.training.cluster_file import read_cluster_file
 from gks_eval.training.plan import make_plan
+from gks_eval.util.yaml import load_typed
 
 LIBRARY: dict[str, Any] = {
     "base_model": "org/base",

@@ -16,7 +16,7 @@ def pack() -> Any:
     """The pack's tasks alone."""
     from lm_eval.tasks import TaskManager
 
-    from gks_eval.paths import tasks_dir
+    from gks_eval.util.paths import tasks_dir
 
     return TaskManager(include_path=str(tasks_dir()), include_defaults=False)
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from common import assert_sentence
 
-from gks_eval.config.grid_order import read_order
 from gks_eval.errors import GksError, ResourceError, ResultsError, UsageError
 from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
 from gks_eval.grid.cell import cell_request
@@ -26,6 +25,7 @@ from gks_eval.grid.kept import check_commit, differences
 from gks_eval.grid.table import accuracy_table
 from gks_eval.grid.tasks import grid_content, task_manager
 from gks_eval.method.registry import MERGES, ROUTERS
+from gks_eval.util.grid_order import read_order
 
 LibraryOf = Callable[..., Path]
 TASKS = ["gks_demo_goals_en", "gks_demo_science_de"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gks_eval.cli.main import main
-from gks_eval.paths import tasks_dir
+from gks_eval.util.paths import tasks_dir
 
 HUB = Path(__file__).parent.parent / "data" / "hub"
 

@@ -29,8 +29,8 @@ from task_pack import (
 )
 
 from gks_eval.errors import HubError
-from gks_eval.paths import tasks_dir
 from gks_eval.tasklib.bbh import CHOICE_SUBTASKS, OPEN_SUBTASKS
+from gks_eval.util.paths import tasks_dir
 
 
 # ---------------------------------------------------------------------- the folder

@@ -20,7 +20,7 @@ from gks_eval.cli.run import (
     token_to_environment,
 )
 from gks_eval.errors import ResourceError, UsageError
-from gks_eval.paths import tasks_dir
+from gks_eval.util.paths import tasks_dir
 
 
 @pytest.mark.parametrize(

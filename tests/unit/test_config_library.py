@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gks_eval.config.library import LibraryConfig
-from gks_eval.config.yaml import parse_typed
 from gks_eval.errors import ConfigError
-from gks_eval.paths import adapters_dir, cache_dir, tasks_dir
+from gks_eval.util.paths import adapters_dir, cache_dir, tasks_dir
+from gks_eval.util.yaml import parse_typed
 
 
 def parse(text: str) -> LibraryConfig:

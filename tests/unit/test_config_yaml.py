@@ -8,8 +8,8 @@ import pytest
 from common import assert_sentence
 from pydantic import Field
 
-from gks_eval.config.yaml import FrozenModel, load_typed, parse_typed
 from gks_eval.errors import ConfigError
+from gks_eval.util.yaml import FrozenModel, load_typed, parse_typed
 
 
 class Inner(FrozenModel):
@@ -141,7 +141,7 @@ def test_a_long_list_of_faults_is_cut() -> None:
 
 
 def test_too_many_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gks_eval.config.yaml.MAX_NODES", 100)
+    monkeypatch.setattr("gks_eval.util.yaml.MAX_NODES", 100)
     assert "too many" in str(fail(f"name: [{'1,' * 100}]"))
 
 

@@ -12,12 +12,12 @@ import pytest
 from common import assert_sentence
 
 from gks_eval.errors import ResourceError
-from gks_eval.files import replaced_file, write_text
+from gks_eval.util.files import replaced_file, write_text
 
 WRITER = """
 import os, signal, sys, time
 from pathlib import Path
-from gks_eval.files import replaced_file
+from gks_eval.util.files import replaced_file
 with replaced_file(Path(sys.argv[1])) as aside:
     aside.write_text("half")
     print("writing", flush=True)

@@ -114,7 +114,7 @@ def test_bash_completes(line: str, offered: set[str]) -> None:
 def test_completion_offers_every_task_that_lm_eval_finds() -> None:
     from lm_eval.tasks import TaskManager
 
-    from gks_eval.paths import tasks_dir
+    from gks_eval.util.paths import tasks_dir
 
     found = TaskManager(include_path=str(tasks_dir()), include_defaults=False).all_tasks
     assert _complete.task("") == sorted(found)

@@ -18,14 +18,14 @@ FLOORS: dict[int, frozenset[str]] = {
     # what everyone may use: errors, typed files, where things are, plain values
     0: frozenset(
         {
-            "_bridge", "config", "errors", "files", "loglikelihood", "paths", "quiet",
-            "team", "versions",
+            "_bridge", "config", "errors", "util","loglikelihood",
+
         }
     ),
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
         {
-            "hardware", "method", "prefix_tree", "progress", "quantized", "starts", "unscorable",
+            "method", "prefix_tree", "progress", "quantized", "starts", "unscorable",
             "whole_text",
         }
     ),

@@ -236,7 +236,7 @@ def test_libraries_that_are_not_there(
 def test_bundled_libraries_are_found_by_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gks_eval.paths._data_dir", lambda _: tmp_path)
+    monkeypatch.setattr("gks_eval.util.paths._data_dir", lambda _: tmp_path)
     monkeypatch.chdir(folder)
     assert bundled_libraries() == ["mine"]
     assert load_library("mine").path == folder / MANIFEST

@@ -32,7 +32,7 @@ PROMISED = {
     "attach": "gks_eval.inject",
     "embedded_model": "gks_eval.embedded",
     "load_library": "gks_eval.library",
-    "tasks_dir": "gks_eval.paths",
+    "tasks_dir": "gks_eval.util.paths",
 }
 HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "lm_eval", "matplotlib", "numpy", "pandas", "peft",

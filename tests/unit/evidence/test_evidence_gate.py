@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from gks_eval.config.gate import GatePolicy, Limits
-from gks_eval.config.yaml import load_typed, parse_typed
 from gks_eval.errors import ConfigError
 from gks_eval.evidence.gate import gate, measure_checks
 from gks_eval.evidence.runs import one_run
@@ -21,6 +20,7 @@ from gks_eval.evidence.stats.power import mcnemar_power
 from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
 from gks_eval.evidence.tables.terminal import print_tables
 from gks_eval.evidence.verdict import Check, Verdict, judge, unjudgeable
+from gks_eval.util.yaml import load_typed, parse_typed
 
 
 def _check(p: float | None = 0.5, n: int = 1000, **changes: object) -> Check:

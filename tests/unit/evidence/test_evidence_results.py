@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gks_eval.config.grid_order import read_order, write_order
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.results import read_results
 from gks_eval.evidence.runs import find_runs, one_run
 from gks_eval.evidence.samples import read_samples
+from gks_eval.util.grid_order import read_order, write_order
 
 HALF = [1.0, 0.0] * 5
 

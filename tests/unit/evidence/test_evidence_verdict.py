@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from gks_eval.config.gate import GatePolicy, Limits
-from gks_eval.config.yaml import parse_typed
 from gks_eval.errors import ConfigError
 from gks_eval.evidence.verdict import Check, Outcome, judge, unjudgeable
+from gks_eval.util.yaml import parse_typed
 
 POLICY = GatePolicy()
 

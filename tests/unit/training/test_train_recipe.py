@@ -20,16 +20,16 @@ from gks_eval.config.recipe import (
     Schedule,
 )
 from gks_eval.config.recipe_words import NOT_HERE, WORDS
-from gks_eval.config.yaml import load_typed, parse_typed
 from gks_eval.errors import ConfigError, ResourceError, UsageError
-from gks_eval.files import read_json, replaced_file, replaced_folder, write_text
-from gks_eval.paths import adapters_dir
 from gks_eval.training.base import pick_device
 from gks_eval.training.estimate import estimate
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import missing_adapters, train_library
 from gks_eval.training.sft import optimizer_for, steps_of
 from gks_eval.training.team import share_of
+from gks_eval.util.files import read_json, replaced_file, replaced_folder, write_text
+from gks_eval.util.paths import adapters_dir
+from gks_eval.util.yaml import load_typed, parse_typed
 
 FAULTY = """\
 base_model: org/model

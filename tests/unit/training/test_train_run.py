@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from gks_eval.errors import DataError, LibraryError, UsageError
-from gks_eval.files import exclusive
 from gks_eval.library import load_library
 from gks_eval.training.adapter_writer import CURVE, RECORD, WEIGHTS
 from gks_eval.training.loss_table import LOSS_TABLE, measure_losses
 from gks_eval.training.plan import Job, make_plan
 from gks_eval.training.run import CURVES, missing_adapters, train_library
 from gks_eval.training.watch import Step, Watcher
+from gks_eval.util.files import exclusive
 
 Recipes = Callable[..., Path]
 KEYS = ("experts/copy", "experts/upper", "general/en", "general/de")

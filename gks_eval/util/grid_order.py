@@ -26,7 +26,7 @@ def write_order(folder: Path, settings: Sequence[str]) -> None:
 
     So a setting that is added later does not become the baseline of a comparison.
     """
-    from gks_eval.files import write_text  # the evidence reads orders and writes nothing
+    from gks_eval.util.files import write_text  # the evidence reads orders and writes nothing
 
     before = read_order(folder)
     whole = set(before) <= set(settings)

@@ -13,7 +13,7 @@ from gks_eval.errors import UsageError
 
 __all__ = ["adapters_dir", "bundled", "cache_dir", "task_folders", "tasks_dir"]
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def _data_dir(name: str) -> Path:
