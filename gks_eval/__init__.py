@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from gks_eval.inject import attach
-    from gks_eval.library import load_library
+    from gks_eval.library.load import load_library
     from gks_eval.lm import GksArrowLM
     from gks_eval.method.lora import LoraPair
     from gks_eval.method.setting import Setting
@@ -64,7 +64,7 @@ _HOMES = {
     "UsageError": "errors",
     "attach": "inject",
     "embedded_model": "embedded",
-    "load_library": "library",
+    "load_library": "library.load",
     "tasks_dir": "util.paths",
 }
 """The module of this package that each public name lives in."""

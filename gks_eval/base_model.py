@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from safetensors import SafetensorError
 
-from gks_eval.config.library import LibraryConfig
 from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import GksError, HubError, LibraryError, UsageError, did_you_mean, reason
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.method.setting import NotGiven, digest
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from gks_eval.errors import UsageError
-from gks_eval.fit import check_fit, routable_layers
-from gks_eval.library import Library
+from gks_eval.library.fit import check_fit, routable_layers
+from gks_eval.library.load import Library
+from gks_eval.library.starts import Starts, StartsTally
 from gks_eval.method.hook import Observer, RoutedUpdate
 from gks_eval.method.routed import build
 from gks_eval.method.setting import Setting
 from gks_eval.quantized import compute_dtype, is_quantized, keep_portable_layout
-from gks_eval.starts import Starts, StartsTally
 from gks_eval.util.process_group import Team
 
 __all__ = ["Attachment", "attach"]
@@ -36,7 +36,7 @@ class Attachment:
 
     Attributes:
         setting: What the model runs by.
-        starts: What the setting's rule leaves of the experts, see `gks_eval.starts`; None where
+        starts: What the setting's rule leaves of the experts, see `gks_eval.library.starts`; None where
             nothing is subtracted, or by the rule `delta`.
     """
 
@@ -111,7 +111,7 @@ def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attach
     """Attach `library` to `model` and apply `setting`.
 
     Logs a warning, once a library and process, where the experts share their starts with what is
-    subtracted from their factors, see `gks_eval.starts`.
+    subtracted from their factors, see `gks_eval.library.starts`.
 
     Args:
         model: Any causal LM of transformers with linear layers, quantised or not, split over

@@ -23,9 +23,9 @@ from gks_eval.base_model import (
     unloadable,
 )
 from gks_eval.errors import UsageError
-from gks_eval.fit import check_fit, meta_model
 from gks_eval.inject import Attachment, attach
-from gks_eval.library import Library, load_library, read_manifest
+from gks_eval.library.fit import check_fit, meta_model
+from gks_eval.library.load import Library, load_library, read_manifest
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, digest, setting_arguments
 from gks_eval.packed_lm import PackedLM

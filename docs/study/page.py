@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 
 from gks_eval.evidence.stats.holm import holm
-from gks_eval.geometry import summary
 from gks_eval.grid.settings import parse_settings
+from gks_eval.library.geometry import summary
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gks_eval.errors import GksError
 from gks_eval.grid.settings import parse_settings
-from gks_eval.library import read_manifest
+from gks_eval.library.load import read_manifest
 
 TASKS = "gks_paper_english,gks_paper_german,gks_paper_french"
 EXACT = "gks:avg;preset=exact"

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from gks_eval import Setting, attach, load_library
+from gks_eval.library.starts import StartsTally
 from gks_eval.method.registry import RULES
-from gks_eval.starts import StartsTally
 from gks_eval.training.base import load_base, load_tokenizer
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.library import Library
+from gks_eval.library.load import Library
 from gks_eval.method.declaration import Layer
 from gks_eval.method.setting import Setting
 

@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from gks_eval.library import MANIFEST, Library, load_library
-from gks_eval.peft_adapter import WEIGHTS_FILE
+from gks_eval.library.load import MANIFEST, Library, load_library
+from gks_eval.library.peft_adapter import WEIGHTS_FILE
 
 __all__ = ["random_library"]
 

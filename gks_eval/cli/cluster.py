@@ -42,7 +42,7 @@ def cluster(
         raise UsageError(f"{output}: give the cluster file a name that ends in .yaml.")
     check_output(output)
     with working("reading and grouping adapters"):
-        from gks_eval.library import load_library
+        from gks_eval.library.load import load_library
         from gks_eval.training.cluster_file import write_cluster_file
         from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
 

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def _list() -> None:
     """List the bundled libraries, each with its base model."""
-    from gks_eval.library import bundled_libraries, read_manifest
+    from gks_eval.library.load import bundled_libraries, read_manifest
 
     for name in bundled_libraries():
         _, config = read_manifest(name)
@@ -45,7 +45,7 @@ def _path(
     """Print the folder of a bundled library or embedded model, for `--model hf` or plain PEFT."""
     from gks_eval.embedded import EMBEDDED_MODELS, embedded_model
     from gks_eval.errors import UsageError, did_you_mean
-    from gks_eval.library import bundled_libraries
+    from gks_eval.library.load import bundled_libraries
     from gks_eval.util.paths import adapters_dir
 
     if name in bundled_libraries():
@@ -77,11 +77,11 @@ def _show(
     if output is not None:
         check_output(output)
     with working("reading the library"):
-        from gks_eval.geometry import library_geometry, summary
         from gks_eval.grid.table import print_whole
-        from gks_eval.library import load_library
+        from gks_eval.library.geometry import library_geometry, summary
+        from gks_eval.library.load import load_library
+        from gks_eval.library.starts import Starts
         from gks_eval.method.setting import Combine
-        from gks_eval.starts import Starts
         from gks_eval.util.files import write_text
 
         loaded = load_library(library)

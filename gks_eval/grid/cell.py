@@ -20,7 +20,7 @@ from gks_eval.base_model import content_stamp
 from gks_eval.errors import ResourceError, ResultsError
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.settings import Cell, Grid
-from gks_eval.library import Library
+from gks_eval.library.load import Library
 from gks_eval.util.files import disk_errors, write_text
 from gks_eval.util.process_group import Team
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from gks_eval.errors import ResultsError
 from gks_eval.grid.cell import CELL_FILE
-from gks_eval.starts import Starts
+from gks_eval.library.starts import Starts
 
 if TYPE_CHECKING:
     from gks_eval.grid.plan import GridPlan
@@ -31,7 +31,7 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
     Returns:
         A table with the number of items in its caption where all scores have as many, else in a
         column of its own, and in each score of a task whose settings have different numbers. The
-        caption also warns of shared starts, see `gks_eval.starts`.
+        caption also warns of shared starts, see `gks_eval.library.starts`.
 
     Raises:
         ResultsError: A folder holds no readable results.

@@ -94,7 +94,7 @@ def outline_of(recipe: Recipe, root: Path) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from gks_eval.fit import meta_model
+    from gks_eval.library.fit import meta_model
 
     place = place_of(recipe, root)
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import Field
 
-from gks_eval.config.library import AdapterName
 from gks_eval.errors import ConfigError
+from gks_eval.library.manifest import AdapterName
 from gks_eval.util.files import write_text
 from gks_eval.util.yaml import FrozenModel, load_typed
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from gks_eval.config.library import LibraryConfig
 from gks_eval.errors import LibraryError, UsageError
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.training.adapter_writer import write_factors
 from gks_eval.training.library_writer import MANIFEST
 from gks_eval.training.pickles import load_pickled, tensors_of

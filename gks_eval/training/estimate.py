@@ -131,7 +131,7 @@ def _job(job: Job, checked: Checked, output: Path | None) -> JobEstimate:
 def _memory(plan: Plan, jobs: Sequence[Job], checked: Checked) -> Memory | None:
     import torch
 
-    from gks_eval.fit import linear_layers
+    from gks_eval.library.fit import linear_layers
     from gks_eval.training.footprint import step_bytes
 
     recipe, outline = plan.recipe, checked.outline

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from gks_eval.config.library import LibraryConfig
 from gks_eval.errors import LibraryError
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.training.adapter_writer import RECORD
 from gks_eval.training.plan import Plan
 from gks_eval.util.files import read_json, write_text

@@ -14,7 +14,7 @@ from fuzzing import bytes_spoilt, holds, json_files, json_text, spoilt, values
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from gks_eval.peft_adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 
 PREFIX = "base_model.model.model.layers"
 DTYPES = (

@@ -11,8 +11,8 @@ from fuzzing import holds, yaml_files
 from hypothesis import strategies as st
 
 from gks_eval.config.gate import GatePolicy
-from gks_eval.config.library import LibraryConfig
-from gks_eval.library import load_library
+from gks_eval.library.load import load_library
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.training.cluster_file import read_cluster_file
 from gks_eval.training.plan import make_plan
 from gks_eval.util.yaml import load_typed

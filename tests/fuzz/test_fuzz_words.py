@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gks_eval.errors import HubError
 from gks_eval.grid import parse_settings
-from gks_eval.hub import HubSource
-from gks_eval.library import read_manifest
+from gks_eval.library.hub import HubSource
+from gks_eval.library.load import read_manifest
 from gks_eval.method.setting import Setting, setting_arguments
 
 WORDS = (

@@ -15,7 +15,7 @@ import yaml
 from common import assert_sentence
 
 from gks_eval.errors import DataError, ResourceError, UsageError
-from gks_eval.library import load_library
+from gks_eval.library.load import load_library
 from gks_eval.training.plan import make_plan
 from gks_eval.training.run import train_library
 

@@ -14,7 +14,7 @@ import torch
 from common import load_tiny, relative_error
 
 from gks_eval.inject import attach
-from gks_eval.library import Library, load_library
+from gks_eval.library.load import Library, load_library
 from gks_eval.method.routed import build, routed_update
 from gks_eval.method.setting import Setting
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gks_eval.config.library import LibraryConfig
 from gks_eval.errors import ConfigError
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.util.paths import adapters_dir, cache_dir, tasks_dir
 from gks_eval.util.yaml import parse_typed
 

@@ -21,9 +21,9 @@ from common import (
 )
 
 from gks_eval.errors import CompatibilityError
-from gks_eval.fit import check_fit, linear_layers, linear_shapes, meta_model
-from gks_eval.library import load_library
-from gks_eval.peft_adapter import CONFIG_FILE
+from gks_eval.library.fit import check_fit, linear_layers, linear_shapes, meta_model
+from gks_eval.library.load import load_library
+from gks_eval.library.peft_adapter import CONFIG_FILE
 
 
 @pytest.mark.parametrize("family", FAMILIES)

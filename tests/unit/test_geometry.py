@@ -12,8 +12,8 @@ from oracle import residual_dense
 
 from gks_eval.errors import UsageError
 from gks_eval.evidence.observed import LibraryGeometry
-from gks_eval.geometry import library_geometry, summary
-from gks_eval.library import Library, load_library
+from gks_eval.library.geometry import library_geometry, summary
+from gks_eval.library.load import Library, load_library
 from gks_eval.method.lora import LoraPair, average_factors, inner_product
 
 LibraryOf = Callable[..., Path]

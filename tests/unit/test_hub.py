@@ -17,8 +17,8 @@ from common import assert_sentence
 from huggingface_hub import constants, errors
 
 from gks_eval.errors import HubError, LibraryError
-from gks_eval.hub import HubSource, fetch_adapter, fetch_library
-from gks_eval.library import load_library
+from gks_eval.library.hub import HubSource, fetch_adapter, fetch_library
+from gks_eval.library.load import load_library
 
 # The hub client's own HTTP client, which has had several names.
 http = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])

@@ -25,20 +25,20 @@ FLOORS: dict[int, frozenset[str]] = {
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
         {
-            "method", "prefix_tree", "progress", "quantized", "starts", "unscorable",
+            "method", "prefix_tree", "progress", "quantized", "unscorable",
             "whole_text",
         }
     ),
     # adapters on disk, models in memory, tasks on lm-eval's side
     2: frozenset(
         {
-            "base_copies", "base_model", "embedded", "fit", "hub", "inject", "library",
-            "peft_adapter", "peft_config", "request_cache", "scoring", "tasklib", "testing",
+            "base_model", "embedded", "inject",
+            "request_cache", "library", "scoring", "tasklib", "testing",
         }
     ),
     # what people come for; two wings
     3: frozenset(
-        {"bench", "evidence", "geometry", "grid", "lm", "observe", "packed_lm", "training"}
+        {"bench", "evidence", "grid", "lm", "observe", "packed_lm", "training"}
     ),
     # the command line
     4: frozenset({"cli"}),

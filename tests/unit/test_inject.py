@@ -14,7 +14,7 @@ from torch import nn
 
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.inject import Attachment, attach
-from gks_eval.library import Library, load_library
+from gks_eval.library.load import Library, load_library
 from gks_eval.method.hook import RoutedUpdate
 from gks_eval.method.routed import build, routed_update
 from gks_eval.method.setting import Setting

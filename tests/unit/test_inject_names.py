@@ -20,7 +20,7 @@ from torch import nn
 
 from gks_eval.errors import UsageError
 from gks_eval.inject import attach
-from gks_eval.library import Library, load_library
+from gks_eval.library.load import Library, load_library
 from gks_eval.method.setting import Setting
 from gks_eval.quantized import keep_portable_layout
 from gks_eval.scoring.head import Head

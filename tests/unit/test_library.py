@@ -21,8 +21,8 @@ from gks_eval.errors import (
     HubError,
     LibraryError,
 )
-from gks_eval.library import MANIFEST, bundled_libraries, load_library, read_manifest
-from gks_eval.peft_adapter import WEIGHTS_FILE
+from gks_eval.library.load import MANIFEST, bundled_libraries, load_library, read_manifest
+from gks_eval.library.peft_adapter import WEIGHTS_FILE
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_bad_libraries(
 def test_libraries_that_are_not_there(
     reference: str, kind: type[GksError], parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gks_eval.library.bundled_libraries", lambda: ["phi2", "smollm2-demo"])
+    monkeypatch.setattr("gks_eval.library.load.bundled_libraries", lambda: ["phi2", "smollm2-demo"])
     with pytest.raises(kind) as caught:
         load_library(reference)
     message = str(caught.value)

@@ -12,7 +12,7 @@ import yaml
 from common import assert_sentence, save_library
 
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.library import MANIFEST, load_library
+from gks_eval.library.load import MANIFEST, load_library
 from gks_eval.method.setting import Setting
 
 

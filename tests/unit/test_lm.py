@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.inject import attach
-from gks_eval.library import load_library
+from gks_eval.library.load import load_library
 from gks_eval.lm import GksArrowLM
 from gks_eval.method.setting import Setting
 

@@ -9,8 +9,8 @@ import torch
 from common import dense, load_tiny, random_pair, relative_error, save_adapter
 
 from gks_eval.errors import CompatibilityError
+from gks_eval.library.peft_adapter import read_adapter
 from gks_eval.method.lora import LoraPair, average_factors, same_factors, stack
-from gks_eval.peft_adapter import read_adapter
 
 
 def test_delta_is_the_scaled_product() -> None:

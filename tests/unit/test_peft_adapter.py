@@ -17,8 +17,8 @@ from common import assert_sentence, edit_json
 from safetensors.torch import load_file, save_file
 
 from gks_eval.errors import LibraryError
-from gks_eval.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE, read_adapter
-from gks_eval.peft_config import Scaling, Targets
+from gks_eval.library.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE, read_adapter
+from gks_eval.library.peft_config import Scaling, Targets
 
 KEY = "base_model.model.model.layers.0.self_attn.o_proj.lora_{}.weight"
 

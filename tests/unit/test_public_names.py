@@ -31,7 +31,7 @@ PROMISED = {
     "UsageError": "gks_eval.errors",
     "attach": "gks_eval.inject",
     "embedded_model": "gks_eval.embedded",
-    "load_library": "gks_eval.library",
+    "load_library": "gks_eval.library.load",
     "tasks_dir": "gks_eval.util.paths",
 }
 HEAVY = {

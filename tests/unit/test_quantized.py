@@ -17,7 +17,7 @@ from torch import nn
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.inject import attach
-from gks_eval.library import load_library
+from gks_eval.library.load import load_library
 from gks_eval.method.setting import Setting
 from gks_eval.quantized import compute_dtype, is_quantized, keep_portable_layout
 

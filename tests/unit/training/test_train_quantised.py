@@ -15,7 +15,7 @@ from common import assert_sentence, load_tiny, relative_error
 
 from gks_eval.config.recipe import AdapterShape, Recipe
 from gks_eval.errors import UsageError
-from gks_eval.library import load_library
+from gks_eval.library.load import load_library
 from gks_eval.training.base import load_base, outline_of
 from gks_eval.training.loftq import loftq_factors, start_from_loftq
 from gks_eval.training.plan import make_plan

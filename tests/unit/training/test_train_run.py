@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gks_eval.errors import DataError, LibraryError, UsageError
-from gks_eval.library import load_library
+from gks_eval.library.load import load_library
 from gks_eval.training.adapter_writer import CURVE, RECORD, WEIGHTS
 from gks_eval.training.loss_table import LOSS_TABLE, measure_losses
 from gks_eval.training.plan import Job, make_plan

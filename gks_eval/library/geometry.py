@@ -15,11 +15,11 @@ from typing import Any, Final
 import torch
 
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.library import Library
+from gks_eval.library.load import Library
+from gks_eval.library.starts import StartsTally
 from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
 from gks_eval.method.registry import RULES
 from gks_eval.method.routers.prototypes import prototypes
-from gks_eval.starts import StartsTally
 from gks_eval.util.versions import versions
 
 __all__ = ["SCHEMA", "Summary", "library_geometry", "summary"]
@@ -43,7 +43,7 @@ def library_geometry(
         Frobenius norms of dW and of its residual by rule, for every expert and layer; cosines of
         updates, over all layers taken as one vector; mean |prototype . prototype| over layers;
         how far the residual of ``factors`` is from that of ``delta``, relative to the latter; for
-        the rules on factors what `gks_eval.starts.Starts.record` gives; and the norm of an even
+        the rules on factors what `gks_eval.library.starts.Starts.record` gives; and the norm of an even
         mixture of all E experts by either combine, for every layer: of ``s mean(B_i) mean(A_i)``
         for ``factors`` (what the uniform router applies), which is small where the A's have starts
         of their own, and of ``mean(dW_i)`` for ``outputs``.

@@ -1,7 +1,7 @@
 """A library of adapters: task experts and general-knowledge adapters for one base model.
 
 A library is a folder (or hub repository) with a ``library.yaml``; see
-`gks_eval.config.library.LibraryConfig` for its fields.
+`gks_eval.library.manifest.LibraryConfig` for its fields.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gks_eval.config.library import LibraryConfig
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageError, did_you_mean
-from gks_eval.hub import HubSource, fetch_adapter, fetch_library
+from gks_eval.library.hub import HubSource, fetch_adapter, fetch_library
+from gks_eval.library.manifest import LibraryConfig
+from gks_eval.library.peft_adapter import Adapter, read_adapter
 from gks_eval.method.lora import LoraPair, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
-from gks_eval.peft_adapter import Adapter, read_adapter
 from gks_eval.util.paths import adapters_dir, bundled
 from gks_eval.util.yaml import load_typed
 

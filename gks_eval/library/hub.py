@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gks_eval.errors import HubError, LibraryError, reason
-from gks_eval.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE
+from gks_eval.library.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE
 
 __all__ = ["HubSource", "fetch_adapter", "fetch_library"]
 

@@ -16,14 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gks_eval.errors import LibraryError
-from gks_eval.method.lora import LoraPair
-from gks_eval.peft_config import (
+from gks_eval.library.peft_config import (
     CONFIG_FILE,
     Scaling,
     Targets,
     read_config,
     refuse_unsupported,
 )
+from gks_eval.method.lora import LoraPair
 from gks_eval.util.files import read_json, sha256_of
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "read_adapter"]

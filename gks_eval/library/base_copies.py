@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from gks_eval.errors import CompatibilityError
-from gks_eval.peft_adapter import WEIGHTS_FILE, Adapter
+from gks_eval.library.peft_adapter import WEIGHTS_FILE, Adapter
 
 __all__ = ["check_copies"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.base_copies import check_copies
 from gks_eval.errors import CompatibilityError
-from gks_eval.library import Library
-from gks_eval.peft_adapter import Adapter
+from gks_eval.library.base_copies import check_copies
+from gks_eval.library.load import Library
+from gks_eval.library.peft_adapter import Adapter
 
 __all__ = [
     "check_fit",

@@ -1,0 +1,1 @@
+"""Adapters on disk: found, read, checked, measured and written."""
