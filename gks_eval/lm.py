@@ -30,7 +30,7 @@ from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, digest, setting_arguments
 from gks_eval.packed_lm import PackedLM
 from gks_eval.quantized import keep_portable_layout, quantization_of
-from gks_eval.request_cache import stamp
+from gks_eval.scoring.request_cache import stamp
 from gks_eval.tasklib.excepthook import say_errors_under_lm_eval
 from gks_eval.util.versions import versions
 

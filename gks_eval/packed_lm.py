@@ -15,9 +15,6 @@ from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 
 from gks_eval.errors import DataError, UsageError, did_you_mean
-from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
-from gks_eval.progress import Progress
-from gks_eval.request_cache import CountingHook
 from gks_eval.scoring import (
     PackedCounts,
     packed_log_likelihoods,
@@ -25,9 +22,12 @@ from gks_eval.scoring import (
     score_together,
     supports_packed,
 )
-from gks_eval.unscorable import beyond_embeddings, too_long, warn_of
+from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
+from gks_eval.scoring.progress import Progress
+from gks_eval.scoring.request_cache import CountingHook
+from gks_eval.scoring.unscorable import beyond_embeddings, too_long, warn_of
+from gks_eval.scoring.whole_text import is_whole_text, max_tokens, split_tokens
 from gks_eval.util.process_group import Team
-from gks_eval.whole_text import is_whole_text, max_tokens, split_tokens
 
 __all__ = ["PackedLM"]
 

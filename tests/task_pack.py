@@ -15,7 +15,7 @@ import lm_eval
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 from gks_eval.tasklib.bbh import CHOICE_SUBTASKS, OPEN_SUBTASKS
 
 HUB = Path(__file__).parent / "data" / "hub"

@@ -13,7 +13,7 @@ import typer
 
 from gks_eval.cli._lm_eval import lm_eval_told
 from gks_eval.errors import ResourceError, UsageError
-from gks_eval.request_cache import CACHE_AND_ITEMS
+from gks_eval.scoring.request_cache import CACHE_AND_ITEMS
 from gks_eval.tasklib.named import check_named, warn_of_unreadable
 from gks_eval.util.files import check_writable
 from gks_eval.util.paths import task_folders

@@ -6,8 +6,8 @@ from typing import Any
 
 from gks_eval.library.fit import meta_model
 from gks_eval.lm import GksArrowLM
-from gks_eval.loglikelihood import TokenLogLikelihood
-from gks_eval.prefix_tree import count_distinct_tokens, count_harness_tokens, to_sequences
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
+from gks_eval.scoring.tree import count_distinct_tokens, count_harness_tokens, to_sequences
 
 __all__ = ["WeightlessLM"]
 

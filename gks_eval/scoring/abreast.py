@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from gks_eval.prefix_tree import Row
 from gks_eval.scoring.masks import Reach, additive, tree_mask
+from gks_eval.scoring.tree import Row
 
 __all__ = ["Abreast", "lay_abreast"]
 

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from gks_eval.prefix_tree import Row
 from gks_eval.scoring.abreast import lay_abreast
 from gks_eval.scoring.head import Head
 from gks_eval.scoring.masks import Reach, additive, tree_mask
+from gks_eval.scoring.tree import Row
 
 __all__ = ["NotPackable", "TreeModel", "Trunk", "cache_argument"]
 

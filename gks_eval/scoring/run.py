@@ -14,8 +14,12 @@ import torch
 from torch import nn
 
 from gks_eval.errors import ResourceError, UsageError
-from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
-from gks_eval.prefix_tree import (
+from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
+from gks_eval.scoring.model import TreeModel, Trunk
+from gks_eval.scoring.progress import Progress
+from gks_eval.scoring.sizes import choose_limits
+from gks_eval.scoring.support import tree_model
+from gks_eval.scoring.tree import (
     Group,
     Limits,
     PlannedRow,
@@ -28,10 +32,6 @@ from gks_eval.prefix_tree import (
     plan,
     to_sequences,
 )
-from gks_eval.progress import Progress
-from gks_eval.scoring.model import TreeModel, Trunk
-from gks_eval.scoring.sizes import choose_limits
-from gks_eval.scoring.support import tree_model
 
 __all__ = ["PackedCounts", "packed_log_likelihoods"]
 

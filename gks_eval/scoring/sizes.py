@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.prefix_tree import Limits
+from gks_eval.scoring.tree import Limits
 
 __all__ = ["choose_limits", "requests_worth"]
 

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from gks_eval.prefix_tree import Sequence, build_row, to_sequences
 from gks_eval.scoring.model import NotPackable, TreeModel
+from gks_eval.scoring.tree import Sequence, build_row, to_sequences
 
 __all__ = ["supports_packed", "tree_model"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from gks_eval.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
-from gks_eval.prefix_tree import shares, to_sequences
+from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
+from gks_eval.scoring.tree import shares, to_sequences
 from gks_eval.util.process_group import Team
 
 __all__ = ["score_together"]

@@ -9,7 +9,7 @@
 
 The first three are lm-eval's; the lengths are those of the choice without the delimiter before it.
 ``acc_token_norm`` needs the number of scored tokens, which only results of this package's model
-class carry (`gks_eval.loglikelihood.TokenLogLikelihood`). A tie goes to the first choice.
+class carry (`gks_eval.scoring.loglikelihood.TokenLogLikelihood`). A tie goes to the first choice.
 """
 
 from __future__ import annotations

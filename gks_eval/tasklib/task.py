@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from gks_eval.errors import UsageError
 from gks_eval.method.setting import digest
-from gks_eval.request_cache import CACHE_AND_ITEMS
+from gks_eval.scoring.request_cache import CACHE_AND_ITEMS
 from gks_eval.tasklib.content import task_content
 from gks_eval.tasklib.data import load_data, load_subsets, resolve_files
 from gks_eval.tasklib.excepthook import say_errors_under_lm_eval

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from task_pack import BUILT_IN, ENGLISH, NO_EXAMPLES, evaluate, load, on_this_hub
 
 from gks_eval.errors import UsageError
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 
 
 # ---------------------------------------------------------------------- prompts

@@ -18,22 +18,22 @@ FLOORS: dict[int, frozenset[str]] = {
     # what everyone may use: errors, typed files, where things are, plain values
     0: frozenset(
         {
-            "_bridge", "config", "errors", "util","loglikelihood",
+            "_bridge", "config", "errors", "util",
 
         }
     ),
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
         {
-            "method", "prefix_tree", "progress", "quantized", "unscorable",
-            "whole_text",
+            "method", "quantized",
+
         }
     ),
     # adapters on disk, models in memory, tasks on lm-eval's side
     2: frozenset(
         {
             "base_model", "embedded", "inject",
-            "request_cache", "library", "scoring", "tasklib", "testing",
+            "library", "scoring", "tasklib", "testing",
         }
     ),
     # what people come for; two wings

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gks_eval.errors import DataError
-from gks_eval.prefix_tree import (
+from gks_eval.scoring.tree import (
     Group,
     Limits,
     PlannedRow,

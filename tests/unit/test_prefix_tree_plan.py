@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gks_eval.prefix_tree import Group, Limits, plan, to_sequences
+from gks_eval.scoring.tree import Group, Limits, plan, to_sequences
 
 LARGE = 1 << 20
 

@@ -9,12 +9,12 @@ import torch
 from common import load_tiny
 from one_by_one import random_requests
 
-from gks_eval.prefix_tree import build_row, to_sequences
 from gks_eval.scoring import PackedCounts, packed_log_likelihoods, supports_packed
 from gks_eval.scoring.abreast import lay_abreast
 from gks_eval.scoring.masks import Reach
 from gks_eval.scoring.model import TreeModel
 from gks_eval.scoring.support import tree_model
+from gks_eval.scoring.tree import build_row, to_sequences
 
 REQUESTS = random_requests(4, 260)
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gks_eval.prefix_tree import build_row, to_sequences
 from gks_eval.scoring.masks import Reach, additive, tree_mask
+from gks_eval.scoring.tree import build_row, to_sequences
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=8)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gks_eval.errors import DataError
-from gks_eval.loglikelihood import TokenLogLikelihood
-from gks_eval.prefix_tree import count_distinct_tokens, shares, to_sequences
 from gks_eval.scoring import score_together
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
+from gks_eval.scoring.tree import count_distinct_tokens, shares, to_sequences
 
 FRESH = settings(max_examples=80, deadline=None)
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=9)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gks_eval.errors import ResultsError
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 from gks_eval.tasklib.metrics import best_choice, choice_metrics, token_counts
 
 

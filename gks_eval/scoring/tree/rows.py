@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from gks_eval.prefix_tree.sequences import Sequence, shared_inputs
+from gks_eval.scoring.tree.sequences import Sequence, shared_inputs
 
 __all__ = ["Row", "build_row"]
 

@@ -10,15 +10,15 @@ Pure Python: sequences in, plans and rows out; no model and no tensors.
 
 from __future__ import annotations
 
-from gks_eval.prefix_tree.plan import Group, Limits, PlannedRow, halves, next_batch, plan
-from gks_eval.prefix_tree.rows import Row, build_row
-from gks_eval.prefix_tree.sequences import (
+from gks_eval.scoring.tree.plan import Group, Limits, PlannedRow, halves, next_batch, plan
+from gks_eval.scoring.tree.rows import Row, build_row
+from gks_eval.scoring.tree.sequences import (
     Sequence,
     count_distinct_tokens,
     count_harness_tokens,
     to_sequences,
 )
-from gks_eval.prefix_tree.shares import shares
+from gks_eval.scoring.tree.shares import shares
 
 __all__ = [
     "Group",

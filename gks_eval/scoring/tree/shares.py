@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Seq
 from itertools import accumulate, pairwise
 
-from gks_eval.prefix_tree.sequences import Sequence, shared_inputs
+from gks_eval.scoring.tree.sequences import Sequence, shared_inputs
 
 __all__ = ["shares"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, isqrt
 
-from gks_eval.prefix_tree.sequences import Sequence, shared_inputs
+from gks_eval.scoring.tree.sequences import Sequence, shared_inputs
 
 __all__ = ["Group", "Limits", "PlannedRow", "halves", "next_batch", "plan"]
 

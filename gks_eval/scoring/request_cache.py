@@ -11,7 +11,7 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any, Final
 
 from gks_eval.errors import UsageError
-from gks_eval.loglikelihood import TokenLogLikelihood
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 
 __all__ = ["CACHE_AND_ITEMS", "STAMP_KEY", "CountingHook", "stamp"]
 
