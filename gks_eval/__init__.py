@@ -8,7 +8,6 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # `typing` would weigh more than all the rest of this file
 if TYPE_CHECKING:
-    from gks_eval.embedded import embedded_model
     from gks_eval.errors import (
         CompatibilityError,
         ConfigError,
@@ -20,11 +19,12 @@ if TYPE_CHECKING:
         ResultsError,
         UsageError,
     )
-    from gks_eval.inject import attach
     from gks_eval.library.load import load_library
-    from gks_eval.lm import GksArrowLM
     from gks_eval.method.lora import LoraPair
     from gks_eval.method.setting import Setting
+    from gks_eval.model.embedded import embedded_model
+    from gks_eval.model.inject import attach
+    from gks_eval.model.lm import GksArrowLM
     from gks_eval.util.paths import tasks_dir
 
 __version__ = "0.1.0"
@@ -53,7 +53,7 @@ _HOMES = {
     "CompatibilityError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
-    "GksArrowLM": "lm",
+    "GksArrowLM": "model.lm",
     "GksError": "errors",
     "HubError": "errors",
     "LibraryError": "errors",
@@ -62,8 +62,8 @@ _HOMES = {
     "ResultsError": "errors",
     "Setting": "method.setting",
     "UsageError": "errors",
-    "attach": "inject",
-    "embedded_model": "embedded",
+    "attach": "model.inject",
+    "embedded_model": "model.embedded",
     "load_library": "library.load",
     "tasks_dir": "util.paths",
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 NAME = "gks_arrow"
-TARGET = "gks_eval.lm:GksArrowLM"
+TARGET = "gks_eval.model.lm:GksArrowLM"
 _WATCHED = "lm_eval.models"
 
 

@@ -11,8 +11,8 @@ import yaml
 from common import TARGETS, load_tiny, save_adapter, save_tiny_base
 from readme_blocks import ROOT
 
-from gks_eval.embedded import EMBEDDED_MODELS
 from gks_eval.library.hub import HubSource
+from gks_eval.model.embedded import EMBEDDED_MODELS
 
 PHI3 = "microsoft/Phi-3-mini-4k-instruct"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -19,7 +19,7 @@ from gks_eval.bench.record import Agreement, Evaluation, EvaluationSet, PlainFor
 from gks_eval.bench.sizes import Sizes
 from gks_eval.bench.subject import Subject
 from gks_eval.bench.timing import Call, interleave, per_second, ratio, synchroniser
-from gks_eval.lm import GksArrowLM
+from gks_eval.model.lm import GksArrowLM
 from gks_eval.scoring.tree import count_distinct_tokens, to_sequences
 
 __all__ = ["Scorers", "TokenCounter", "evaluate_collection", "open_scorers"]

@@ -13,7 +13,7 @@ from gks_eval.bench.record import Growth, GrowthPoint
 from gks_eval.bench.sizes import Sizes
 from gks_eval.bench.subject import Subject
 from gks_eval.bench.timing import interleave, synchroniser
-from gks_eval.lm import GksArrowLM
+from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["growth_rows", "random_requests"]
 

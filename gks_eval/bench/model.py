@@ -16,9 +16,9 @@ from gks_eval.bench.record import ModelRow
 from gks_eval.bench.sizes import Sizes, Slice
 from gks_eval.bench.subject import Subject
 from gks_eval.bench.timing import Call, interleave, ratio, synchroniser
-from gks_eval.inject import attach
 from gks_eval.library.fit import linear_shapes
 from gks_eval.library.load import Library
+from gks_eval.model.inject import attach
 
 __all__ = ["model_rows", "phi3_slice", "slice_rows", "subject_rows", "three_transformers"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gks_eval.base_model import choose_device
 from gks_eval.bench.sizes import FULL, QUICK, ROWS, Sizes
 from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.model.base_model import choose_device
 
 __all__ = ["DTYPES", "Request", "rows_of"]
 

@@ -14,10 +14,10 @@ import torch
 from gks_eval.bench.peers import peft_setting
 from gks_eval.bench.random_library import random_library
 from gks_eval.bench.tiny import save_tiny_base
-from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import HubError, UsageError, reason
 from gks_eval.library.fit import check_fit, linear_shapes
 from gks_eval.library.load import Library, load_library
+from gks_eval.model.embedded import resolve_base_model
 
 __all__ = ["DEFAULT_LIBRARY", "Subject", "open_subject"]
 

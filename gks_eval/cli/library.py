@@ -43,9 +43,9 @@ def _path(
     ],
 ) -> None:
     """Print the folder of a bundled library or embedded model, for `--model hf` or plain PEFT."""
-    from gks_eval.embedded import EMBEDDED_MODELS, embedded_model
     from gks_eval.errors import UsageError, did_you_mean
     from gks_eval.library.load import bundled_libraries
+    from gks_eval.model.embedded import EMBEDDED_MODELS, embedded_model
     from gks_eval.util.paths import adapters_dir
 
     if name in bundled_libraries():

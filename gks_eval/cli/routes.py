@@ -15,7 +15,7 @@ from gks_eval.errors import DataError, UsageError
 from gks_eval.util.files import check_output
 
 if TYPE_CHECKING:
-    from gks_eval.lm import GksArrowLM
+    from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["register"]
 
@@ -87,7 +87,7 @@ def _routes(
         raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
     with working("reading the tasks"), lm_eval_told():
-        from gks_eval.lm import GksArrowLM
+        from gks_eval.model.lm import GksArrowLM
         from gks_eval.util.quiet import quiet_libraries
 
         quiet_libraries()
@@ -116,7 +116,7 @@ def _show_text(lm: GksArrowLM, content: str) -> None:
     from rich.text import Text
 
     from gks_eval.grid.table import print_whole
-    from gks_eval.observe import observe_text
+    from gks_eval.model.observe import observe_text
 
     assert lm.library is not None
     tokens, c_TE = observe_text(lm, content)
@@ -142,7 +142,7 @@ def _show_tasks(
 
     from gks_eval.cli._bar import progress_bar
     from gks_eval.grid.table import print_whole
-    from gks_eval.observe import observe_requests, routing_record
+    from gks_eval.model.observe import observe_requests, routing_record
     from gks_eval.util.files import write_text
 
     with progress_bar("routing", sum(map(len, items.values()))) as advance:

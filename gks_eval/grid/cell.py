@@ -16,16 +16,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gks_eval.base_model import content_stamp
 from gks_eval.errors import ResourceError, ResultsError
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.library.load import Library
+from gks_eval.model.base_model import content_stamp
 from gks_eval.util.files import disk_errors, write_text
 from gks_eval.util.process_group import Team
 
 if TYPE_CHECKING:
-    from gks_eval.lm import GksArrowLM
+    from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "record_of"]
 

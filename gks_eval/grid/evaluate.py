@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gks_eval.grid.settings import Grid
 
 if TYPE_CHECKING:
-    from gks_eval.lm import GksArrowLM
+    from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["evaluate"]
 

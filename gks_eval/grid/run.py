@@ -8,21 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gks_eval.base_model import content_stamp
-from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import ResourceError, UsageError
 from gks_eval.grid.cell import cell_request, evaluate_cell
 from gks_eval.grid.kept import check_commit, finished
 from gks_eval.grid.settings import Cell, Grid, parse_settings
 from gks_eval.grid.tasks import grid_content, task_manager
 from gks_eval.library.load import Library, load_library, read_manifest
+from gks_eval.model.base_model import content_stamp
+from gks_eval.model.embedded import resolve_base_model
 from gks_eval.tasklib.local_data import local_data
 from gks_eval.util.files import disk_errors
 from gks_eval.util.grid_order import write_order
 from gks_eval.util.process_group import Team
 
 if TYPE_CHECKING:
-    from gks_eval.lm import GksArrowLM
+    from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["load_model", "prepare", "run_grid"]
 
@@ -87,7 +87,7 @@ def _silent(_cell: Cell, _state: str) -> None:
 
 
 def _library_name(cell: Cell, grid: Grid) -> str:
-    from gks_eval.lm import DEFAULT_LIBRARY
+    from gks_eval.model.lm import DEFAULT_LIBRARY
 
     return cell.others.get("library") or grid.library or DEFAULT_LIBRARY
 
@@ -126,7 +126,7 @@ def _run_cells(
     team: Team,
     on_cell: Callable[[Cell, str], None],
 ) -> list[Path]:
-    from gks_eval.lm import GksArrowLM
+    from gks_eval.model.lm import GksArrowLM
 
     tasks = task_manager(grid.tasks, grid.include_paths)
     content = grid_content(tasks, grid)
@@ -193,7 +193,7 @@ def _swap(lm: GksArrowLM, cell: Cell, library: Library | None, grid: Grid) -> No
 
 def _base(grid: Grid) -> dict[str, Any]:
     """What the grid's library and arguments say of the base, whichever setting runs first."""
-    from gks_eval.lm import DEFAULT_LIBRARY
+    from gks_eval.model.lm import DEFAULT_LIBRARY
 
     pretrained = grid.model_arguments.get("pretrained")
     if grid.library is None and pretrained is not None:

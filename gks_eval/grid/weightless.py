@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gks_eval.library.fit import meta_model
-from gks_eval.lm import GksArrowLM
+from gks_eval.model.lm import GksArrowLM
 from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 from gks_eval.scoring.tree import count_distinct_tokens, count_harness_tokens, to_sequences
 

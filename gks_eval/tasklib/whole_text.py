@@ -108,7 +108,7 @@ class WholeTextTask(GksTask):
         ]
 
     def _check_model(self) -> None:
-        if not getattr(sys.modules.get("gks_eval.lm"), "CREATED", 0):
+        if not getattr(sys.modules.get("gks_eval.model.lm"), "CREATED", 0):
             raise self._other_model()
 
     def _other_model(self) -> UsageError:

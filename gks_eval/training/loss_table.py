@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import DataError, LibraryError
-from gks_eval.quantized import keep_portable_layout
+from gks_eval.model.quantized import keep_portable_layout
 from gks_eval.training.base import load_base, load_tokenizer
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data

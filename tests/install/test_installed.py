@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.install
 
 ROOT = Path(__file__).parents[2]
-TARGET = "gks_eval.lm:GksArrowLM"
+TARGET = "gks_eval.model.lm:GksArrowLM"
 REGISTRY = """
 import json, lm_eval.models
 from lm_eval.api.registry import model_registry

@@ -52,4 +52,4 @@ def data_hub(
 @pytest.fixture
 def our_model_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tasks believe that a ``gks_arrow`` model was made."""
-    monkeypatch.setitem(sys.modules, "gks_eval.lm", SimpleNamespace(CREATED=1))
+    monkeypatch.setitem(sys.modules, "gks_eval.model.lm", SimpleNamespace(CREATED=1))

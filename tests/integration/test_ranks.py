@@ -21,7 +21,7 @@ import json, sys
 from pathlib import Path
 import lm_eval
 from gks_eval.grid import task_manager
-from gks_eval.lm import GksArrowLM
+from gks_eval.model.lm import GksArrowLM
 
 library, output, *tasks = sys.argv[1:]
 lm = GksArrowLM(library=library, dtype="float32", batch_size=4, max_length=256)

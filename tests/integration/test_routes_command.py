@@ -25,7 +25,7 @@ def routes(
     monkeypatch.chdir(HUB)
 
     def run(*options: str) -> tuple[int, str]:
-        monkeypatch.setattr("gks_eval.lm.CREATED", 0)
+        monkeypatch.setattr("gks_eval.model.lm.CREATED", 0)
         monkeypatch.setattr(sys, "argv", ["gks-eval", "routes", "--library", library, *options])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -41,7 +41,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(*_: object, **__: object) -> None:
         pytest.fail("a model was made")
 
-    monkeypatch.setattr("gks_eval.lm.GksArrowLM.__init__", made)
+    monkeypatch.setattr("gks_eval.model.lm.GksArrowLM.__init__", made)
 
 
 def test_both_protocols_are_routed(

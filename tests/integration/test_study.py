@@ -23,7 +23,7 @@ def study(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     script = importlib.import_module("run")
 
     def run(command: list[str]) -> None:
-        monkeypatch.setattr("gks_eval.lm.CREATED", 0)
+        monkeypatch.setattr("gks_eval.model.lm.CREATED", 0)
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
             main()

@@ -155,7 +155,7 @@ def test_the_paper_refuses_other_prompts(
 def test_the_paper_refuses_another_model_before_it_runs(
     module: Any, data_hub: Path, pack: TaskManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gks_eval.lm", module)
+    monkeypatch.setitem(sys.modules, "gks_eval.model.lm", module)
     with pytest.raises(UsageError, match=r"gks_paper_swag .* run it with --model gks_arrow"):
         evaluate(pack, ["gks_paper_swag"], with_tokens=True)
 
@@ -192,9 +192,9 @@ def test_kept_prompts_are_those_of_the_tasks_content(
 def test_the_paper_refuses_another_model_where_prompts_were_kept(
     data_hub: Path, pack: TaskManager, kept_prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gks_eval.lm", SimpleNamespace(CREATED=1))
+    monkeypatch.setitem(sys.modules, "gks_eval.model.lm", SimpleNamespace(CREATED=1))
     task = load(pack, ["gks_paper_swag"])["tasks"]["gks_paper_swag"]
     task.build_all_requests(cache_requests=True)
-    monkeypatch.setitem(sys.modules, "gks_eval.lm", SimpleNamespace(CREATED=0))
+    monkeypatch.setitem(sys.modules, "gks_eval.model.lm", SimpleNamespace(CREATED=0))
     with pytest.raises(UsageError, match="run it with --model gks_arrow"):
         task.build_all_requests(cache_requests=True)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from common import load_tiny, relative_error
 
-from gks_eval.inject import attach
 from gks_eval.library.load import Library, load_library
 from gks_eval.method.routed import build, routed_update
 from gks_eval.method.setting import Setting
+from gks_eval.model.inject import attach
 
 FAMILIES = ("phi3", "llama")
 GENERAL = {"none": (), "en": ("en",), "avg": ("en", "de", "fr")}

@@ -25,13 +25,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from gks_eval.errors import CompatibilityError, LibraryError
-from gks_eval.inject import attach
 from gks_eval.library.fit import check_fit, meta_model, routable_layers
 from gks_eval.library.load import load_library
 from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 from gks_eval.library.peft_config import Targets
 from gks_eval.method.setting import Setting
-from gks_eval.quantized import keep_portable_layout
+from gks_eval.model.inject import attach
+from gks_eval.model.quantized import keep_portable_layout
 from gks_eval.scoring import packed_log_likelihoods, supports_packed
 
 TOKENS = torch.randint(4, 260, (2, 11), generator=torch.Generator().manual_seed(0))

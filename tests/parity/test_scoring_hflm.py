@@ -41,7 +41,7 @@ FEW_SHOT = "".join(
 def harness() -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    from gks_eval.embedded import embedded_model
+    from gks_eval.model.embedded import embedded_model
 
     folder = str(embedded_model("smollm2-135m-instruct"))
     return HFLM(folder, device="cpu", dtype="float32", batch_size=4)

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PTH = ROOT / "gks_eval" / "_bridge.pth"
-TARGET = "gks_eval.lm:GksArrowLM"
+TARGET = "gks_eval.model.lm:GksArrowLM"
 
 START = f"""
 import json, os, sys
@@ -55,7 +55,7 @@ for name in ("dummy", "hf"):
 DISCOVERY = """
 def discover():
     if "gks_arrow" not in model_registry:
-        model_registry.register("gks_arrow", target=("EntryPoint", "gks_eval.lm:GksArrowLM"))
+        model_registry.register("gks_arrow", target=("EntryPoint", "gks_eval.model.lm:GksArrowLM"))
 """
 
 

@@ -149,8 +149,8 @@ def check_lm_eval(rest: list[str], command: Command, known_tasks: set[str]) -> N
     if getattr(parsed, "model_args", None):
         from lm_eval.models.huggingface import HFLM
 
-        from gks_eval.lm import GksArrowLM
         from gks_eval.method.setting import Setting, setting_arguments
+        from gks_eval.model.lm import GksArrowLM
 
         named = dict(parsed.model_args)
         ours = set(inspect.signature(GksArrowLM.__init__).parameters)

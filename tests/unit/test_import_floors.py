@@ -25,20 +25,20 @@ FLOORS: dict[int, frozenset[str]] = {
     # pure functions on tensors and requests, and what the machine can do
     1: frozenset(
         {
-            "method", "quantized",
+            "method",
 
         }
     ),
     # adapters on disk, models in memory, tasks on lm-eval's side
     2: frozenset(
         {
-            "base_model", "embedded", "inject",
+
             "library", "scoring", "tasklib", "testing",
         }
     ),
     # what people come for; two wings
     3: frozenset(
-        {"bench", "evidence", "grid", "lm", "observe", "packed_lm", "training"}
+        {"bench", "evidence", "model", "grid", "training"}
     ),
     # the command line
     4: frozenset({"cli"}),

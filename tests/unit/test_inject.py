@@ -13,11 +13,11 @@ from common import FAMILIES, TARGETS, assert_sentence, load_tiny, relative_error
 from torch import nn
 
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.inject import Attachment, attach
 from gks_eval.library.load import Library, load_library
 from gks_eval.method.hook import RoutedUpdate
 from gks_eval.method.routed import build, routed_update
 from gks_eval.method.setting import Setting
+from gks_eval.model.inject import Attachment, attach
 
 PAPER = Setting()
 EXACT = Setting(rule="delta", combine="outputs", subtract=("en", "de"), top_k=2)
@@ -153,7 +153,7 @@ def test_a_failure_while_attaching_leaves_the_model_alone(
     model: Any, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = [id(module) for module in model.modules()]
-    monkeypatch.setattr("gks_eval.inject.build", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("gks_eval.model.inject.build", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         attach(model, library, PAPER)
     assert [id(module) for module in model.modules()] == tree

@@ -10,9 +10,9 @@ import pytest
 import torch
 from common import FAMILIES
 
-from gks_eval.inject import attach
 from gks_eval.library.load import load_library
 from gks_eval.method.setting import Setting
+from gks_eval.model.inject import attach
 from gks_eval.scoring.model import cache_argument
 
 PAPER = Setting()

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from torch import nn
 
 from gks_eval.errors import UsageError
-from gks_eval.inject import attach
 from gks_eval.library.load import Library, load_library
 from gks_eval.method.setting import Setting
-from gks_eval.quantized import keep_portable_layout
+from gks_eval.model.inject import attach
+from gks_eval.model.quantized import keep_portable_layout
 from gks_eval.scoring.head import Head
 
 EXACT = Setting(rule="delta", combine="outputs", subtract=("en", "de"), top_k=2)

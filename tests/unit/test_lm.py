@@ -14,10 +14,10 @@ from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.inject import attach
 from gks_eval.library.load import load_library
-from gks_eval.lm import GksArrowLM
 from gks_eval.method.setting import Setting
+from gks_eval.model.inject import attach
+from gks_eval.model.lm import GksArrowLM
 
 Base = Callable[[str], Path]
 LibraryOf = Callable[..., Path]

@@ -14,8 +14,8 @@ from common import assert_sentence, edit_json, load_tiny, requests, save_byte_to
 from lm_eval.models.huggingface import HFLM
 
 from gks_eval.errors import DataError, UsageError
-from gks_eval.lm import GksArrowLM
-from gks_eval.quantized import quantization_of, saved_quantization
+from gks_eval.model.lm import GksArrowLM
+from gks_eval.model.quantized import quantization_of, saved_quantization
 
 Base = Callable[[str], Path]
 LibraryOf = Callable[..., Path]

@@ -12,10 +12,10 @@ import torch
 from common import assert_sentence, requests
 from lm_eval.models.huggingface import HFLM
 
-from gks_eval.base_model import BaseModel
 from gks_eval.errors import CompatibilityError, GksError, UsageError
-from gks_eval.lm import GksArrowLM
 from gks_eval.method.setting import NOT_GIVEN
+from gks_eval.model.base_model import BaseModel
+from gks_eval.model.lm import GksArrowLM
 
 Base = Callable[[str], Path]
 LibraryOf = Callable[..., Path]

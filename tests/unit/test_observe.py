@@ -12,9 +12,9 @@ from common import assert_sentence
 
 from gks_eval.errors import UsageError
 from gks_eval.evidence.observed import RoutingShares
-from gks_eval.lm import GksArrowLM
 from gks_eval.method.setting import Setting
-from gks_eval.observe import RoutingTally, observe_requests, observe_text, routing_record
+from gks_eval.model.lm import GksArrowLM
+from gks_eval.model.observe import RoutingTally, observe_requests, observe_text, routing_record
 
 ITEMS = [
     [([10, 11, 12, 13], [14, 15]), ([10, 11, 12, 13], [16]), ([10, 11, 12, 13], [14, 17, 18])],

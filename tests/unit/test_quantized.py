@@ -16,10 +16,10 @@ from common import TARGETS, relative_error
 from torch import nn
 
 from gks_eval.errors import CompatibilityError
-from gks_eval.inject import attach
 from gks_eval.library.load import load_library
 from gks_eval.method.setting import Setting
-from gks_eval.quantized import compute_dtype, is_quantized, keep_portable_layout
+from gks_eval.model.inject import attach
+from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout
 
 
 def nf4(**changes: Any) -> Any:

@@ -21,13 +21,13 @@ from gks_eval.cli.main import build_app
 from gks_eval.errors import UsageError
 from gks_eval.grid import Grid, run_grid
 from gks_eval.grid.table import accuracy_table
-from gks_eval.inject import attach
 from gks_eval.library.load import Library, load_library
 from gks_eval.library.starts import StartsTally
-from gks_eval.lm import GksArrowLM
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.rules.factors import factors
 from gks_eval.method.setting import Setting
+from gks_eval.model.inject import attach
+from gks_eval.model.lm import GksArrowLM
 
 RULES = ("factors", "orthogonal")
 EXPERTS, GENERAL = ("alpha", "beta"), ("en", "de")

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from gks_eval.errors import DataError
-from gks_eval.lm import GksArrowLM
+from gks_eval.model.lm import GksArrowLM
 
 Base = Callable[[str], Path]
 MERGES = [("a", "b"), ("ab", "c")]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from safetensors import SafetensorError
 
-from gks_eval.embedded import resolve_base_model
 from gks_eval.errors import GksError, HubError, LibraryError, UsageError, did_you_mean, reason
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.method.setting import NotGiven, digest
+from gks_eval.model.embedded import resolve_base_model
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -141,7 +141,7 @@ def check_quantization(base: BaseModel, config: object) -> None:
     Raises:
         UsageError: 4 or 8 bits are asked for, and the base is saved in something else.
     """
-    from gks_eval.quantized import saved_quantization
+    from gks_eval.model.quantized import saved_quantization
 
     saved = saved_quantization(config)
     if base.quantization != "none" and saved not in ("none", base.quantization):

@@ -18,7 +18,7 @@ from gks_eval.scoring import packed_log_likelihoods, supports_packed
 from gks_eval.util.versions import versions
 
 if TYPE_CHECKING:
-    from gks_eval.lm import GksArrowLM
+    from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["SCHEMA", "RoutingTally", "observe_requests", "observe_text", "routing_record"]
 

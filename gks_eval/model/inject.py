@@ -18,7 +18,7 @@ from gks_eval.library.starts import Starts, StartsTally
 from gks_eval.method.hook import Observer, RoutedUpdate
 from gks_eval.method.routed import build
 from gks_eval.method.setting import Setting
-from gks_eval.quantized import compute_dtype, is_quantized, keep_portable_layout
+from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout
 from gks_eval.util.process_group import Team
 
 __all__ = ["Attachment", "attach"]

@@ -11,7 +11,12 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
-from gks_eval.base_model import (
+from gks_eval.errors import UsageError
+from gks_eval.library.fit import check_fit, meta_model
+from gks_eval.library.load import Library, load_library, read_manifest
+from gks_eval.method.registry import ROUTERS
+from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, digest, setting_arguments
+from gks_eval.model.base_model import (
     UNLOADABLE,
     BaseModel,
     check_near,
@@ -22,14 +27,9 @@ from gks_eval.base_model import (
     quantization_config,
     unloadable,
 )
-from gks_eval.errors import UsageError
-from gks_eval.inject import Attachment, attach
-from gks_eval.library.fit import check_fit, meta_model
-from gks_eval.library.load import Library, load_library, read_manifest
-from gks_eval.method.registry import ROUTERS
-from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, digest, setting_arguments
-from gks_eval.packed_lm import PackedLM
-from gks_eval.quantized import keep_portable_layout, quantization_of
+from gks_eval.model.inject import Attachment, attach
+from gks_eval.model.packed_lm import PackedLM
+from gks_eval.model.quantized import keep_portable_layout, quantization_of
 from gks_eval.scoring.request_cache import stamp
 from gks_eval.tasklib.excepthook import say_errors_under_lm_eval
 from gks_eval.util.versions import versions

@@ -1,0 +1,1 @@
+"""Models in memory: loaded, with a library attached, as lm-eval's model class."""
