@@ -55,9 +55,9 @@ def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
-    from gks_eval.config.gate import GatePolicy
     from gks_eval.errors import ResultsError
     from gks_eval.evidence.gate import gate as run_gate
+    from gks_eval.evidence.policy import GatePolicy
     from gks_eval.evidence.runs import one_run
     from gks_eval.evidence.verdict import unjudgeable
     from gks_eval.util.yaml import load_typed

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gks_eval.config.gate import GatePolicy, Limits
+from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.util.yaml import FrozenModel
 

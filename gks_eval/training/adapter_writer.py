@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.config.recipe import AdapterShape
 from gks_eval.errors import DataError
+from gks_eval.training.recipe import AdapterShape
 from gks_eval.util.files import read_json, replaced_folder, sha256_of
 
 if TYPE_CHECKING:

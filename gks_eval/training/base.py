@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.config.recipe import BaseLoad, Recipe
 from gks_eval.errors import HubError, ResourceError, UsageError, reason
 from gks_eval.model.base_model import quantization_config
 from gks_eval.model.embedded import resolve_base_model
 from gks_eval.model.quantized import keep_portable_layout, saved_quantization
 from gks_eval.training.limits import is_out_of_memory
+from gks_eval.training.recipe import BaseLoad, Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gks_eval.config.recipe import GeneralMember
 from gks_eval.errors import GksError, UsageError
 from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import load_tokenizer, outline_of, pick_device
@@ -22,6 +21,7 @@ from gks_eval.training.job_data import load_job_data, separator_of
 from gks_eval.training.library_writer import check_output
 from gks_eval.training.loftq import check_quantised
 from gks_eval.training.plan import Job, Plan
+from gks_eval.training.recipe import GeneralMember
 from gks_eval.training.sources import identity
 from gks_eval.training.start import check_targets
 from gks_eval.training.team import share_of

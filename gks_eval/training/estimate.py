@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gks_eval.config.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.errors import CompatibilityError, GksError
 from gks_eval.training.adapter_writer import RECORD
 from gks_eval.training.base import pick_device
 from gks_eval.training.checks import Checked, check_run
 from gks_eval.training.limits import peak_memory_mb
 from gks_eval.training.plan import Job, Plan
+from gks_eval.training.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.training.sft import steps_of
 from gks_eval.training.start import attach_adapter
 from gks_eval.util.files import read_json

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gks_eval.config.recipe import ExpertSection, GeneralMember
 from gks_eval.errors import DataError
 from gks_eval.training.examples import DataReport, Example, Pair, encode_pairs
 from gks_eval.training.plan import Job, digest
+from gks_eval.training.recipe import ExpertSection, GeneralMember
 from gks_eval.training.sources import expert_rows, general_texts
 from gks_eval.training.windows import cut_first, cut_packed, window_example
 

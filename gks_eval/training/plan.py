@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gks_eval.config.recipe import (
+from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.training.recipe import (
     ExpertMember,
     ExpertSection,
     GeneralMember,
@@ -18,7 +19,6 @@ from gks_eval.config.recipe import (
     Recipe,
     Schedule,
 )
-from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.util.yaml import FrozenModel, load_typed
 
 __all__ = ["Job", "Plan", "digest", "make_plan"]

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.config.recipe import Schedule
 from gks_eval.training.examples import Example
 from gks_eval.training.limits import limits_told
+from gks_eval.training.recipe import Schedule
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gks_eval.config.recipe import ExpertMember, GeneralMember, Place
 from gks_eval.errors import DataError, GksError, HubError, reason
 from gks_eval.training.examples import Pair
 from gks_eval.training.plan import Job, digest
+from gks_eval.training.recipe import ExpertMember, GeneralMember, Place
 from gks_eval.util.files import sha256_of
 
 __all__ = ["expert_rows", "general_texts", "identity"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.config.recipe import AdapterShape
 from gks_eval.errors import CompatibilityError, did_you_mean
+from gks_eval.training.recipe import AdapterShape
 
 if TYPE_CHECKING:
     import torch

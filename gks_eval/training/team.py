@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gks_eval.config.recipe import Schedule
 from gks_eval.errors import UsageError
+from gks_eval.training.recipe import Schedule
 
 __all__ = ["share_of"]
 

@@ -10,7 +10,7 @@ import yaml
 from fuzzing import holds, yaml_files
 from hypothesis import strategies as st
 
-from gks_eval.config.gate import GatePolicy
+from gks_eval.evidence.policy import GatePolicy
 from gks_eval.library.load import load_library
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.training.cluster_file import read_cluster_file

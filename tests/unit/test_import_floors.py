@@ -18,7 +18,7 @@ FLOORS: dict[int, frozenset[str]] = {
     # what everyone may use: errors, typed files, where things are, plain values
     0: frozenset(
         {
-            "_bridge", "config", "errors", "util",
+            "_bridge", "errors", "util",
 
         }
     ),

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gks_eval.config.gate import GatePolicy
 from gks_eval.errors import ResultsError, UsageError
 from gks_eval.evidence.compare import Settings, compare
 from gks_eval.evidence.comparison import Comparison, Difference
 from gks_eval.evidence.gate import gate
+from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.runs import baseline_first, find_runs, one_run
 from gks_eval.evidence.stats.wilson import wilson_interval
 

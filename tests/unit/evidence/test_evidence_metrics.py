@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gks_eval.config.gate import GatePolicy
 from gks_eval.evidence.compare import Settings, compare
 from gks_eval.evidence.gate import gate
+from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.results import read_results
 from gks_eval.evidence.runs import find_runs
 from gks_eval.evidence.samples import read_samples

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.errors import ConfigError
+from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.verdict import Check, Outcome, judge, unjudgeable
 from gks_eval.util.yaml import parse_typed
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gks_eval.config.gate import GatePolicy
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.compare import Settings, compare
 from gks_eval.evidence.gate import gate
+from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.results import read_results
 from gks_eval.evidence.runs import find_runs, one_run
 from gks_eval.evidence.samples import read_samples

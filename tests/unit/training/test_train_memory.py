@@ -132,8 +132,8 @@ def test_a_step_on_the_meta_device_grows_with_its_tokens(tiny_base: Callable[[st
     import torch
     from transformers import AutoModelForCausalLM
 
-    from gks_eval.config.recipe import AdapterShape
     from gks_eval.training.footprint import step_bytes
+    from gks_eval.training.recipe import AdapterShape
     from gks_eval.training.start import attach_adapter
 
     base = str(tiny_base("phi3"))

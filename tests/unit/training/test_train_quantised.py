@@ -13,12 +13,12 @@ import torch
 import yaml
 from common import assert_sentence, load_tiny, relative_error
 
-from gks_eval.config.recipe import AdapterShape, Recipe
 from gks_eval.errors import UsageError
 from gks_eval.library.load import load_library
 from gks_eval.training.base import load_base, outline_of
 from gks_eval.training.loftq import loftq_factors, start_from_loftq
 from gks_eval.training.plan import make_plan
+from gks_eval.training.recipe import AdapterShape, Recipe
 from gks_eval.training.run import train_library
 from gks_eval.training.start import attach_adapter
 

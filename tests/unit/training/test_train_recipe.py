@@ -12,18 +12,18 @@ from rich.console import Console
 
 from gks_eval.cli._training_view import clock, show_estimate
 from gks_eval.cli.train import find_recipe
-from gks_eval.config.recipe import (
+from gks_eval.errors import ConfigError, ResourceError, UsageError
+from gks_eval.training.base import pick_device
+from gks_eval.training.estimate import estimate
+from gks_eval.training.plan import make_plan
+from gks_eval.training.recipe import (
     ExpertMember,
     ExpertSection,
     GeneralMember,
     Recipe,
     Schedule,
 )
-from gks_eval.config.recipe_words import NOT_HERE, WORDS
-from gks_eval.errors import ConfigError, ResourceError, UsageError
-from gks_eval.training.base import pick_device
-from gks_eval.training.estimate import estimate
-from gks_eval.training.plan import make_plan
+from gks_eval.training.recipe_words import NOT_HERE, WORDS
 from gks_eval.training.run import missing_adapters, train_library
 from gks_eval.training.sft import optimizer_for, steps_of
 from gks_eval.training.team import share_of

@@ -13,9 +13,9 @@ from pydantic import (
     model_validator,
 )
 
-from gks_eval.config.recipe_faults import senseless, told_again
-from gks_eval.config.recipe_words import suggestion
 from gks_eval.library.manifest import AdapterName, Source
+from gks_eval.training.recipe_faults import senseless, told_again
+from gks_eval.training.recipe_words import suggestion
 from gks_eval.util.yaml import FrozenModel, KeyPath
 
 __all__ = [

@@ -1,1 +1,0 @@
-"""Typed, frozen models of every file and setting that a user writes."""
