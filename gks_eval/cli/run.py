@@ -13,7 +13,6 @@ import typer
 
 from gks_eval.cli._lm_eval import lm_eval_told
 from gks_eval.errors import ResourceError, UsageError
-from gks_eval.scoring.request_cache import CACHE_AND_ITEMS
 from gks_eval.tasklib.named import check_named, warn_of_unreadable
 from gks_eval.util.files import check_writable
 from gks_eval.util.paths import task_folders
@@ -135,6 +134,8 @@ def check_asked(asked: Mapping[str, Any], folders: Sequence[str]) -> None:
     cache = asked.get("cache_requests")
     on = cache.get("cache_requests") if isinstance(cache, Mapping) else cache
     if on and (asked.get("limit") is not None or asked.get("samples")):
+        from gks_eval.scoring.request_cache import CACHE_AND_ITEMS
+
         raise UsageError(CACHE_AND_ITEMS)
     names = asked.get("tasks") or []
     names = names if isinstance(names, list) else str(names).split(",")

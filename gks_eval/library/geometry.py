@@ -43,10 +43,10 @@ def library_geometry(
         Frobenius norms of dW and of its residual by rule, for every expert and layer; cosines of
         updates, over all layers taken as one vector; mean |prototype . prototype| over layers;
         how far the residual of ``factors`` is from that of ``delta``, relative to the latter; for
-        the rules on factors what `gks_eval.library.starts.Starts.record` gives; and the norm of an even
-        mixture of all E experts by either combine, for every layer: of ``s mean(B_i) mean(A_i)``
-        for ``factors`` (what the uniform router applies), which is small where the A's have starts
-        of their own, and of ``mean(dW_i)`` for ``outputs``.
+        the rules on factors what `gks_eval.library.starts.Starts.record` gives; and the norm of
+        the even mixture of all E experts by either combine, per layer: of ``s mean(B_i) mean(A_i)``
+        for ``factors`` (what the uniform router applies), which is small where every A has a start
+        of its own, and of ``mean(dW_i)`` for ``outputs``.
         Rules and combines that the adapters' ranks or scalings do not allow are left out.
 
     Raises:

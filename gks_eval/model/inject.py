@@ -36,8 +36,8 @@ class Attachment:
 
     Attributes:
         setting: What the model runs by.
-        starts: What the setting's rule leaves of the experts, see `gks_eval.library.starts`; None where
-            nothing is subtracted, or by the rule `delta`.
+        starts: What the setting's rule keeps of the experts, see `gks_eval.library.starts`; None
+            where nothing is subtracted, or by the rule `delta`.
     """
 
     def __init__(self, model: nn.Module, library: Library) -> None:

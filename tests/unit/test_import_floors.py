@@ -15,34 +15,17 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "gks_eval"
 
 FLOORS: dict[int, frozenset[str]] = {
-    # what everyone may use: errors, typed files, where things are, plain values
-    0: frozenset(
-        {
-            "_bridge", "errors", "util",
-
-        }
-    ),
-    # pure functions on tensors and requests, and what the machine can do
-    1: frozenset(
-        {
-            "method",
-
-        }
-    ),
-    # adapters on disk, models in memory, tasks on lm-eval's side
-    2: frozenset(
-        {
-
-            "library", "scoring", "tasklib", "testing",
-        }
-    ),
-    # what people come for; two wings
-    3: frozenset(
-        {"bench", "evidence", "model", "grid", "training"}
-    ),
+    # what every file may use: errors, typed files, paths
+    0: frozenset({"_bridge", "errors", "util"}),
+    # the paper and its field: pure functions on tensors
+    1: frozenset({"method"}),
+    # adapters on disk, requests and their scores, tasks on lm-eval's side
+    2: frozenset({"library", "scoring", "tasklib", "testing"}),
+    # what users come for, in two wings
+    3: frozenset({"bench", "evidence", "grid", "model", "training"}),
     # the command line
     4: frozenset({"cli"}),
-}  # fmt: skip
+}
 MODEL_WING = FLOORS[3] - {"evidence"}
 HEAVY = frozenset({"torch", "transformers", "peft", "lm_eval", "datasets", "bitsandbytes"})
 
