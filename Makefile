@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint format test-install test-lowest test-hostile dist clean
+.PHONY: help setup demo bench test check lint format test-install test-lowest test-hostile dist clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -20,6 +20,10 @@ setup:  ## an environment in .venv with everything (about two minutes; nothing w
 
 demo: setup  ## base, Arrow and GenKnowSub on a small model, side by side
 	@unset OMP_NUM_THREADS; $(BIN)/gks-eval demo
+
+# ARGS are the benchmark's own: make bench ARGS="--rows layer --repeats 4"
+bench: setup  ## this package and its peers side by side: layers, models, evaluations, start-up
+	@unset OMP_NUM_THREADS; $(BIN)/python -m benchmarks $(ARGS)
 
 test: setup  ## all tests but those of the installation
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

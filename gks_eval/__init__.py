@@ -6,6 +6,8 @@ torch, and costs an interpreter that starts with the plug-in bridge next to noth
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False  # `typing` would weigh more than all the rest of this file
 if TYPE_CHECKING:
     from gks_eval.errors import (
@@ -69,13 +71,53 @@ _HOMES = {
 }
 """The module of this package that each public name lives in."""
 
+_MOVED = {
+    "geometry": "library.geometry",
+    "inject": "model.inject",
+    "lm": "model.lm",
+    "observe": "model.observe",
+    "paths": "util.paths",
+}
+"""Modules of version 0.1 that are imported by their old paths, and where they are now."""
+
+
+class _MovedModules:
+    """Finds modules by the paths that version 0.1 had; an importer of ``sys.meta_path``."""
+
+    @staticmethod
+    def find_spec(name: str, *rest: object) -> object:
+        del rest
+        package, _, module = name.partition(".")
+        if package != __name__ or module not in _MOVED:
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, _MovedModules)  # type: ignore[arg-type]
+
+    @staticmethod
+    def create_module(_: object) -> None:
+        """Let the import system make an empty module, which `exec_module` replaces."""
+
+    @staticmethod
+    def exec_module(module: object) -> None:
+        from importlib import import_module
+
+        name: str = module.__name__  # type: ignore[attr-defined]
+        moved = import_module(f"{__name__}.{_MOVED[name.partition('.')[2]]}")
+        sys.modules[name] = moved
+
+
+sys.meta_path.append(_MovedModules)  # type: ignore[arg-type]
+
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _MOVED:
+        return import_module(f"{__name__}.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     value: object = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

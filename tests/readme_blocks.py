@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 EXTENDING = ROOT / "docs" / "extending.md"
 SHELL = ("sh", "bash", "shell")
-PROGRAMS = ("gks-eval ", "lm_eval ", "torchrun ")
+PROGRAMS = ("gks-eval ", "lm_eval ", "torchrun ", "python -m benchmarks ")
 
 
 @dataclass(frozen=True)

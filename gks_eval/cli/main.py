@@ -17,7 +17,7 @@ from gks_eval import __version__
 from gks_eval.cli import _complete
 from gks_eval.errors import GksError, ResourceError, UsageError, one_line
 
-__all__ = ["build_app", "main"]
+__all__ = ["build_app", "exit_with_sentence", "main"]
 
 # typer carries a click of its own from some release on; this is the base class in either.
 _COMMAND_LINE_ERROR: Final[Any] = next(
@@ -38,7 +38,6 @@ FAMILIES = (
     "train",
     "convert",
     "cluster",
-    "bench",
 )
 
 
@@ -89,26 +88,36 @@ def _root(
 
 def main() -> None:
     """Run the command line; an error ends in one sentence and its exit code."""
+    with _complete.joined_bash_words():
+        exit_with_sentence(build_app(), "gks-eval")
+
+
+def exit_with_sentence(app: typer.Typer, name: str) -> NoReturn:
+    """Run a typer application and exit; an error ends in one sentence and its exit code.
+
+    Args:
+        app: The application.
+        name: What its error sentences start with.
+    """
     try:
-        with _complete.joined_bash_words():
-            status = build_app()(standalone_mode=False)
+        status = app(standalone_mode=False)
     except GksError as error:
-        _end(str(error), error.exit_code)
+        _end(name, str(error), error.exit_code)
     except _COMMAND_LINE_ERROR as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
             error.show()
             raise SystemExit(UsageError.exit_code) from None
-        where = error.ctx.command_path if getattr(error, "ctx", None) else "gks-eval"
+        where = error.ctx.command_path if getattr(error, "ctx", None) else name
         said = error.format_message().replace("Value error, ", "").strip().rstrip(".")
-        _end(f"{said}; see {where} --help.", UsageError.exit_code)
+        _end(name, f"{said}; see {where} --help.", UsageError.exit_code)
     except typer.Abort:
-        _end("stopped.", 130)
+        _end(name, "stopped.", 130)
     except OSError as error:  # a disk or folder that fails in the middle
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _end(what, ResourceError.exit_code)
+        _end(name, what, ResourceError.exit_code)
     raise SystemExit(status if isinstance(status, int) else 0)
 
 
-def _end(sentence: str, status: int) -> NoReturn:
-    print(f"gks-eval: error: {one_line(sentence)}", file=sys.stderr)
+def _end(name: str, sentence: str, status: int) -> NoReturn:
+    print(f"{name}: error: {one_line(sentence)}", file=sys.stderr)
     raise SystemExit(status) from None

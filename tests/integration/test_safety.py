@@ -87,7 +87,6 @@ def test_no_secret_of_the_environment_is_written_or_printed(
         *(["compare", "runs", "--format", f] for f in ("terminal", "json", "csv", "latex")),
         ["library", "show", library],
         ["train", "recipe.yaml", "--output", "made"],
-        ["bench", "--quick", "--rows", "layer", "--repeats", "1", "--json", "bench.json"],
     ]
     for command in commands:
         status, printed = gks_eval(*command)

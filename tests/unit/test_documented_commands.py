@@ -68,6 +68,12 @@ def app() -> Any:
     return typer.main.get_command(build_app())
 
 
+def benchmark_app() -> Any:
+    from benchmarks.__main__ import build_app
+
+    return typer.main.get_command(build_app())
+
+
 @pytest.fixture(scope="module")
 def known_tasks() -> set[str]:
     texts = [path.read_text("utf-8") for path in sorted((ROOT / "tasks").rglob("*.yaml"))]
@@ -89,6 +95,8 @@ def check(words: list[str], command: Command, app: Any, known_tasks: set[str]) -
         check_lm_eval(rest if program == "lm_eval" else rest[1:], command, known_tasks)
     elif program == "gks-eval":
         check_ours(rest, command, app, known_tasks, whole)
+    elif [program, *rest[:2]] == ["python", "-m", "benchmarks"]:
+        check_ours(rest[2:], command, benchmark_app(), known_tasks, whole)
     elif program.startswith("docs/"):
         assert os.access(ROOT / program, os.X_OK), f"{command.where}: {program} cannot be run"
         runpy.run_path(str(ROOT / program))["arguments"](rest)
@@ -121,7 +129,7 @@ def check_ours(
 
         parse_settings(values["settings"].split(","))
     if values.get("rows"):
-        from gks_eval.bench.request import ROWS, rows_of
+        from benchmarks.request import ROWS, rows_of
 
         assert set(rows_of(values["rows"])) <= set(ROWS), command.where
     for field in ("tasks", "task"):
@@ -209,7 +217,7 @@ def test_a_command_can_be_parsed(
         "gks-eval grid --settings arow --tasks gks_demo --output out",
         "gks-eval grid --settings base --tasks gks_dmo --output out",
         "gks-eval grid --settings base",
-        "gks-eval bench --rows layers",
+        "python -m benchmarks --rows layers",
         "lm_eval --model gks_arrow --taks gks_demo",
         "lm_eval --model gks_arrow --model_args librry=phi3-mini",
         "torchrun --nproc_per_node 4 --no-python gks-eval gird",
@@ -247,7 +255,9 @@ def test_blocks_say_their_language_and_options_in_prose_are_there(path: Path, ap
 
     unnamed = [first - 1 for language, first, _ in fences(path) if not language]
     assert not unnamed, f"{path}: blocks without a language at {unnamed}"
-    known = {option for command in walk(app) for option in options_of(command)} | FOREIGN
+    apps = app, benchmark_app()
+    known = {option for one in apps for command in walk(one) for option in options_of(command)}
+    known |= FOREIGN
     known |= set(HarnessCLI()._subparsers.choices["run"]._option_string_actions)
     known |= set(get_args_parser()._option_string_actions)
     text = path.read_text("utf-8")

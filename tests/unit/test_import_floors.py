@@ -22,7 +22,7 @@ FLOORS: dict[int, frozenset[str]] = {
     # adapters on disk, requests and their scores, tasks on lm-eval's side
     2: frozenset({"library", "scoring", "tasklib", "testing"}),
     # what users come for, in two wings
-    3: frozenset({"bench", "evidence", "grid", "model", "training"}),
+    3: frozenset({"evidence", "grid", "model", "training"}),
     # the command line
     4: frozenset({"cli"}),
 }

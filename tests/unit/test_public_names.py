@@ -64,6 +64,27 @@ def test_every_error_is_public() -> None:
     assert {name for name in errors.__all__ if name.endswith("Error")} <= set(gks_eval.__all__)
 
 
+@pytest.mark.parametrize(
+    ("old", "name"),
+    [
+        ("geometry", "library_geometry"), ("inject", "attach"), ("lm", "GksArrowLM"),
+        ("observe", "RoutingTally"), ("paths", "adapters_dir"),
+        ("grid.settings", "parse_settings"),
+        ("evidence.stats.power", "mcnemar_power"),
+    ],
+)  # fmt: skip
+def test_the_module_paths_of_0_1_still_work(old: str, name: str) -> None:
+    code = (
+        f"import gks_eval; print('torch' in sys.modules)\n"
+        f"import gks_eval.{old}; from gks_eval.{old} import {name}\n"
+        f"print(gks_eval.{old}.{name} is {name}, {name}.__module__)\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", "import sys\n" + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    light, same, _ = done.stdout.split(maxsplit=2)
+    assert (light, same) == ("False", "True")
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'gks_eval' has no attribute 'GksArrow'"):
         gks_eval.GksArrow  # noqa: B018

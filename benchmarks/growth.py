@@ -7,12 +7,12 @@ from functools import partial
 
 import torch
 
-from gks_eval.bench.evaluation import PLAIN_BATCH
-from gks_eval.bench.layer import contestants
-from gks_eval.bench.record import Growth, GrowthPoint
-from gks_eval.bench.sizes import Sizes
-from gks_eval.bench.subject import Subject
-from gks_eval.bench.timing import interleave, synchroniser
+from benchmarks.evaluation import PLAIN_BATCH
+from benchmarks.layer import contestants
+from benchmarks.record import Growth, GrowthPoint
+from benchmarks.sizes import Sizes
+from benchmarks.subject import Subject
+from benchmarks.timing import interleave, synchroniser
 from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["growth_rows", "random_requests"]

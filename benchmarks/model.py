@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gks_eval.bench.peers import peft_arrow, peft_setting, twin
-from gks_eval.bench.random_library import random_library
-from gks_eval.bench.record import ModelRow
-from gks_eval.bench.sizes import Sizes, Slice
-from gks_eval.bench.subject import Subject
-from gks_eval.bench.timing import Call, interleave, ratio, synchroniser
+from benchmarks.peers import peft_arrow, peft_setting, twin
+from benchmarks.random_library import random_library
+from benchmarks.record import ModelRow
+from benchmarks.sizes import Sizes, Slice
+from benchmarks.subject import Subject
+from benchmarks.timing import Call, interleave, ratio, synchroniser
 from gks_eval.library.fit import linear_shapes
 from gks_eval.library.load import Library
 from gks_eval.model.inject import attach

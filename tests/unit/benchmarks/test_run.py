@@ -11,16 +11,16 @@ import pytest
 import torch
 from common import assert_sentence
 
-from gks_eval.bench.items import build_items, build_set, collections
-from gks_eval.bench.machine import hardware
-from gks_eval.bench.plot import FORMATS, check_plot, draw_growth
-from gks_eval.bench.record import Growth, GrowthPoint
-from gks_eval.bench.request import Request, rows_of
-from gks_eval.bench.run import _out_of_memory
-from gks_eval.bench.sizes import FULL, QUICK
-from gks_eval.bench.startup import TASK, _run, write_task
-from gks_eval.bench.subject import open_subject
-from gks_eval.bench.timing import timing_of
+from benchmarks.items import build_items, build_set, collections
+from benchmarks.machine import hardware
+from benchmarks.plot import FORMATS, check_plot, draw_growth
+from benchmarks.record import Growth, GrowthPoint
+from benchmarks.request import Request, rows_of
+from benchmarks.run import _out_of_memory
+from benchmarks.sizes import FULL, QUICK
+from benchmarks.startup import TASK, _run, write_task
+from benchmarks.subject import open_subject
+from benchmarks.timing import timing_of
 from gks_eval.errors import DataError, ResourceError, UsageError
 from gks_eval.tasklib.local_data import DATA_ROOT
 

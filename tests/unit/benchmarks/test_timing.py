@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gks_eval.bench.timing import interleave, per_second, ratio, timing_of
+from benchmarks.timing import interleave, per_second, ratio, timing_of
 
 
 class Workshop:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gks_eval.bench.sizes import FULL, QUICK, ROWS, Sizes
+from benchmarks.sizes import FULL, QUICK, ROWS, Sizes
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.model.base_model import choose_device
 

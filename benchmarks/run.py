@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from gks_eval.bench.bars import bars_of
-from gks_eval.bench.machine import hardware
-from gks_eval.bench.record import Record
-from gks_eval.bench.request import Request
+from benchmarks.bars import bars_of
+from benchmarks.machine import hardware
+from benchmarks.record import Record
+from benchmarks.request import Request
 from gks_eval.errors import ResourceError
 from gks_eval.util.versions import versions
 
@@ -44,17 +44,17 @@ def run_bench(request: Request, report: Callable[[str], None]) -> Record:
     found: dict[str, Any] = {"layer": [], "model": [], "evaluation": []}
     with _out_of_memory(request.device):
         if "layer" in request.rows:
-            from gks_eval.bench.layer import layer_rows
+            from benchmarks.layer import layer_rows
 
             found["layer"] = layer_rows(sizes, dtype=dtype, **how)
         if "model" in request.rows:
-            from gks_eval.bench.model import slice_rows
+            from benchmarks.model import slice_rows
 
             found["model"] = slice_rows(sizes, dtype=dtype, **how)
         if {"model", "evaluation", "growth"} & set(request.rows):
             _on_subject(request, found, how)
     if "startup" in request.rows:
-        from gks_eval.bench.startup import startup_row
+        from benchmarks.startup import startup_row
 
         found["startup"] = startup_row(warm_up=not request.quick, **how)
     bars = bars_of(found["layer"], found["model"], found["evaluation"], found.get("startup"))
@@ -71,7 +71,7 @@ def run_bench(request: Request, report: Callable[[str], None]) -> Record:
 
 
 def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) -> None:
-    from gks_eval.bench.subject import open_subject
+    from benchmarks.subject import open_subject
 
     sizes = request.sizes()
     dtype = getattr(torch, request.dtype)
@@ -81,13 +81,13 @@ def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) ->
         request.library, tiny=request.quick, device=request.device, dtype=dtype, seed=SEED
     ) as subject:
         if "model" in request.rows:
-            from gks_eval.bench.model import subject_rows
+            from benchmarks.model import subject_rows
 
             found["model"] += subject_rows(subject, sizes, **how)
         if not {"evaluation", "growth"} & set(request.rows):
             return
-        from gks_eval.bench.evaluation import evaluate_collection, open_scorers
-        from gks_eval.bench.growth import growth_rows
+        from benchmarks.evaluation import evaluate_collection, open_scorers
+        from benchmarks.growth import growth_rows
 
         scorers = open_scorers(subject)
         for name, collection in sets.items():
@@ -100,7 +100,7 @@ def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) ->
 
 def _sets(request: Request) -> Any:
     # Before the model: data that are missing should be said at once.
-    from gks_eval.bench.items import collections
+    from benchmarks.items import collections
 
     return collections(request.items)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gks_eval.bench.memory import LiveStorages, peak_bytes
+from benchmarks.memory import LiveStorages, peak_bytes
 
 FLOAT = 4
 

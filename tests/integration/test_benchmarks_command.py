@@ -1,4 +1,4 @@
-"""`gks-eval bench` as users run it: the real command, on tiny shapes."""
+"""`python -m benchmarks` as users run it: the real command, on tiny shapes."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from gks_eval.bench.record import read_record
+from benchmarks.record import read_record
 from gks_eval.errors import UsageError
 
-MAIN = "from gks_eval.cli.main import main; main()"
+ROOT = Path(__file__).parents[2]
 
 
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "GKS_DATA_ROOT"}
     return subprocess.run(
-        [sys.executable, "-c", MAIN, "bench", *arguments],
+        [sys.executable, "-m", "benchmarks", *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=folder,
-        env={**environment, "HF_HUB_OFFLINE": "1", "COLUMNS": "80"},
+        env={**environment, "HF_HUB_OFFLINE": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -79,18 +79,20 @@ def test_a_bad_argument_is_one_sentence(tmp_path: Path, arguments: list[str], pa
     done = bench(tmp_path, *arguments)
     assert done.returncode == UsageError.exit_code
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("gks-eval: error: ")
+    assert line.startswith("benchmarks: error: ")
     assert part in line
 
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys; sys.argv = ['gks-eval', 'bench', '--help']\n"
-        "from gks_eval.cli.main import build_app\n"
+        "import sys; sys.argv = ['benchmarks', '--help']\n"
+        "from benchmarks.__main__ import build_app\n"
         "try:\n    build_app()()\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'lm_eval', 'matplotlib', 'rich')"
         " if name in sys.modules and name != 'rich'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "--quick" in done.stdout
     assert done.stdout.strip().endswith("[]")

@@ -1,4 +1,4 @@
-"""`gks-eval bench`: ours and the peers side by side, in one run."""
+"""The command line, `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
-from gks_eval.cli import _complete
+from gks_eval.cli.main import exit_with_sentence
 from gks_eval.errors import UsageError
 
-__all__ = ["register"]
+__all__ = ["build_app"]
 
 
-def register(app: typer.Typer) -> None:
-    """Add ``bench`` to the application."""
-    app.command("bench")(_bench)
+def build_app() -> typer.Typer:
+    """Return the typer application; it has one command."""
+    app = typer.Typer(
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command("benchmarks")(_bench)
+    return app
 
 
 def _bench(
@@ -34,11 +40,7 @@ def _bench(
     ] = 6,
     items: Annotated[int, typer.Option(min=1, help="Items of each evaluated set.")] = 6,
     library: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the whole-model rows; default: smollm2-demo.",
-            autocompletion=_complete.libraries,
-        ),
+        str | None, typer.Option(help="Of the whole-model rows; default: smollm2-demo.")
     ] = None,
     layers: Annotated[
         int | None,
@@ -52,32 +54,36 @@ def _bench(
 
     GKS_DATA_ROOT=FOLDER, with data sets as FOLDER/org/name, adds the paper's sets to the demo's.
     """
-    from gks_eval.bench.request import Request, rows_of
+    from benchmarks.request import Request, rows_of
 
     request = Request(rows_of(rows), device, dtype, repeats, items, library, layers, quick)
     request.check()
     if json is not None and json.is_dir():
         raise UsageError(f"--json {json} is a folder; name a file.")
     if plot is not None:
-        from gks_eval.bench.plot import check_plot
+        from benchmarks.plot import check_plot
 
         check_plot(plot)
         if "growth" not in request.rows:
             raise UsageError("--plot draws the growth rows; add growth to --rows.")
     from rich.console import Console
 
-    from gks_eval.bench.run import run_bench
-    from gks_eval.bench.tables import rendered
+    from benchmarks.run import run_bench
+    from benchmarks.tables import rendered
     from gks_eval.util.files import write_text
     from gks_eval.util.quiet import quiet_libraries
 
     quiet_libraries()
-    told = Console(stderr=True)
-    record = run_bench(request, lambda text: told.print(text, markup=False, highlight=False))
+    log = Console(stderr=True)
+    record = run_bench(request, lambda text: log.print(text, markup=False, highlight=False))
     print(rendered(record), end="", flush=True)
     if json is not None:
         write_text(json, record.to_json())
     if plot is not None and record.growth is not None:
-        from gks_eval.bench.plot import draw_growth
+        from benchmarks.plot import draw_growth
 
         draw_growth(record.growth, plot)
+
+
+if __name__ == "__main__":
+    exit_with_sentence(build_app(), "benchmarks")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gks_eval.bench.record import Bar, Evaluation, LayerRow, ModelRow, Startup
+from benchmarks.record import Bar, Evaluation, LayerRow, ModelRow, Startup
 
 __all__ = ["bars_of"]
 

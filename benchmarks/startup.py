@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from gks_eval.bench.record import Startup, Timing
-from gks_eval.bench.timing import Call, interleave
+from benchmarks.record import Startup, Timing
+from benchmarks.timing import Call, interleave
 from gks_eval.errors import ResourceError
 
 __all__ = ["startup_row", "write_task"]
@@ -40,8 +40,8 @@ def startup_row(
     Raises:
         ResourceError: A process failed; the sentence ends with its last line.
     """
-    from gks_eval.bench.random_library import random_library
-    from gks_eval.bench.tiny import save_tiny_base
+    from benchmarks.random_library import random_library
+    from benchmarks.tiny import save_tiny_base
 
     with tempfile.TemporaryDirectory(prefix="gks-bench-") as scratch:
         folder = Path(scratch)

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from gks_eval.bench.record import (
+from benchmarks.record import (
     Bar,
     Evaluation,
     Growth,

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.bench.memory import peak_bytes
-from gks_eval.bench.peers import arrow_delta, arrow_layers, peft_arrow, peft_setting, twin
-from gks_eval.bench.random_library import random_library
-from gks_eval.bench.record import LayerRow
-from gks_eval.bench.sizes import Sizes
-from gks_eval.bench.timing import Call, interleave, ratio, synchroniser
+from benchmarks.memory import peak_bytes
+from benchmarks.peers import arrow_delta, arrow_layers, peft_arrow, peft_setting, twin
+from benchmarks.random_library import random_library
+from benchmarks.record import LayerRow
+from benchmarks.sizes import Sizes
+from benchmarks.timing import Call, interleave, ratio, synchroniser
 from gks_eval.method.routed import RoutedWeights, build, routed_update, wide_product
 
 __all__ = ["Contestants", "OneLinear", "contestants", "layer_rows"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gks_eval.bench.record import Growth, GrowthPoint
+from benchmarks.record import Growth, GrowthPoint
 from gks_eval.errors import UsageError
 from gks_eval.util.files import replaced_file
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from gks_eval.bench.peers import peft_setting
-from gks_eval.bench.random_library import random_library
-from gks_eval.bench.tiny import save_tiny_base
+from benchmarks.peers import peft_setting
+from benchmarks.random_library import random_library
+from benchmarks.tiny import save_tiny_base
 from gks_eval.errors import HubError, UsageError, reason
 from gks_eval.library.fit import check_fit, linear_shapes
 from gks_eval.library.load import Library, load_library

@@ -1,4 +1,4 @@
-"""`gks-eval bench`: ours and the peers side by side, in one run, on one machine.
+"""`python -m benchmarks`: this package and its peers side by side, in one run, on one machine.
 
 - `timing`, `memory`: how a number is taken
 - `peers`, `random_library`, `tiny`: what is measured against what, and on which weights

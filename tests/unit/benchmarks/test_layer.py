@@ -8,9 +8,9 @@ import pytest
 import torch
 from common import dense, relative_error
 
-from gks_eval.bench.layer import contestants, layer_rows
-from gks_eval.bench.random_library import random_library
-from gks_eval.bench.sizes import QUICK
+from benchmarks.layer import contestants, layer_rows
+from benchmarks.random_library import random_library
+from benchmarks.sizes import QUICK
 
 
 @pytest.mark.parametrize(("width_in", "width_out"), [(48, 96), (64, 64)])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from common import assert_sentence
 
-from gks_eval.bench.bars import bars_of
-from gks_eval.bench.record import (
+from benchmarks.bars import bars_of
+from benchmarks.record import (
     Agreement,
     Evaluation,
     EvaluationSet,
@@ -24,8 +24,8 @@ from gks_eval.bench.record import (
     Timing,
     read_record,
 )
-from gks_eval.bench.tables import rendered
-from gks_eval.bench.timing import ratio, timing_of
+from benchmarks.tables import rendered
+from benchmarks.timing import ratio, timing_of
 from gks_eval.errors import ResultsError
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from gks_eval.bench.evaluation import Scorers, TokenCounter, evaluate_collection, open_scorers
-from gks_eval.bench.growth import random_requests
-from gks_eval.bench.items import Items
-from gks_eval.bench.model import three_transformers
-from gks_eval.bench.sizes import QUICK
-from gks_eval.bench.subject import Subject, open_subject
+from benchmarks.evaluation import Scorers, TokenCounter, evaluate_collection, open_scorers
+from benchmarks.growth import random_requests
+from benchmarks.items import Items
+from benchmarks.model import three_transformers
+from benchmarks.sizes import QUICK
+from benchmarks.subject import Subject, open_subject
 
 
 def items(*questions: tuple[str, list[str]]) -> Items:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.bench.items import Items
-from gks_eval.bench.peers import peft_arrow, peft_setting, twin
-from gks_eval.bench.record import Agreement, Evaluation, EvaluationSet, PlainForward, Timing
-from gks_eval.bench.sizes import Sizes
-from gks_eval.bench.subject import Subject
-from gks_eval.bench.timing import Call, interleave, per_second, ratio, synchroniser
+from benchmarks.items import Items
+from benchmarks.peers import peft_arrow, peft_setting, twin
+from benchmarks.record import Agreement, Evaluation, EvaluationSet, PlainForward, Timing
+from benchmarks.sizes import Sizes
+from benchmarks.subject import Subject
+from benchmarks.timing import Call, interleave, per_second, ratio, synchroniser
 from gks_eval.model.lm import GksArrowLM
 from gks_eval.scoring.tree import count_distinct_tokens, to_sequences
 

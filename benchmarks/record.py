@@ -251,7 +251,7 @@ class Record(FrozenModel):
         minutes: How long it took.
         seed: Of all random weights, inputs and tokens.
         versions: Of Python and packages.
-        hardware: See `gks_eval.bench.machine`.
+        hardware: See `benchmarks.machine`.
         layer: Rows of that name; empty where it was not asked for, like those below.
         model: Likewise.
         evaluation: Likewise.
@@ -293,6 +293,5 @@ def read_record(path: Path) -> Record:
         fault = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in fault["loc"]) or "the file"
         raise ResultsError(
-            f"{path} is no record of `gks-eval bench` in the form {SCHEMA}: {where}: "
-            f"{fault['msg']}."
+            f"{path} is not a benchmark record of the form {SCHEMA}: {where}: {fault['msg']}."
         ) from None

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from gks_eval.bench.record import Ratio, Timing
+from benchmarks.record import Ratio, Timing
 
 __all__ = ["Call", "interleave", "per_second", "ratio", "synchroniser", "timing_of"]
 
