@@ -46,10 +46,10 @@ test-install: setup  ## install into fresh environments and use them (some minut
 LOWEST_TESTS ?= tests/unit tests/parity tests/integration/test_grid.py
 # safetensors 0.5 cannot write complex numbers, torch 2.6 does not notice a full disk under a few
 # bytes, and two models of transformers 5.0 are refused for another reason than later ones.
-NOT_LOWEST = 'tests/unit/test_peft_adapter.py::test_bad_adapters[complex]' \
-  'tests/unit/training/test_train_limits.py::test_a_disk_that_fills_under_a_checkpoint_is_a_sentence[10]' \
-  'tests/unit/test_scoring_support.py::test_models_that_cannot_say_why[FalconConfig-changes1-ALiBi]' \
-  'tests/unit/test_scoring_support.py::test_models_that_cannot_say_why[GPTNeoConfig-changes2-local]'
+NOT_LOWEST = 'tests/unit/library/test_peft_adapter.py::test_bad_adapters[complex]' \
+  'tests/unit/training/test_limits.py::test_a_disk_that_fills_under_a_checkpoint_is_a_sentence[10]' \
+  'tests/unit/scoring/test_support.py::test_models_that_cannot_say_why[FalconConfig-changes1-ALiBi]' \
+  'tests/unit/scoring/test_support.py::test_models_that_cannot_say_why[GPTNeoConfig-changes2-local]'
 test-lowest:  ## the main tests on the lowest versions that pyproject.toml allows, in .venv-lowest
 	@$(PYTHON) .ci/setup_env.py --constraints .ci/lowest.txt .venv-lowest \
 	  -e '.[demo,train,ray,evidence]' pytest pytest-xdist hypothesis

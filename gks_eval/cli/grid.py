@@ -203,13 +203,13 @@ def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
 def _plan(grid: Grid) -> None:
     from gks_eval.grid.plan import plan_grid
     from gks_eval.grid.table import plan_lines, plan_table, print_whole
-    from gks_eval.util.process_group import Team
+    from gks_eval.util.process_group import ProcessGroup
     from gks_eval.util.quiet import quiet_libraries
 
-    team = Team()
-    if not team.leads:
+    group = ProcessGroup()
+    if not group.is_main:
         return  # one process counts for all
-    team.disband()
+    group.leave()
     quiet_libraries()
     with lm_eval_told():
         plan = plan_grid(grid)
@@ -232,7 +232,7 @@ def _run(grid: Grid) -> None:
 
     from gks_eval.grid import Cell, run_grid
     from gks_eval.grid.table import accuracy_table, print_whole
-    from gks_eval.util.process_group import Team
+    from gks_eval.util.process_group import ProcessGroup
     from gks_eval.util.quiet import quiet_libraries
 
     quiet_libraries()
@@ -244,10 +244,10 @@ def _run(grid: Grid) -> None:
             seen += 1
             console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)
 
-    team = Team()
+    group = ProcessGroup()
     with waiting, lm_eval_told():
-        folders = run_grid(grid, report if team.leads else None)
-    if not team.leads:
+        folders = run_grid(grid, report if group.is_main else None)
+    if not group.is_main:
         return
     print_whole(accuracy_table(folders))
     spent = time.monotonic() - started

@@ -22,7 +22,7 @@ from gks_eval.grid.settings import Cell, Grid
 from gks_eval.library.load import Library
 from gks_eval.model.base_model import content_stamp
 from gks_eval.util.files import disk_errors, write_text
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
@@ -90,7 +90,12 @@ def record_of(folder: Path) -> dict[str, Any] | None:
 
 
 def evaluate_cell(
-    lm: GksArrowLM, tasks: Any, cell: Cell, request: Mapping[str, Any], grid: Grid, team: Team
+    lm: GksArrowLM,
+    tasks: Any,
+    cell: Cell,
+    request: Mapping[str, Any],
+    grid: Grid,
+    group: ProcessGroup,
 ) -> None:
     """Run one setting, which `lm` has been given, and put its folder in place.
 
@@ -100,7 +105,7 @@ def evaluate_cell(
         cell: The setting.
         request: As `cell_request` gives it.
         grid: What the cell is one of.
-        team: The processes that run the grid together.
+        group: The processes that run the grid together.
 
     Raises:
         ResourceError: The results could not be written.
@@ -110,11 +115,11 @@ def evaluate_cell(
     from lm_eval.loggers import EvaluationTracker
 
     aside = grid.output / f".{cell.slug}.partial"
-    if team.leads:
+    if group.is_main:
         _prepare(aside, lm.identity(), request)
     # Several processes divide the requests of all anew at each call, which no cache of one's own
     # allows: there a killed grid goes on with the cell that it was in.
-    cache = str(aside / "requests") if team.size == 1 else None
+    cache = str(aside / "requests") if group.size == 1 else None
     written = aside / "written"
     # A name that ends in .json makes the tracker write flat, without a folder for the model. It
     # takes the time from here on.
@@ -124,14 +129,14 @@ def evaluate_cell(
         results = evaluate(lm, tasks, grid, use_cache=cache, log_samples=True)
     spent = {
         "seconds": round(time.monotonic() - began, 1),
-        "distinct_tokens": sum(team.gather(lm.counts.distinct_tokens)),
+        "distinct_tokens": sum(group.gather(lm.counts.distinct_tokens)),
     }
     if cache is not None:
         with _cache_errors(aside):
             lm.cache_hook.dbdict.close()
         lm.cache_hook = CacheHook(None)
     if results is None:
-        return  # the leader writes
+        return  # process 0 writes
 
     shown = ",".join(f"{name}={value}" for name, value in _shown_arguments(lm, cell, grid).items())
     results["config"]["model"] = "gks_arrow"

@@ -19,7 +19,7 @@ from gks_eval.model.embedded import resolve_base_model
 from gks_eval.tasklib.local_data import local_data
 from gks_eval.util.files import disk_errors
 from gks_eval.util.grid_order import write_order
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
@@ -48,17 +48,17 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
     """
     from filelock import FileLock, Timeout
 
-    team = Team()
+    group = ProcessGroup()
     cells, libraries, base = prepare(grid)
     try:
         with disk_errors(grid.output):
             grid.output.mkdir(parents=True, exist_ok=True)
             (grid.output / ".lock").touch()
-        lock = FileLock(grid.output / ".lock", timeout=0) if team.leads else nullcontext()
+        lock = FileLock(grid.output / ".lock", timeout=0) if group.is_main else nullcontext()
         with lock, local_data():
-            if team.leads:
+            if group.is_main:
                 write_order(grid.output, [cell.slug for cell in cells])
-            return _run_cells(cells, libraries, base, grid, team, on_cell or _silent)
+            return _run_cells(cells, libraries, base, grid, group, on_cell or _silent)
     except Timeout:
         raise ResourceError(
             f"another grid is writing to {grid.output}; wait for it, or name another --output."
@@ -123,7 +123,7 @@ def _run_cells(
     libraries: Sequence[Library | None],
     base: Mapping[str, Any],
     grid: Grid,
-    team: Team,
+    group: ProcessGroup,
     on_cell: Callable[[Cell, str], None],
 ) -> list[Path]:
     from gks_eval.model.lm import GksArrowLM
@@ -135,7 +135,7 @@ def _run_cells(
         cell_request(cell, library, base, content, grid)
         for cell, library in zip(cells, libraries, strict=True)
     ]
-    done = team.agree(finished(folders, requests))
+    done = group.agree(finished(folders, requests))
     lm: GksArrowLM | None = None
     for cell, library, request, is_done in zip(cells, libraries, requests, done, strict=True):
         if is_done:
@@ -145,13 +145,13 @@ def _run_cells(
         if lm is None:
             arguments = cell.setting.arguments()
             lm = load_model(GksArrowLM, arguments, _library_name(cell, grid), base, grid)
-            if team.leads:
+            if group.is_main:
                 kept = [folder for folder, there in zip(folders, done, strict=True) if there]
                 check_commit(kept, getattr(lm.config, "_commit_hash", None))
         _swap(lm, cell, library, grid)
-        evaluate_cell(lm, tasks, cell, request, grid, team)
+        evaluate_cell(lm, tasks, cell, request, grid, group)
         on_cell(cell, "done")
-    team.wait()  # for what the leader writes
+    group.wait()  # for what process 0 writes
     return folders
 
 

@@ -19,7 +19,7 @@ from gks_eval.method.hook import Observer, RoutedUpdate
 from gks_eval.method.routed import build
 from gks_eval.method.setting import Setting
 from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["Attachment", "attach"]
 
@@ -80,7 +80,7 @@ class Attachment:
 
     def _warn_of_shared_starts(self) -> None:
         warning = self.starts and self.starts.warning(self.library.name)
-        if warning and self.library.content_hash not in _WARNED and Team().leads:
+        if warning and self.library.content_hash not in _WARNED and ProcessGroup().is_main:
             _WARNED.add(self.library.content_hash)
             logger.warning(warning)
 

@@ -27,7 +27,7 @@ from gks_eval.scoring.progress import Progress
 from gks_eval.scoring.request_cache import CountingHook
 from gks_eval.scoring.unscorable import beyond_embeddings, too_long, warn_of
 from gks_eval.scoring.whole_text import is_whole_text, max_tokens, split_tokens
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["PackedLM"]
 
@@ -51,13 +51,13 @@ class PackedLM(HFLM):  # type: ignore[misc]
 
     Attributes:
         scoring: ``packed``, which hands models that it does not support to ``plain``, HFLM's own.
-        team: The processes that share the work; None for one alone.
+        group: The processes that share the work; None for one alone.
         counts: Tokens that the packed scorer of this process has computed so far.
     """
 
     SCORINGS: ClassVar[tuple[str, ...]] = ("packed", "plain")
     scoring: str
-    team: Team | None = None
+    group: ProcessGroup | None = None
     cache_hook: Any
     softmax_dtype: torch.dtype | None
     batch_size_per_gpu: Any
@@ -98,17 +98,17 @@ class PackedLM(HFLM):  # type: ignore[misc]
 
     def call_team(self) -> None:
         """Connect the processes that were started together; to be called before HFLM begins."""
-        team = Team()
-        if team.size > 1:
-            team.join()  # HFLM's own way to it does nothing on a CPU
-            self.team = team
+        group = ProcessGroup()
+        if group.size > 1:
+            group.join()  # HFLM's own way to it does nothing on a CPU
+            self.group = group
 
     def join_team(self) -> None:
         """Have lm-eval divide the items among them; to be called when the base is loaded."""
         # HFLM divides only among several GPUs of one host, and numbers the processes of every
         # host from 0. With these right, lm-eval itself divides and gathers.
-        if self.team is not None:
-            self._rank, self._world_size = self.team.rank, self.team.size
+        if self.group is not None:
+            self._rank, self._world_size = self.group.rank, self.group.size
             self._device = self.accelerator.device
 
     def loglikelihood(
@@ -156,7 +156,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
         """
         fault = too_long(requests, pairs, self.max_length)
         fault = fault or self._beyond(requests, ([*context, *text] for context, text in pairs))
-        faults = self.team.gather(fault) if pools and self.team is not None else [fault]
+        faults = self.group.gather(fault) if pools and self.group is not None else [fault]
         for sentence in filter(None, faults):
             raise DataError(sentence)
 
@@ -371,7 +371,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
     @property
     def _pools(self) -> bool:
         # With a request cache a process may have nothing left to ask, and would not come.
-        return self.team is not None and self.cache_hook.dbdict is None
+        return self.group is not None and self.cache_hook.dbdict is None
 
     def _packed(self, requests: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
         keys = [key for key, _, _ in requests]
@@ -381,7 +381,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
             if keys[index] is not None:
                 self.cache_hook.add_partial("loglikelihood", keys[index], result)
 
-        if self.team is None or not self._pools:
+        if self.group is None or not self._pools:
             with self._bar("loglikelihood", len(pairs), len(pairs), disable_tqdm):
                 return list(self._score_pairs(pairs, len(pairs), keep))
 
@@ -389,7 +389,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
             with self._bar("loglikelihood", len(share), len(share), disable_tqdm):
                 return self._score_pairs(share, len(share), None)
 
-        return list(score_together(pairs, score, max_length=self.max_length, team=self.team))
+        return list(score_together(pairs, score, max_length=self.max_length, group=self.group))
 
     def _score_pairs(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 
 from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
 from gks_eval.scoring.tree import shares, to_sequences
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["score_together"]
 
@@ -19,9 +19,9 @@ def score_together(
     score: Callable[[list[Pair]], list[TokenLogLikelihood]],
     *,
     max_length: int,
-    team: Team,
+    group: ProcessGroup,
 ) -> list[TokenLogLikelihood]:
-    """Score requests, with the other processes of a team doing the same.
+    """Score requests, with the other processes of a group doing the same.
 
     A harness deals items out one by one, which parts items with a common prefix and leaves one
     process with the longer ones. Here the requests of all are pooled, cut into runs of equal
@@ -31,7 +31,7 @@ def score_together(
         requests: This process's (context tokens, continuation tokens) pairs; may be empty.
         score: Scores any requests on this process's model.
         max_length: The most tokens that the model may see.
-        team: The processes.
+        group: The processes.
 
     Returns:
         One result a request, in the order of `requests`.
@@ -39,14 +39,14 @@ def score_together(
     Raises:
         DataError: A request of any process cannot be scored; raised in every process.
     """
-    pooled = team.gather(list(requests))
+    pooled = group.gather(list(requests))
     everything = [pair for part in pooled for pair in part]
     sequences = to_sequences(everything, max_length)
-    own = [sequences[at] for at in shares(sequences, team.size)[team.rank]]
+    own = [sequences[at] for at in shares(sequences, group.size)[group.rank]]
     answers = score([everything[sequence.requests[0]] for sequence in own])
     found: dict[int, TokenLogLikelihood] = {}
-    for part in team.gather([(s.requests, a) for s, a in zip(own, answers, strict=True)]):
+    for part in group.gather([(s.requests, a) for s, a in zip(own, answers, strict=True)]):
         for indices, answer in part:
             found.update(dict.fromkeys(indices, answer))
-    start = sum(len(part) for part in pooled[: team.rank])
+    start = sum(len(part) for part in pooled[: group.rank])
     return [found[start + at] if text else NOTHING_SCORED for at, (_, text) in enumerate(requests)]

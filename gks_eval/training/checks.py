@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import GksError, UsageError
+from gks_eval.training.accumulation import share_of
 from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import load_tokenizer, outline_of, pick_device
 from gks_eval.training.examples import DataReport, chat_text
@@ -24,7 +25,6 @@ from gks_eval.training.plan import Job, Plan
 from gks_eval.training.recipe import GeneralMember
 from gks_eval.training.sources import identity
 from gks_eval.training.start import check_targets
-from gks_eval.training.team import share_of
 from gks_eval.util.files import check_writable
 
 if TYPE_CHECKING:

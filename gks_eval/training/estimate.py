@@ -17,7 +17,7 @@ from gks_eval.training.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.training.sft import steps_of
 from gks_eval.training.start import attach_adapter
 from gks_eval.util.files import read_json
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,9 @@ def estimate(
         UsageError: A name in `only` that no job has.
     """
     jobs = plan.select(only)
-    checked = check_run(plan, jobs, output, whole=not only, processes=Team().size, here=here)
+    checked = check_run(
+        plan, jobs, output, whole=not only, processes=ProcessGroup().size, here=here
+    )
     estimates = tuple(_job(job, checked, output) for job in jobs)
     memory = _memory(plan, jobs, checked)
     return Estimate(estimates, memory, checked.faults, tuple(plan.remarks()))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gks_eval.training.accumulation import share_of
 from gks_eval.training.adapter_writer import Factors, write_adapter
 from gks_eval.training.base import Base, load_base, pick_device
 from gks_eval.training.held_out import mean_loss
@@ -17,10 +18,9 @@ from gks_eval.training.loftq import start_from_loftq
 from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sft import TrainingRun, steps_of, train_adapter
 from gks_eval.training.start import attach_adapter
-from gks_eval.training.team import share_of
 from gks_eval.training.watch import Watcher, step_callback
 from gks_eval.util.files import write_text
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,7 +40,7 @@ def train_job(
     *,
     tokenizer: PreTrainedTokenizerBase,
     watcher: Watcher,
-    team: Team,
+    group: ProcessGroup,
 ) -> None:
     """Train one adapter and write its folder.
 
@@ -54,21 +54,21 @@ def train_job(
         fingerprint: What the adapter is recognised by later.
         tokenizer: Of the base model.
         watcher: Hears of the progress.
-        team: The processes that do it together.
+        group: The processes that do it together.
 
     Raises:
         GksError: The data, the base or the machine does not serve; see each class.
     """
     recipe = plan.recipe
-    schedule = share_of(job.section.schedule, team.size)
+    schedule = share_of(job.section.schedule, group.size)
     data = load_job_data(job, plan.root, tokenizer)
     reset_peak_memory(pick_device(recipe.load))
     work = output / WORK / f"{job.kind}-{job.name}"
-    if team.leads:
+    if group.is_main:
         _clear_other_work(work, fingerprint + data.fingerprint)
         _clear_torn_writes(output / job.key)
-    team.wait()
-    steps = steps_of(len(data.train), schedule, team.size)
+    group.wait()
+    steps = steps_of(len(data.train), schedule, group.size)
     callback = step_callback(job, watcher, data.report.tokens * schedule.epochs / steps)
     with limits_told(work):
         base = load_base(recipe, plan.root)
@@ -76,7 +76,7 @@ def train_job(
         if recipe.adapter.init == "loftq":
             unquantised = recipe.load.model_copy(update={"quantization": "none", "device": "cpu"})
             start_from_loftq(model, load_base(recipe, plan.root, unquantised).model)
-        if team.leads:
+        if group.is_main:
             watcher.started(job, steps)
         run = train_adapter(
             model,
@@ -87,8 +87,8 @@ def train_job(
             work=work,
             callbacks=[callback],
         )
-        if team.leads:
-            record = _record(plan, job, fingerprint, data, base, run, team.size)
+        if group.is_main:
+            record = _record(plan, job, fingerprint, data, base, run, group.size)
             if data.held_out:
                 record["held_out"] = _held_out(model, data)
             factors = Factors.of(model, recipe.adapter.save_dtype, job.key)
@@ -97,7 +97,7 @@ def train_job(
             )
             shutil.rmtree(work, ignore_errors=True)
             watcher.finished(job, record)
-    team.wait()
+    group.wait()
 
 
 def _clear_other_work(folder: Path, fingerprint: str) -> None:

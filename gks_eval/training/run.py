@@ -21,7 +21,7 @@ from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sources import identity
 from gks_eval.training.watch import Watcher
 from gks_eval.util.files import exclusive
-from gks_eval.util.process_group import Team
+from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,12 +65,12 @@ def train_library(
         GksError: The recipe, the data, the base or the machine does not serve; see each class.
     """
     watcher = watcher or Watcher()
-    team = Team()
+    group = ProcessGroup()
     jobs = plan.select(only)
-    if team.leads:
+    if group.is_main:
         watcher.planned(plan, jobs)
     # All before the first: a column that is missing should be told now, not in some hours.
-    checked = check_run(plan, jobs, output, whole=not only, processes=team.size)
+    checked = check_run(plan, jobs, output, whole=not only, processes=group.size)
     if checked.faults:
         raise checked.faults[0]
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -78,20 +78,20 @@ def train_library(
     for job in jobs:
         fingerprint = checked.fingerprints[job.key]
         lock = output / WORK / f"{job.kind}-{job.name}.lock"
-        with exclusive(lock) if team.leads else nullcontext(True) as held:
-            why = team.agree(_why_not(held, output / job.key, fingerprint))
+        with exclusive(lock) if group.is_main else nullcontext(True) as held:
+            why = group.agree(_why_not(held, output / job.key, fingerprint))
             if why:
-                if team.leads:
+                if group.is_main:
                     watcher.skipped(job, why)
                 continue
             tokenizer = tokenizer or load_tokenizer(plan.recipe, plan.root)
             train_job(
-                plan, job, output, fingerprint, tokenizer=tokenizer, watcher=watcher, team=team
+                plan, job, output, fingerprint, tokenizer=tokenizer, watcher=watcher, group=group
             )
             trained.append(job.key)
             release_memory()
-    team.wait()
-    if not team.leads:
+    group.wait()
+    if not group.is_main:
         return Outcome(tuple(trained), (), None)
     return finish_library(plan, output, tuple(trained))
 

@@ -1,4 +1,4 @@
-"""The processes that work on one thing together, under torchrun or `accelerate launch`."""
+"""The processes that torchrun or `accelerate launch` started together."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-__all__ = ["Team"]
+__all__ = ["ProcessGroup"]
 
 T = TypeVar("T")
 
-# As lm-eval's: the others wait for whatever one of them has to do alone.
+# As in lm-eval: the others wait while one process works alone.
 PATIENCE = timedelta(weeks=52)
 
 
-class Team:
-    """The processes that were started together; for one alone, everything here does nothing.
+class ProcessGroup:
+    """The processes that were started together; with a single one, every method does nothing.
 
     Every process must make the same calls of `agree`, `gather` and `wait` in the same order.
 
     Attributes:
         size: Number of processes, over all hosts.
-        rank: This one's number.
-        leads: Whether this one is the one that decides and writes.
+        rank: Number of this process.
+        is_main: Whether this is process 0, which decides and writes.
     """
 
     def __init__(self) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
-        self.leads = self.rank == 0
+        self.is_main = self.rank == 0
 
     def agree(self, value: T) -> T:
-        """Return the leader's value, whatever this process's own is."""
+        """Return the value of process 0."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -45,7 +45,7 @@ class Team:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all, by rank."""
+        """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -54,14 +54,14 @@ class Team:
         found: list[T] = gather_object([value])
         return found
 
-    def disband(self) -> None:
-        """Have this process go on alone, before anything has connected it with the others."""
+    def leave(self) -> None:
+        """Make this process run alone; call it before anything connects it with the others."""
         for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
             os.environ.pop(name, None)
-        self.size, self.rank, self.leads = 1, 0, True
+        self.size, self.rank, self.is_main = 1, 0, True
 
     def wait(self) -> None:
-        """Return when all have come here."""
+        """Return when all processes have called this."""
         if self.size > 1:
             self.join().wait_for_everyone()
 

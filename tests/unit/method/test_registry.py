@@ -186,7 +186,7 @@ def test_a_taken_name_is_refused() -> None:
 def test_the_table_of_methods_is_up_to_date() -> None:
     done = CliRunner().invoke(build_app(), ["methods", "--markdown"])
     assert done.exit_code == 0
-    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    page = Path(__file__).parents[3] / "docs" / "methods.md"
     assert page.read_text("utf-8") == done.stdout
 
 

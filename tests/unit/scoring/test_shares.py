@@ -130,7 +130,7 @@ def test_a_cut_moves_by_a_fiftieth_of_a_share_at_most(texts, cut):
 
 
 class Threads:
-    """A team of threads, in place of processes."""
+    """A process group of threads, in place of processes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -155,11 +155,13 @@ class Threads:
 
 def together(parts: list[list[Any]], score: Any) -> list[Any]:
     """Run `score_together` once a part, all at the same time; errors are returned."""
-    team, found = Threads(len(parts)), [None] * len(parts)
+    group, found = Threads(len(parts)), [None] * len(parts)
 
     def run(rank: int) -> None:
         try:
-            found[rank] = score_together(parts[rank], score, max_length=20, team=team.member(rank))
+            found[rank] = score_together(
+                parts[rank], score, max_length=20, group=group.member(rank)
+            )
         except DataError as error:
             found[rank] = error
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from gks_eval.cli._training_view import clock, show_estimate
 from gks_eval.cli.train import find_recipe
 from gks_eval.errors import ConfigError, ResourceError, UsageError
+from gks_eval.training.accumulation import share_of
 from gks_eval.training.base import pick_device
 from gks_eval.training.estimate import estimate
 from gks_eval.training.plan import make_plan
@@ -26,7 +27,6 @@ from gks_eval.training.recipe import (
 from gks_eval.training.recipe_words import NOT_HERE, WORDS
 from gks_eval.training.run import missing_adapters, train_library
 from gks_eval.training.sft import optimizer_for, steps_of
-from gks_eval.training.team import share_of
 from gks_eval.util.files import read_json, replaced_file, replaced_folder, write_text
 from gks_eval.util.paths import adapters_dir
 from gks_eval.util.yaml import load_typed, parse_typed

@@ -1,4 +1,4 @@
-"""How the processes that train one adapter together divide a step among them."""
+"""Gradient accumulation, divided among the processes that train one adapter."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from common import assert_sentence
 
-from gks_eval import embedded
 from gks_eval.errors import LibraryError, ResourceError, UsageError
+from gks_eval.model import embedded
 from gks_eval.model.embedded import EMBEDDED_MODELS, embedded_model, resolve_base_model
 
 NAME = "smollm2-135m-instruct"

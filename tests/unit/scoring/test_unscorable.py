@@ -191,7 +191,7 @@ def test_another_process_with_one_ends_this_one_too(folder: Path) -> None:
             seen.append(value)
             return [value, "sums, item 7: too long; raise max_length."]
 
-    lm.team = Both()  # type: ignore[assignment]
+    lm.group = Both()  # type: ignore[assignment]
     with pytest.raises(DataError, match="item 7"):
         lm.loglikelihood(asked([("Q", "a")]), disable_tqdm=True)
     assert seen == [None]
