@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gks_eval.config.gate import Limits
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.averages import is_weighted, weighted_mean
 from gks_eval.evidence.measure import Changes, Measurement, measure_group, measure_task, pair
+from gks_eval.evidence.policy import Limits
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, load_scores

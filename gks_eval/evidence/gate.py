@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from gks_eval.config.gate import GatePolicy
 from gks_eval.evidence.averages import group_keys
 from gks_eval.evidence.checks import find_scores, group_check, task_check
 from gks_eval.evidence.comparison import titled
+from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.recorded import recorded_notes
 from gks_eval.evidence.records import GroupResult, TaskResult
 from gks_eval.evidence.runs import Run

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.errors import ConfigError
 from gks_eval.evidence.gate import gate, measure_checks
+from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.stats.paired_test import CountTest, paired_test
 from gks_eval.evidence.stats.power import mcnemar_power

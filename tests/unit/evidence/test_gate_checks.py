@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gks_eval.config.gate import GatePolicy, Limits
 from gks_eval.evidence.gate import gate, measure_checks
+from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.runs import Run, one_run
 from gks_eval.evidence.stats.paired_counts import paired_interval
 from gks_eval.evidence.verdict import Check
