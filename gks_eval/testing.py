@@ -21,7 +21,15 @@ from typing import Any, Final
 import torch
 
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.method.declaration import Merge, Method, Parameters, Router, Rule, Tokens
+from gks_eval.method.declaration import (
+    Layer,
+    Merge,
+    Method,
+    Parameters,
+    Router,
+    Rule,
+    Tokens,
+)
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
@@ -104,11 +112,14 @@ def check_merge(merge: Merge, **parameters: Any) -> None:
     chosen = merge.parameters(**parameters)
     for count in (1, 2, 5):
         pairs = [_pair(n) for n in range(count)]
-        merged = _without_writing(partial(merge, pairs, chosen), pairs)
+        merged = _without_writing(partial(merge, Layer("", pairs), chosen), pairs)
         _check_pair(merged, pairs[0], "the merged adapter")
     zero = LoraPair(torch.zeros(4, WIDTH_IN), torch.zeros(WIDTH_OUT, 4), SCALING)
-    assert merge([zero, zero], chosen).delta().isfinite().all(), "A merge of zeros is finite."
-    _check_unequal(merge.equal_factors, lambda odd: merge([_pair(0), odd], chosen))
+    dead = merge(Layer("", [zero, zero]), chosen)
+    assert dead.delta().isfinite().all(), "A merge of zeros is finite."
+    _check_unequal(
+        merge.needs_equal_factors(chosen), lambda odd: merge(Layer("", [_pair(0), odd]), chosen)
+    )
 
 
 def _check_declaration(method: Method, kind: type[Method]) -> None:
@@ -119,7 +130,7 @@ def _check_declaration(method: Method, kind: type[Method]) -> None:
     assert method.paper, f"{method.name} needs a source in `paper`."
     assert issubclass(method.parameters, Parameters), "Parameters derive from `Parameters`."
     method.parameters()  # every parameter has a default
-    for name, field in method.parameters.model_fields.items():
+    for name, field in method.parameters.fields().items():
         assert field.description, f"Parameter {name} of {method.name} needs a description."
         assert name not in Setting.model_fields, f"Parameter {name} is an argument of settings."
 

@@ -52,7 +52,9 @@ def _text(found: dict[str, list[Method]]) -> str:
         lines.append(f"{kind}s")
         for method in methods:
             facts = [_plain(method.summary), method.paper]
-            facts += [f"{name}={default}: {what}" for name, default, what in _parameters(method)]
+            facts += [
+                f"{name}{default}: {what}" for name, default, what in _parameters(method, "=")
+            ]
             facts += [f"needs {needs}" for needs in _needs(method)]
             lines.append(f"  {method.name:{width - 2}}{facts[0]}")
             lines += [" " * width + fact for fact in facts[1:]]
@@ -70,8 +72,8 @@ def _markdown(found: dict[str, list[Method]]) -> str:
         ]
         for method in methods:
             parameters = "; ".join(
-                f"`{name}` = {default}: {description}"
-                for name, default, description in _parameters(method)
+                f"`{name}`{default}: {description}"
+                for name, default, description in _parameters(method, " = ")
             )
             summary = method.summary.replace("``", "`").replace("|", "\\|")
             needs = ", ".join(_needs(method)) or "nothing"
@@ -81,16 +83,24 @@ def _markdown(found: dict[str, list[Method]]) -> str:
     return "\n".join(lines)
 
 
-def _parameters(method: Method) -> list[tuple[str, object, str]]:
+def _parameters(method: Method, sign: str) -> list[tuple[str, str, str]]:
+    # A default of None follows from the library, and the description says how.
     return [
-        (name, field.default, (field.description or "").rstrip("."))
-        for name, field in method.parameters.model_fields.items()
+        (
+            name,
+            "" if field.default is None else f"{sign}{field.default}",
+            (field.description or "").rstrip("."),
+        )
+        for name, field in method.parameters.fields().items()
     ]
 
 
 def _needs(method: Method) -> list[str]:
-    equal = ["equal ranks and scalings"] if getattr(method, "equal_factors", False) else []
-    return [method.needs, *equal] if method.needs else equal
+    needs = [method.needs] if method.needs else []
+    if getattr(method, "equal_factors", False):
+        instead = getattr(method, "instead", "")
+        needs.append(f"equal ranks and scalings{f', or {instead}' if instead else ''}")
+    return needs
 
 
 def _plain(text: str) -> str:

@@ -17,7 +17,7 @@ from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageErr
 from gks_eval.library.hub import HubSource, fetch_adapter, fetch_library
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import Adapter, read_adapter
-from gks_eval.method.lora import LoraPair, same_factors
+from gks_eval.method.lora import EXACT, LoraPair, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
 from gks_eval.util.paths import adapters_dir, bundled
@@ -119,20 +119,20 @@ class Library:
         experts = [self.experts[name] for name in self.chosen_experts(setting)]
         general = [self.general[name] for name in self.languages(setting)]
         if setting.merge is not None:
-            merge, _ = setting.merge_method()
-            if merge.equal_factors:
-                self._check_equal(experts, setting.router)
+            merge, parameters = setting.merge_method()
+            if merge.needs_equal_factors(parameters):
+                self._check_equal(experts, setting.router, merge.instead or "merge:mean")
         elif setting.combine == "factors":
             self._check_equal(experts, "combine=factors")
         if general and setting.rule_method()[0].equal_factors:
             self._check_equal([*experts, *general], f"rule={setting.rule}")
 
-    def _check_equal(self, adapters: Sequence[Adapter], why: str) -> None:
+    def _check_equal(self, adapters: Sequence[Adapter], why: str, instead: str = EXACT) -> None:
         first, *others = adapters
         for module, pair in first.pairs.items():
             for other in others:
                 try:
-                    same_factors([pair, other.pairs[module]], why)
+                    same_factors([pair, other.pairs[module]], why, instead)
                 except CompatibilityError as error:
                     raise CompatibilityError(
                         f"library {self.name}, adapters {first.name!r} and {other.name!r} at "

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import torch
+    from pydantic.fields import FieldInfo
     from typing_extensions import Self
 
     from gks_eval.method.lora import LoraPair
@@ -40,10 +41,16 @@ class Parameters(BaseModel):
 
     Every field needs a default and a ``description``. A field with
     ``json_schema_extra={"since": "<version>"}`` was added after its method was released: at its
-    default it is left out of identities, so that older results stay valid.
+    default it is left out of identities, so that older results stay valid. A field whose name is
+    a keyword of Python has that name as its alias.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+
+    @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """Return the fields by the names that settings use."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
     def fitted(self, experts: int) -> Self:
         """Return these values for a library of so many experts; a default may follow from them.
@@ -110,7 +117,7 @@ class Rule(Method):
 
 @dataclass(frozen=True)
 class Layer:
-    """What a router is prepared with at one layer.
+    """What a router or merge is given at one layer.
 
     Attributes:
         name: The layer's name in the model; empty where a layer stands alone.
@@ -182,22 +189,29 @@ class Merge(Method):
     """A way of making one adapter out of all residuals, at one layer.
 
     Attributes:
-        combine: ``(residuals, parameters) -> merged``.
-        equal_factors: Whether the residuals must have one rank and one scaling.
+        combine: ``(layer, parameters) -> merged``.
+        equal_factors: Whether the residuals must have one rank and one scaling; a function of the
+            parameters where it depends on them.
+        instead: The parameter that allows unequal ones, as ``name=value``; empty where none
+            does.
     """
 
-    combine: Callable[[Sequence[LoraPair], Any], LoraPair]
-    equal_factors: bool
+    combine: Callable[[Layer, Any], LoraPair]
+    equal_factors: bool | Callable[[Any], bool]
+    instead: str
 
-    def __call__(
-        self, residuals: Sequence[LoraPair], parameters: Parameters | None = None
-    ) -> LoraPair:
+    def needs_equal_factors(self, parameters: Parameters) -> bool:
+        """Return whether the residuals must have one rank and one scaling."""
+        equal = self.equal_factors
+        return equal(parameters) if callable(equal) else equal
+
+    def __call__(self, layer: Layer, parameters: Parameters | None = None) -> LoraPair:
         """Return the merged pair.
 
         Raises:
             CompatibilityError: The merge needs equal ranks or scalings and finds others.
         """
-        return self.combine(residuals, self.parameters() if parameters is None else parameters)
+        return self.combine(layer, self.parameters() if parameters is None else parameters)
 
 
 def rule(
@@ -237,12 +251,14 @@ def merge(
     paper: str,
     parameters: type[Parameters] = Parameters,
     needs: str = "",
-    equal_factors: bool = False,
-) -> Callable[[Callable[[Sequence[LoraPair], Any], LoraPair]], Merge]:
+    equal_factors: bool | Callable[[Any], bool] = False,
+    instead: str = "",
+) -> Callable[[Callable[[Layer, Any], LoraPair]], Merge]:
     """Declare the decorated function as a merge; see `rule`."""
 
-    def declare(function: Callable[[Sequence[LoraPair], Any], LoraPair]) -> Merge:
-        return Merge(*_common(function, paper, parameters, needs), function, equal_factors)
+    def declare(function: Callable[[Layer, Any], LoraPair]) -> Merge:
+        common = _common(function, paper, parameters, needs)
+        return Merge(*common, function, equal_factors, instead)
 
     return declare
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isclose
+from typing import Final
 
 import torch
 
 from gks_eval.errors import CompatibilityError
 
-__all__ = ["LoraPair", "average_factors", "inner_product", "same_factors", "stack"]
+__all__ = ["EXACT", "LoraPair", "average_factors", "inner_product", "same_factors", "stack"]
+
+EXACT: Final = "rule=delta with combine=outputs (preset=exact)"
+"""What allows unequal ranks and scalings of a library."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,16 @@ def stack(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:
     return LoraPair(torch.cat([pair.A for pair in pairs]), torch.cat(factors_B, dim=1))
 
 
-def same_factors(pairs: Sequence[LoraPair], why: str) -> None:
+def same_factors(pairs: Sequence[LoraPair], why: str, instead: str = EXACT) -> None:
     """Check that factors can be added entry by entry.
 
+    Args:
+        pairs: At least one.
+        why: What needs it; the error's sentence starts with it.
+        instead: What allows unequal ranks and scalings.
+
     Raises:
-        CompatibilityError: Shapes, ranks or scalings differ; the sentence starts with `why`.
+        CompatibilityError: Shapes, ranks or scalings differ.
     """
     first = pairs[0]
     for pair in pairs[1:]:
@@ -104,13 +113,13 @@ def same_factors(pairs: Sequence[LoraPair], why: str) -> None:
         if pair.rank != first.rank:
             raise CompatibilityError(
                 f"{why} needs one rank, not {first.rank} and {pair.rank}; "
-                "rule=delta with combine=outputs (preset=exact) allows different ranks."
+                f"{instead} allows different ranks."
             )
         # Scalings are quotients of small numbers; 1e-6 tells 2.0 from 2.0 written otherwise.
         if not isclose(pair.scaling, first.scaling, rel_tol=1e-6):
             raise CompatibilityError(
                 f"{why} needs one scaling, not {first.scaling:.9g} and {pair.scaling:.9g}; "
-                "rule=delta with combine=outputs (preset=exact) allows different scalings."
+                f"{instead} allows different scalings."
             )
 
 

@@ -20,8 +20,9 @@ def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Param
     Raises:
         UsageError: A value does not fit; the sentence says which would.
     """
+    fields = parameters.fields()
     for name, value in values.items():
-        field = parameters.model_fields[name]
+        field = fields[name]
         if isinstance(value, bool) and field.annotation is not bool:
             raise UsageError(f"{name}={value}: {_expectation(field)}.")
     try:
@@ -29,15 +30,18 @@ def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Param
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         name = str(fault["loc"][0]) if fault["loc"] else "parameters"
-        field = parameters.model_fields[name]
+        field = fields[name]
         raise UsageError(f"{name}={values[name]}: {_expectation(field)}.") from None
 
 
 def _expectation(field: FieldInfo) -> str:
     """Say which values a parameter takes, from its type and bounds."""
-    choices = [str(choice) for choice in get_args(field.annotation)]
+    # An optional one is None only where its default follows from the library.
+    types = [one for one in get_args(field.annotation) if one is not type(None)]
+    wanted = types[0] if len(types) == 1 else field.annotation
+    choices = [str(choice) for choice in get_args(wanted)]
     kinds: dict[object, str] = {int: "a whole number", float: "a number", bool: "True or False"}
-    kind = kinds.get(field.annotation, f"one of {', '.join(choices)}" if choices else "a value")
+    kind = kinds.get(wanted, f"one of {', '.join(choices)}" if choices else "a value")
     words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
     bounds = [
         f"{word} {getattr(bound, name):g}"

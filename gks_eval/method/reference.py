@@ -38,7 +38,7 @@ def reference_update(
     residuals = [rule(pair, general, rule_parameters) for pair in experts]
     if setting.merge:
         merge, merge_parameters = setting.merge_method()
-        residuals = [merge(residuals, merge_parameters)]
+        residuals = [merge(Layer(name, residuals), merge_parameters)]
     router, router_parameters = setting.router_method()
     layer = Layer(name, [pair.to(torch.float32) for pair in residuals])
     prepared = router(layer, router_parameters)

@@ -153,5 +153,7 @@ MERGES: Final = Registry(
     Merge,
     {
         "mean": f"{_HOME}.merges.mean:mean",
+        "task_arithmetic": f"{_HOME}.merges.task_arithmetic:task_arithmetic",
+        "svd": f"{_HOME}.merges.svd:svd",
     },
 )

@@ -102,7 +102,7 @@ def build(
     mixed, once = residuals, None
     if setting.merge:
         merge, merge_parameters = setting.merge_method()
-        mixed = residuals = [merge(residuals, merge_parameters)]
+        mixed = residuals = [merge(Layer(name, residuals), merge_parameters)]
     router, router_parameters = setting.router_method()
     if general and rule.general_part is not None and router.sums_to_one and not setting.merge:
         # The mixture is taken over the task adapters and the general part subtracted once; only

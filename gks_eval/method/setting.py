@@ -85,11 +85,11 @@ class Setting(BaseModel):
             values["router"] = router = expert
         rule = str(values.get("rule", cls.model_fields["rule"].default))
         for method in _methods(rule, router):
-            fields = method.parameters.model_fields
+            fields = method.parameters.fields()
             own = {name: value for name, value in loose.items() if name in fields}
             values |= checked(method.parameters, own).model_dump(exclude_unset=True)
         for name in loose.keys() - values.keys():  # of another method: ignored, but not nonsense
-            method = next(m for m in _all_methods() if name in m.parameters.model_fields)
+            method = next(m for m in _all_methods() if name in m.parameters.fields())
             checked(method.parameters, {name: loose[name]})
         return values
 
@@ -209,7 +209,7 @@ class Setting(BaseModel):
         return method, self._parameters_of(method)
 
     def _parameters_of(self, method: Method) -> Parameters:
-        fields, given = method.parameters.model_fields, self.__pydantic_extra__ or {}
+        fields, given = method.parameters.fields(), self.__pydantic_extra__ or {}
         return method.parameters(**{name: given[name] for name in fields if name in given})
 
     def methods(self) -> list[tuple[Method, Parameters]]:
@@ -252,8 +252,9 @@ class Setting(BaseModel):
         if self.subtract:
             kept["rule"] = self.rule
         for method, parameters in self.methods():
-            for name, field in method.parameters.model_fields.items():
-                value = getattr(parameters, name)
+            values = parameters.model_dump()
+            for name, field in method.parameters.fields().items():
+                value = values[name]
                 if value != field.default or not _since(field):
                     kept[name] = value
         return kept
@@ -292,7 +293,7 @@ def _all_methods() -> list[Method]:
 
 
 def _parameter_names() -> frozenset[str]:
-    return frozenset(name for method in _all_methods() for name in method.parameters.model_fields)
+    return frozenset(name for method in _all_methods() for name in method.parameters.fields())
 
 
 def _since(field: FieldInfo) -> bool:

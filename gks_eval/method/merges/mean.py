@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gks_eval.method.declaration import Parameters, merge
+from gks_eval.method.declaration import Layer, Parameters, merge
 from gks_eval.method.lora import LoraPair, stack
 
 __all__ = ["mean"]
 
 
 @merge(paper="Wortsman et al. 2022, https://arxiv.org/abs/2203.05482")
-def mean(residuals: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
+def mean(layer: Layer, parameters: Parameters) -> LoraPair:
     """The average of the updates, the exact ``mean(dW_e)``.
 
     Stacked factors, whose rank is the sum of the ranks; ranks and scalings may differ.
     """
     del parameters
-    return stack(residuals, [1.0 / len(residuals) for _ in residuals])
+    return stack(layer.residuals, [1.0 / len(layer.residuals) for _ in layer.residuals])

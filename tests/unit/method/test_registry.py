@@ -29,6 +29,13 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("uniform", {}),
     ("random", {"seed": 3, "top_k": 2}),
 ]
+MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
+    ("mean", {}),
+    ("task_arithmetic", {}),
+    ("task_arithmetic", {"lambda": -0.7}),
+    ("svd", {}),
+    ("svd", {"rank": 2, "lambda": 1}),
+]
 
 
 @pytest.mark.parametrize("name", RULES.names())
@@ -41,13 +48,14 @@ def test_routers(name: str, parameters: dict[str, Any]) -> None:
     check_router(ROUTERS.get(name), **parameters)
 
 
-@pytest.mark.parametrize("name", MERGES.names())
-def test_merges(name: str) -> None:
-    check_merge(MERGES.get(name))
+@pytest.mark.parametrize(("name", "parameters"), MERGE_ROWS)
+def test_merges(name: str, parameters: dict[str, Any]) -> None:
+    check_merge(MERGES.get(name), **parameters)
 
 
-def test_every_router_has_a_row() -> None:
+def test_every_router_and_merge_has_a_row() -> None:
     assert {name for name, _ in METHODS} == {*ROUTERS.names()}
+    assert {name for name, _ in MERGE_ROWS} == {*MERGES.names()}
 
 
 @dataclass(frozen=True)
@@ -147,9 +155,9 @@ def test_faulty_rules_are_found() -> None:
 
 def test_faulty_merges_are_found() -> None:
     @merge(paper="none")
-    def factor_mean(residuals: Sequence[LoraPair], parameters: Parameters) -> LoraPair:
+    def factor_mean(layer: Layer, parameters: Parameters) -> LoraPair:
         """Needs equal factors and does not say so."""
-        return average_factors(residuals)
+        return average_factors(layer.residuals)
 
     with pytest.raises(AssertionError, match="only with equal_factors"):
         check_merge(factor_mean)

@@ -1,0 +1,94 @@
+"""The updates of a layer in the space that they span together.
+
+With orthonormal bases U, (D, P), of the columns of all B's and V, (Q, K), of the rows of all A's,
+every update is ``dW_e = U C_e V`` with a core C_e, (P, Q), where P and Q are at most the sum of the
+ranks. What is done to updates can be done to the cores, and no matrix of size D x K is written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gks_eval.method.lora import LoraPair
+
+__all__ = ["Span", "common_span", "low_rank", "singular_triplets"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The updates of all experts at one layer, float64.
+
+    Attributes:
+        left: (D, P), orthonormal columns.
+        cores: (P, Q) for every expert.
+        right: (Q, K), orthonormal rows.
+        dtype: Type of the adapters.
+    """
+
+    left: torch.Tensor
+    cores: list[torch.Tensor]
+    right: torch.Tensor
+    dtype: torch.dtype
+
+    def pair(self, core: torch.Tensor, rank: int | None = None) -> LoraPair:
+        """Return the pair of the update ``left @ core @ right``, of the smaller of P and Q as rank.
+
+        Args:
+            core: (P, Q).
+            rank: If given, the best approximation of at most this rank.
+        """
+        return low_rank(self.left, core, self.right, rank, self.dtype)
+
+
+def common_span(pairs: Sequence[LoraPair]) -> Span:
+    """Return the span of several updates of one layer.
+
+    The bases are the left singular vectors of ``[B_1 | ...]`` and the right ones of
+    ``[A_1; ...]``, the factors as they are; directions of zero size are left out.
+    """
+    A = torch.cat([pair.A for pair in pairs]).double()
+    B = torch.cat([pair.B for pair in pairs], dim=1).double()
+    left, _, _ = _svd(B)
+    _, _, right = _svd(A)
+    cores = [
+        pair.scaling * (left.T @ pair.B.double()) @ (pair.A.double() @ right.T) for pair in pairs
+    ]
+    return Span(left, cores, right, pairs[0].A.dtype)
+
+
+def low_rank(
+    left: torch.Tensor,
+    core: torch.Tensor,
+    right: torch.Tensor,
+    rank: int | None,
+    dtype: torch.dtype,
+) -> LoraPair:
+    """Return the pair of ``left @ core @ right`` for orthonormal `left` and `right`.
+
+    By the SVD of the core: B has the singular values, A's rows are orthonormal, the scaling is 1.
+    """
+    u, singular, v = torch.linalg.svd(core, full_matrices=False)
+    B = left @ (u[:, :rank] * singular[:rank])
+    return LoraPair((v[:rank] @ right).to(dtype), B.to(dtype))
+
+
+def singular_triplets(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return U (D, M), S (M,) and V (M, K) of an update, in float64, without zero values.
+
+    At least one triplet is returned; its value is zero where the update is.
+    """
+    basis_B, core_B = torch.linalg.qr(pair.B.double())
+    basis_A, core_A = torch.linalg.qr(pair.A.double().T)
+    u, singular, v = _svd(pair.scaling * core_B @ core_A.T)
+    return basis_B @ u, singular, v @ basis_A.T
+
+
+def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the reduced SVD without the directions whose values are rounding; at least one."""
+    u, singular, v = torch.linalg.svd(matrix, full_matrices=False)
+    noise = max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    kept = max(1, int((singular > noise * singular[0]).sum()))
+    return u[:, :kept], singular[:kept], v[:kept]
