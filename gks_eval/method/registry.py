@@ -155,5 +155,9 @@ MERGES: Final = Registry(
         "mean": f"{_HOME}.merges.mean:mean",
         "task_arithmetic": f"{_HOME}.merges.task_arithmetic:task_arithmetic",
         "svd": f"{_HOME}.merges.svd:svd",
+        "ties": f"{_HOME}.merges.ties:ties",
+        "dare_linear": f"{_HOME}.merges.dare_linear:dare_linear",
+        "dare_ties": f"{_HOME}.merges.dare_ties:dare_ties",
+        "magnitude_prune": f"{_HOME}.merges.magnitude_prune:magnitude_prune",
     },
 )

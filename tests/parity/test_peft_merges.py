@@ -64,6 +64,40 @@ def test_linear_merges_of_updates(pairs: list[LoraPair], weight: float) -> None:
     assert relative_error(ours("svd", pairs, **{"lambda": weight}), expected) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["ties", "magnitude_prune"])
+@pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("weight", [1.0, 0.3, -0.3])
+def test_pruning(name: str, density: float, weight: float) -> None:
+    how = {"density": density, "lambda": weight}
+    expected = peft_merge(EQUAL, weight, name, density=density)
+    assert relative_error(ours(name, EQUAL, **how), expected) < 1e-5
+    for pairs in (EQUAL, UNEQUAL):
+        expected = peft_merge(pairs, weight, f"{name}_svd", density=density, svd_rank=3)
+        assert relative_error(ours(name, pairs, on="delta", rank=3, **how), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
+@pytest.mark.parametrize("weight", [1.0, -0.3])
+def test_dropping(name: str, weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.tuners.lora import model
+
+    # PEFT also draws the new adapter's start; its merge begins at this seed.
+    for method in ("dare_linear", "dare_ties"):
+        drawn = getattr(model, method)
+
+        def seeded(tensors: Any, *rest: Any, drawn: Any = drawn) -> Any:
+            if tensors[0].shape != (24, 4):  # A's and updates come first, B's go on from there
+                torch.manual_seed(5)
+            return drawn(tensors, *rest)
+
+        monkeypatch.setattr(model, method, seeded)
+    how = {"density": 0.5, "seed": 5, "lambda": weight}
+    expected = peft_merge(EQUAL, weight, name, density=0.5)
+    assert relative_error(ours(name, EQUAL, **how), expected) < 1e-5
+    expected = peft_merge(EQUAL, weight, f"{name}_svd", density=0.5, svd_rank=3)
+    assert relative_error(ours(name, EQUAL, on="delta", rank=3, **how), expected) < 1e-5
+
+
 @pytest.mark.parametrize(("kind", "rank"), [("cat", 12), ("svd", 12)])
 def test_pefts_merges_of_rank_stabilised_lora_are_too_large(kind: str, rank: int) -> None:
     # The new adapter keeps use_rslora with lora_alpha = r: its scaling is sqrt(r) and not 1.

@@ -14,7 +14,7 @@ import torch
 
 from gks_eval.method.lora import LoraPair
 
-__all__ = ["Span", "common_span", "low_rank", "singular_triplets"]
+__all__ = ["Span", "common_span", "low_rank", "singular_triplets", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ def low_rank(
     u, singular, v = torch.linalg.svd(core, full_matrices=False)
     B = left @ (u[:, :rank] * singular[:rank])
     return LoraPair((v[:rank] @ right).to(dtype), B.to(dtype))
+
+
+def truncated(update: torch.Tensor, rank: int) -> LoraPair:
+    """Return the best pair of at most a rank for an update that is written out, (D, K)."""
+    u, singular, v = torch.linalg.svd(update, full_matrices=False)
+    return LoraPair(v[:rank], u[:, :rank] * singular[:rank])
 
 
 def singular_triplets(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from pydantic import Field
 
 from gks_eval.method.declaration import Layer, Prepared, router
 from gks_eval.method.routers.arrow import LayerArrow
 from gks_eval.method.routers.top_k import TopK
+from gks_eval.method.seeds import layer_seed
 
 __all__ = ["random"]
 
@@ -27,9 +26,7 @@ def random(layer: Layer, parameters: Seeded) -> Prepared:
     The prototypes, (E, K), are normalised Gaussian vectors that the seed and the layer's name
     determine: routing is the same in every run and batch.
     """
-    text = f"{parameters.seed}/{layer.name}".encode()
-    seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(layer_seed(parameters.seed, layer.name))
     shape = len(layer.residuals), layer.residuals[0].shape[1]
     directions = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
     return Prepared(LayerArrow(parameters.top_k, parameters.temperature, None), directions)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from common import dense, random_pair
 
+from gks_eval.errors import CompatibilityError
 from gks_eval.method.declaration import Layer
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.registry import MERGES
+from gks_eval.method.seeds import layer_seed
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 WIDE = {"width_in": 11, "width_out": 13, "dtype": torch.float64}
@@ -47,6 +49,7 @@ UNEQUAL: dict[str, list[LoraPair]] = {
 }
 ANY = {**EQUAL, **UNEQUAL}
 every_library = pytest.mark.parametrize("pairs", ANY.values(), ids=ANY.keys())
+every_equal_library = pytest.mark.parametrize("pairs", EQUAL.values(), ids=EQUAL.keys())
 
 
 def merged(name: str, pairs: Sequence[LoraPair], layer: str = "", **parameters: Any) -> LoraPair:
@@ -89,3 +92,93 @@ def test_svd_is_the_truncated_sum(
     assert found.rank <= rank
     identity = torch.eye(found.rank, dtype=torch.float64)
     torch.testing.assert_close(found.A @ found.A.T, identity, **TIGHT)
+
+
+def trimmed(tensor: torch.Tensor, density: float) -> torch.Tensor:
+    """The largest entries by magnitude, one at a time."""
+    flat = tensor.flatten().tolist()
+    order = sorted(range(len(flat)), key=lambda n: -abs(flat[n]))
+    kept = set(order[: int(density * len(flat))])
+    values = [value if n in kept else 0.0 for n, value in enumerate(flat)]
+    return torch.tensor(values, dtype=torch.float64).reshape(tensor.shape)
+
+
+def elected(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of the entries whose sign is that of their sum, one entry at a time."""
+    found = torch.zeros_like(tensors[0])
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in found.shape)).tolist():
+        entries = [float(tensor[tuple(index)]) for tensor in tensors]
+        sign = 1 if sum(entries) >= 0 else -1
+        agreeing = [entry for entry in entries if entry * sign > 0]
+        found[tuple(index)] = sum(agreeing) / max(1, len(agreeing))
+    return found
+
+
+def dropped(tensors: Sequence[torch.Tensor], density: float) -> list[torch.Tensor]:
+    """Entries dropped at random, by the state of torch's generator."""
+    chances = [torch.bernoulli(torch.full_like(tensor, density)) for tensor in tensors]
+    return [tensor * kept / density for tensor, kept in zip(tensors, chances, strict=True)]
+
+
+PRUNING: dict[str, Callable[[list[torch.Tensor], float], torch.Tensor]] = {
+    "ties": lambda tensors, density: elected([trimmed(one, density) for one in tensors]),
+    "magnitude_prune": lambda tensors, density: sum(trimmed(one, density) for one in tensors),
+    "dare_linear": lambda tensors, density: sum(dropped(tensors, density)),
+    "dare_ties": lambda tensors, density: elected(dropped(tensors, density)),
+}
+every_pruning = pytest.mark.parametrize("name", PRUNING)
+
+
+def default_weight(name: str, experts: int) -> float:
+    return 1.0 if name.endswith("ties") else 1.0 / experts
+
+
+@every_pruning
+@every_equal_library
+@pytest.mark.parametrize("density", [0.2, 0.55, 1.0])
+def test_pruning_of_factors(name: str, pairs: list[LoraPair], density: float) -> None:
+    found = merged(name, pairs, density=density)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        A = PRUNING[name]([pair.A for pair in pairs], density)
+        B = PRUNING[name]([pair.B for pair in pairs], density)
+    expected = default_weight(name, len(pairs)) * pairs[0].scaling * B @ A
+    torch.testing.assert_close(found.delta(), expected, **TIGHT)
+    assert found.rank == pairs[0].rank
+
+
+@every_pruning
+@every_library
+@pytest.mark.parametrize("rank", [None, 2, 99])
+def test_pruning_of_updates(name: str, pairs: list[LoraPair], rank: int | None) -> None:
+    found = merged(name, pairs, on="delta", density=0.55, rank=rank, **{"lambda": 0.7})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        update = 0.7 * PRUNING[name]([dense(pair) for pair in pairs], 0.55)
+    rank = rank or max(pair.rank for pair in pairs)
+    torch.testing.assert_close(found.delta(), truncated(update, rank), **TIGHT)
+    assert found.rank <= rank
+
+
+@every_pruning
+def test_pruning_of_factors_refuses_unequal_ones(name: str) -> None:
+    with pytest.raises(CompatibilityError, match=rf"merge:{name} needs one rank.*on=delta allows"):
+        merged(name, UNEQUAL["odd ranks"])
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
+def test_what_is_dropped_depends_on_seed_and_layer_and_nothing_else(name: str) -> None:
+    pairs = EQUAL["three"]
+    state = torch.random.get_rng_state()
+    first = merged(name, pairs, "layer.0", seed=1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(7)
+    assert torch.equal(merged(name, pairs, "layer.0", seed=1).B, first.B)
+    assert not torch.equal(merged(name, pairs, "layer.1", seed=1).B, first.B)
+    assert not torch.equal(merged(name, pairs, "layer.0", seed=2).B, first.B)
+
+
+def test_the_seed_of_a_layer() -> None:
+    # printf '3/model.layers.0' | sha256sum | cut -c 1-14
+    assert layer_seed(3, "model.layers.0") == 0x3883FC725DE4AC
+    assert layer_seed(3, "") == 3

@@ -35,6 +35,11 @@ MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("task_arithmetic", {"lambda": -0.7}),
     ("svd", {}),
     ("svd", {"rank": 2, "lambda": 1}),
+    *(
+        (name, parameters)
+        for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+        for parameters in ({}, {"density": 1}, {"on": "delta", "rank": 3, "density": 0.5})
+    ),
 ]
 
 

@@ -1,0 +1,31 @@
+"""DARE, then TIES' election of signs."""
+
+from __future__ import annotations
+
+from gks_eval.method.declaration import Layer, merge
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.merges.pruning import DroppedElected, on_factors, pruned
+
+__all__ = ["dare_ties"]
+
+
+@merge(
+    paper="Yu et al. 2024, https://arxiv.org/abs/2311.03099",
+    parameters=DroppedElected,
+    equal_factors=on_factors,
+    instead="on=delta",
+)
+def dare_ties(layer: Layer, parameters: DroppedElected) -> LoraPair:
+    """The mean of the entries of the elected sign, after DARE's random dropping.
+
+    Entries are kept with the probability ``density`` and divided by it. The sign of an entry is
+    that of its sum over the experts, and the entries of that sign are averaged, times lambda. Seed
+    and name of the layer determine the choice.
+
+    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which writes
+    full matrices.
+
+    Raises:
+        CompatibilityError: Ranks or scalings differ under ``on=factors``.
+    """
+    return pruned(layer, parameters, "dare_ties")

@@ -1,0 +1,31 @@
+"""TIES: trim, elect a sign, average what agrees."""
+
+from __future__ import annotations
+
+from gks_eval.method.declaration import Layer, merge
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.merges.pruning import Elected, on_factors, pruned
+
+__all__ = ["ties"]
+
+
+@merge(
+    paper="Yadav et al. 2023, https://arxiv.org/abs/2306.01708",
+    parameters=Elected,
+    equal_factors=on_factors,
+    instead="on=delta",
+)
+def ties(layer: Layer, parameters: Elected) -> LoraPair:
+    """The mean of the entries of the elected sign, out of each expert's largest ones.
+
+    Of every tensor the ``density`` of largest magnitude is kept. The sign of an entry is that of
+    its sum over the experts, and the entries of that sign are averaged, times lambda. Density and
+    lambda default to the paper's values where nothing is tuned.
+
+    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which writes
+    full matrices.
+
+    Raises:
+        CompatibilityError: Ranks or scalings differ under ``on=factors``.
+    """
+    return pruned(layer, parameters, "ties")
