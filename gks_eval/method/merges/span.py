@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from gks_eval.method.lora import LoraPair
+from gks_eval.method.rules.rounding import ROUNDING
 
-__all__ = ["Span", "common_span", "low_rank", "singular_triplets", "truncated"]
+__all__ = ["Span", "column_space", "common_span", "low_rank", "singular_triplets", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,23 @@ def common_span(pairs: Sequence[LoraPair]) -> Span:
     """
     A = torch.cat([pair.A for pair in pairs]).double()
     B = torch.cat([pair.B for pair in pairs], dim=1).double()
-    left, _, _ = _svd(B)
-    _, _, right = _svd(A)
+    left, right = column_space(B), column_space(A.T).T
     cores = [
         pair.scaling * (left.T @ pair.B.double()) @ (pair.A.double() @ right.T) for pair in pairs
     ]
     return Span(left, cores, right, pairs[0].A.dtype)
+
+
+def column_space(matrix: torch.Tensor) -> torch.Tensor:
+    """Return an orthonormal basis of a matrix's columns, by its left singular vectors.
+
+    Directions whose singular values are rounding are left out; at least one is returned.
+    """
+    u, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
+    noise = max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    kept = max(1, int((singular > noise * singular[0]).sum()))
+    basis: torch.Tensor = u[:, :kept]
+    return basis
 
 
 def low_rank(
@@ -82,19 +94,15 @@ def truncated(update: torch.Tensor, rank: int) -> LoraPair:
 
 
 def singular_triplets(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return U (D, M), S (M,) and V (M, K) of an update, in float64, without zero values.
+    """Return U (D, M), S (M,) and V (M, K) of an update, in float64.
 
-    At least one triplet is returned; its value is zero where the update is.
+    Values that are rounding, such as what is left where factors cancel, are left out: M is at most
+    the rank, and 0 for an update of zero.
     """
-    basis_B, core_B = torch.linalg.qr(pair.B.double())
-    basis_A, core_A = torch.linalg.qr(pair.A.double().T)
-    u, singular, v = _svd(pair.scaling * core_B @ core_A.T)
-    return basis_B @ u, singular, v @ basis_A.T
-
-
-def _svd(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the reduced SVD without the directions whose values are rounding; at least one."""
-    u, singular, v = torch.linalg.svd(matrix, full_matrices=False)
-    noise = max(matrix.shape) * torch.finfo(matrix.dtype).eps
-    kept = max(1, int((singular > noise * singular[0]).sum()))
-    return u[:, :kept], singular[:kept], v[:kept]
+    A, B = pair.A.double(), pair.B.double()
+    basis_B, core_B = torch.linalg.qr(B)
+    basis_A, core_A = torch.linalg.qr(A.T)
+    u, singular, v = torch.linalg.svd(pair.scaling * core_B @ core_A.T, full_matrices=False)
+    size = abs(pair.scaling) * (A.norm(dim=1) @ B.norm(dim=0))
+    kept = int((singular > ROUNDING * torch.finfo(pair.A.dtype).eps * size).sum())
+    return basis_B @ u[:, :kept], singular[:kept], v[:kept] @ basis_A.T

@@ -8,7 +8,15 @@ from pydantic import Field
 
 from gks_eval.method.declaration import Parameters
 
-__all__ = ["Weighted"]
+__all__ = ["Multiplied", "Weighted"]
+
+
+class Multiplied(Parameters):
+    """Parameters of a merge whose result is multiplied."""
+
+    weight: float = Field(
+        default=1.0, alias="lambda", allow_inf_nan=False, description="Multiplies the result."
+    )
 
 
 class Weighted(Parameters):

@@ -94,6 +94,50 @@ def test_svd_is_the_truncated_sum(
     torch.testing.assert_close(found.A @ found.A.T, identity, **TIGHT)
 
 
+def polar(columns: torch.Tensor) -> torch.Tensor:
+    """``U (U^T U)^(-1/2)``, by eigenvalues, where the inverse leaves zero eigenvalues alone."""
+    values, vectors = torch.linalg.eigh(columns.T @ columns)
+    root = torch.zeros_like(columns.T @ columns)
+    for n, value in enumerate(values.tolist()):
+        if value > 1e-12:
+            root += torch.outer(vectors[:, n], vectors[:, n]) / value**0.5
+    return columns @ root
+
+
+@every_library
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_tsv_orthogonalises_singular_vectors(pairs: list[LoraPair], weight: float) -> None:
+    lefts, values, rights = [], [], []
+    for pair in pairs:
+        u, singular, v = torch.linalg.svd(dense(pair))
+        for n in range(min(pair.rank, max(1, 11 // len(pairs)))):
+            if singular[n] > 1e-12:
+                lefts.append(u[:, n])
+                values.append(singular[n])
+                rights.append(v[n])
+    expected = torch.zeros(13, 11, dtype=torch.float64)
+    if values:
+        left, right = polar(torch.stack(lefts, 1)), polar(torch.stack(rights, 1))
+        expected = weight * left @ torch.diag(torch.stack(values)) @ right.T
+    found = merged("tsv", pairs, **{"lambda": weight})
+    torch.testing.assert_close(found.delta(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_tsv_of_one_expert_and_of_orthogonal_ones_is_their_sum() -> None:
+    (pair,) = EQUAL["one"]
+    torch.testing.assert_close(merged("tsv", [pair]).delta(), dense(pair), **TIGHT)
+    one, other = torch.zeros(13, 11, dtype=torch.float64), torch.zeros(13, 11, dtype=torch.float64)
+    one[:2, :3], other[4:6, 5:9] = 1.0, torch.arange(8.0).reshape(2, 4) ** 2
+    apart = [LoraPair(torch.eye(11, dtype=torch.float64), update) for update in (one, other)]
+    torch.testing.assert_close(merged("tsv", apart).delta(), one + other, **TIGHT)
+
+
+def test_tsv_counts_a_direction_once_that_all_experts_share() -> None:
+    # Two equal experts of rank 1: U = [u u] has the polar factor u [1 1] / sqrt(2), likewise V.
+    pair = random_pair(1, seed=1, **WIDE)
+    torch.testing.assert_close(merged("tsv", [pair, pair]).delta(), dense(pair), **TIGHT)
+
+
 def trimmed(tensor: torch.Tensor, density: float) -> torch.Tensor:
     """The largest entries by magnitude, one at a time."""
     flat = tensor.flatten().tolist()

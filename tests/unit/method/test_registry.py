@@ -35,6 +35,8 @@ MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("task_arithmetic", {"lambda": -0.7}),
     ("svd", {}),
     ("svd", {"rank": 2, "lambda": 1}),
+    ("tsv", {}),
+    ("tsv", {"lambda": -0.5}),
     *(
         (name, parameters)
         for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune")
