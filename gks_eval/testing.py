@@ -146,7 +146,7 @@ def _check_routing(
     x = torch.randn(9, WIDTH_IN, generator=generator).to(dtype)
     with torch.no_grad():
         weights = _without_writing(partial(build, experts, [], setting, dtype=dtype), experts)
-        inner = x @ torch.cat([pair.A for pair in experts]).T.to(dtype)
+        inner = x @ weights.read[weights.fused :].T
         shares = weights.router.coefficients(Tokens(x.clone(), _scores(x, weights), inner))
         assert shares.shape in ((9, len(experts)), (1, len(experts))), (
             "Coefficients are (T, E) or (1, E)."

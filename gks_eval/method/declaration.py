@@ -122,10 +122,16 @@ class Layer:
     Attributes:
         name: The layer's name in the model; empty where a layer stands alone.
         residuals: The residuals of all experts, or the one adapter that a merge made of them.
+        mixed: The pairs that are mixed, one per expert, whose A's give `Tokens.inner`; None where
+            they are the residuals.
+        once: The general part, where it is subtracted once and the pairs are those of the task
+            adapters.
     """
 
     name: str
     residuals: Sequence[LoraPair]
+    mixed: Sequence[LoraPair] | None = None
+    once: LoraPair | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ class Tokens:
         x: (T, K), the layer's input, in the layer's type.
         scores: (T, N) float32, products of the tokens with the router's directions; (T, 0) where it
             has none.
-        inner: (T, M), inner activations ``A_e x`` of all experts, in the layer's type.
+        inner: (T, M), inner activations ``A_e x`` of all experts, then ``A_g x`` of a general part
+            that is subtracted once, in the layer's type.
     """
 
     x: torch.Tensor
@@ -174,10 +181,13 @@ class Router(Method):
         prepare: ``(layer, parameters) -> Prepared``; called once per layer and setting.
         sums_to_one: Whether every row of coefficients sums to 1. Only then can a linear rule's
             common part be subtracted once instead of once per expert.
+        basis: Writes a pair as another one of the same update. Every pair that is mixed is written
+            so first, which matters to ``combine=factors``; None leaves them as they are.
     """
 
     prepare: Callable[[Layer, Any], Prepared]
     sums_to_one: bool
+    basis: Callable[[LoraPair], LoraPair] | None = None
 
     def __call__(self, layer: Layer, parameters: Parameters | None = None) -> Prepared:
         """Prepare the router for one layer."""
@@ -237,11 +247,12 @@ def router(
     parameters: type[Parameters] = Parameters,
     needs: str = "",
     sums_to_one: bool = True,
+    basis: Callable[[LoraPair], LoraPair] | None = None,
 ) -> Callable[[Callable[[Layer, Any], Prepared]], Router]:
     """Declare the decorated function as a router; see `rule`."""
 
     def declare(function: Callable[[Layer, Any], Prepared]) -> Router:
-        return Router(*_common(function, paper, parameters, needs), function, sums_to_one)
+        return Router(*_common(function, paper, parameters, needs), function, sums_to_one, basis)
 
     return declare
 

@@ -50,6 +50,8 @@ def reference_update(
         # A linear rule leaves the factors that are mixed alone; its part is subtracted as it is.
         mixed = list(experts)
         once = part(general, rule_parameters).to(torch.float64).delta()
+    if router.basis is not None:
+        mixed = [router.basis(pair) for pair in mixed]
     updates, shares = [], []
     for x in x_TK.float():
         scores = torch.zeros(0, 0)

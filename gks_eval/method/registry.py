@@ -147,6 +147,7 @@ ROUTERS: Final = Registry(
         "arrow": f"{_HOME}.routers.arrow:arrow",
         "uniform": f"{_HOME}.routers.uniform:uniform",
         "random": f"{_HOME}.routers.random:random",
+        "spectr": f"{_HOME}.routers.spectr:spectr",
     },
 )
 MERGES: Final = Registry(

@@ -110,6 +110,8 @@ def build(
         mixed, once = experts, rule.general_part(general, rule_parameters)
     if setting.combine == "factors":
         same_factors(mixed, "combine=factors")
+    if router.basis is not None:
+        mixed = [router.basis(pair) for pair in mixed]
     parts_A = [pair.A for pair in mixed]
     parts_B = [pair.scaling * pair.B.T for pair in mixed]
     owner = torch.cat([torch.full((pair.rank,), e) for e, pair in enumerate(mixed)])
@@ -117,7 +119,7 @@ def build(
         parts_A.append(once.A)
         parts_B.append(-once.B.T)
 
-    prepared = router(Layer(name, residuals), router_parameters)
+    prepared = router(Layer(name, residuals, mixed, once), router_parameters)
     directions = prepared.directions
     if directions is not None and dtype in (torch.float32, torch.float64):
         parts_A.insert(0, directions)
@@ -153,7 +155,7 @@ def routed_update(
         scores = wide_product(x_TK, weights.directions)
     else:
         scores = read_TN[:, :fused].float()
-    c_TE = weights.router.coefficients(Tokens(x_TK, scores, experts_TM))
+    c_TE = weights.router.coefficients(Tokens(x_TK, scores, z_TM))
     if weights.rank:
         z_TER = experts_TM.reshape(-1, experts, weights.rank)
         zbar_TR = (c_TE.unsqueeze(-1) * z_TER).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
+from typing_extensions import Self
 
 from gks_eval.errors import UsageError
 from gks_eval.method.declaration import Parameters
@@ -19,7 +20,7 @@ class TopK(Parameters):
         default=1.0, gt=0, allow_inf_nan=False, description="Divides the scores before the softmax."
     )
 
-    def fitted(self, experts: int) -> TopK:
+    def fitted(self, experts: int) -> Self:
         """Return these values with a top_k of at most `experts`.
 
         Raises:

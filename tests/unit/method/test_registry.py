@@ -28,6 +28,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("arrow", {"top_k": 1, "temperature": 0.1}),
     ("uniform", {}),
     ("random", {"seed": 3, "top_k": 2}),
+    ("spectr", {}),
+    ("spectr", {"weights": "equal", "top_k": 2}),
 ]
 MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("mean", {}),

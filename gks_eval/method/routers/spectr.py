@@ -1,0 +1,56 @@
+"""SpectR: tokens go to the experts whose whole input span they lie in most."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from typing_extensions import Self
+
+from gks_eval.errors import UsageError
+from gks_eval.method.declaration import Layer, Prepared, router
+from gks_eval.method.routers.norms import LayerNorms
+from gks_eval.method.routers.spectrum import spectral_pair
+from gks_eval.method.routers.top_k import TopK
+
+__all__ = ["spectr"]
+
+
+class Weighted(TopK):
+    """Parameters of a router whose chosen experts may share equally."""
+
+    weights: Literal["softmax", "equal"] = Field(
+        default="softmax", description="Softmax of the scores, or 1/top_k for each chosen expert."
+    )
+
+    def fitted(self, experts: int) -> Self:
+        """Return these values with a top_k of at most `experts`.
+
+        Raises:
+            UsageError: A larger top_k was given, or a temperature that equal weights ignore.
+        """
+        if self.weights == "equal" and self.temperature != 1.0:
+            raise UsageError(
+                f"temperature={self.temperature:g} has no effect with weights=equal; leave it out."
+            )
+        return super().fitted(experts)
+
+
+@router(
+    paper="Fleshman and Van Durme 2025, https://arxiv.org/abs/2504.03454",
+    parameters=Weighted,
+    basis=spectral_pair,
+)
+def spectr(layer: Layer, parameters: Weighted) -> Prepared:
+    """Softmax over the largest ``|V_e^T x|``; ``dW_e = U_e S_e V_e^T`` is its SVD.
+
+    V_e^T, (Q, K), has one row per singular value that is not rounding; the values do not weigh
+    them. What is mixed is ``A = V^T``, ``B = U S`` in the place of the adapters' own factors. An
+    expert whose residual is zero is chosen only after all others. The authors' code is
+    ``weights=equal;top_k=4`` with ``combine=factors``.
+    """
+    temperature = math.inf if parameters.weights == "equal" else parameters.temperature
+    return Prepared(
+        LayerNorms.at(layer, weighted=False, top_k=parameters.top_k, temperature=temperature)
+    )

@@ -1,0 +1,304 @@
+"""spectr against loops over tokens and experts, on the full updates in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from common import dense, random_pair, relative_error
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from oracle import residual_dense, residual_factors
+
+from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.method.declaration import Tokens
+from gks_eval.method.lora import LoraPair, stack
+from gks_eval.method.reference import reference_update
+from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routers.spectrum import spectral_pair
+from gks_eval.method.setting import Setting
+
+NAMES = ["spectr"]
+
+
+def input_directions(update: torch.Tensor) -> torch.Tensor:
+    """Right singular vectors of a full matrix as rows, largest first, without the null space."""
+    _, singular, right = torch.linalg.svd(update)
+    kept = [v for s, v in zip(singular, right, strict=False) if s > 1e-5 * max(singular[0], 1e-9)]
+    return torch.stack(kept) if kept else update[:0]
+
+
+def score(router: str, update: torch.Tensor, x: torch.Tensor) -> float:
+    return math.sqrt(sum(float(v @ x) ** 2 for v in input_directions(update)))
+
+
+def shares_of(x: torch.Tensor, updates: Sequence[torch.Tensor], setting: Setting) -> list[float]:
+    """Return one token's coefficients; a zero update is chosen after all others."""
+    live = [bool(update.any()) for update in updates]
+    candidates = list(range(len(updates)))
+    scores = [score(setting.router, update, x) for update in updates]
+    best = sorted(candidates, key=lambda e: (not live[e], -scores[e]))
+    chosen = best[: setting.parameters["top_k"]]
+    weight = {e: math.exp(scores[e] / setting.parameters["temperature"]) for e in chosen}
+    if setting.parameters.get("weights") == "equal":
+        weight = dict.fromkeys(chosen, 1.0)
+    return [weight.get(e, 0.0) / sum(weight.values()) for e in range(len(updates))]
+
+
+def is_clear(x: torch.Tensor, updates: Sequence[torch.Tensor]) -> bool:
+    """Whether no two experts tie, which float32 decides."""
+    for found in ([score("spectr", update, x) for update in updates if update.any()],):
+        ordered = sorted(found)
+        if any(b - a < 1e-3 * b for a, b in pairwise(ordered)):
+            return False
+    return True
+
+
+def check_shares(
+    x_TK: torch.Tensor, pairs: list[LoraPair], general: list[LoraPair], setting: Setting
+) -> None:
+    setting = setting.fitted(len(pairs))
+    updates = [residual_dense(pair, general, setting.rule) for pair in pairs]
+    with torch.no_grad():
+        update, found = routed_update(x_TK, build(pairs, general, setting, dtype=torch.float32))
+    expected = torch.tensor([shares_of(x, updates, setting) for x in x_TK.double()])
+    torch.testing.assert_close(found, expected.float(), rtol=1e-3, atol=1e-4)
+    slow = torch.stack(
+        [
+            sum(c * (delta @ x) for c, delta in zip(row.double(), updates, strict=True))
+            for row, x in zip(found, x_TK.double(), strict=True)
+        ]
+    )
+    if setting.combine == "outputs":
+        torch.testing.assert_close(update.double(), slow, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    router=st.sampled_from(NAMES),
+    rule=st.sampled_from(["factors", "delta", "orthogonal"]),
+    ranks=st.lists(st.sampled_from([1, 3, 5, 7]), min_size=1, max_size=6),
+    equal_ranks=st.booleans(),
+    dead=st.sets(st.integers(0, 5), max_size=2),
+    general=st.integers(0, 2),
+    top_k=st.integers(1, 4),
+    temperature=st.sampled_from([0.3, 1.0, 4.0]),
+    seed=st.integers(0, 10_000),
+)
+def test_coefficients_against_loops(
+    router: str,
+    rule: str,
+    ranks: list[int],
+    equal_ranks: bool,
+    dead: set[int],
+    general: int,
+    top_k: int,
+    temperature: float,
+    seed: int,
+) -> None:
+    if equal_ranks or (general and rule != "delta"):
+        ranks = [ranks[0] for _ in ranks]
+    pairs = [random_pair(rank, seed=seed + n) for n, rank in enumerate(ranks)]
+    parts = [random_pair(ranks[0], seed=seed + 100 + n) for n in range(general)]
+    if not general:
+        for e in dead & set(range(len(pairs))):
+            pairs[e] = LoraPair(pairs[e].A, torch.zeros_like(pairs[e].B), pairs[e].scaling)
+    elif general == 1 and dead:
+        pairs[min(dead) % len(pairs)] = parts[0]
+    setting = Setting(
+        router=router, rule=rule, combine="outputs", subtract=("en",) if general else (),
+        top_k=min(top_k, len(pairs)), temperature=temperature,
+    )  # fmt: skip
+    x_TK = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed))
+    updates = [residual_dense(pair, parts, rule) for pair in pairs]
+    assume(all(is_clear(x, updates) for x in x_TK.double()))
+    check_shares(x_TK, pairs, parts, setting)
+
+
+@pytest.mark.parametrize("general", [0, 1, 2])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_equal_weights(general: int, top_k: int) -> None:
+    pairs = [random_pair(seed=n) for n in range(4)]
+    parts = [random_pair(seed=20 + n) for n in range(general)]
+    setting = Setting(
+        router="spectr", rule="delta", combine="outputs", weights="equal", top_k=top_k
+    )
+    x = torch.randn(20, 16, generator=torch.Generator().manual_seed(5))
+    check_shares(x, pairs, parts, setting)
+    shares = routed_update(x, build(pairs, parts, setting, dtype=torch.float32))[1]
+    assert set(shares.unique().tolist()) <= {0.0, 1 / top_k}
+
+
+def signed(right: torch.Tensor) -> torch.Tensor:
+    """Rows with their entry of largest magnitude made positive."""
+    return torch.stack([v * v[v.abs().argmax()].sign() for v in right])
+
+
+@pytest.mark.parametrize("router", NAMES)
+@pytest.mark.parametrize("rule", ["factors", "delta"])
+@pytest.mark.parametrize("general", [0, 2])
+def test_combine_factors_mixes_the_factors_of_the_svd(router: str, rule: str, general: int) -> None:
+    """(sum_e c_e U_e S_e)(sum_e c_e V_e^T) x, with signs fixed; a linear rule's part goes once."""
+    pairs = [random_pair(3, seed=n) for n in range(4)]
+    parts = [random_pair(3, seed=20 + n) for n in range(general)]
+    setting = Setting(router=router, rule=rule, combine="factors", top_k=3)
+    x_TK = torch.randn(6, 16, generator=torch.Generator().manual_seed(5))
+    found, shares = routed_update(x_TK, build(pairs, parts, setting, dtype=torch.float32))
+    once = torch.zeros(24, 16, dtype=torch.float64)
+    updates = [dense(pair) for pair in pairs]
+    if rule == "delta" and parts:
+        once = sum((dense(part) / len(parts) for part in parts), once)
+    elif parts:
+        factors = [residual_factors(pair, parts, rule) for pair in pairs]
+        updates = [pairs[0].scaling * B @ A for A, B in factors]
+    expected = []
+    for x, share in zip(x_TK.double(), shares.double(), strict=True):
+        left, right = torch.zeros(24, 3).double(), torch.zeros(3, 16).double()
+        for c, update in zip(share, updates, strict=True):
+            rows = signed(torch.linalg.svd(update).Vh[:3])
+            left, right = left + c * update @ rows.T, right + c * rows
+        expected.append(left @ (right @ x) - once @ x)
+    assert relative_error(found, torch.stack(expected)) < 1e-5
+    slow, _ = reference_update(x_TK, pairs, parts, setting)
+    assert relative_error(slow, torch.stack(expected)) < 1e-5
+    outputs = setting.model_copy(update={"combine": "outputs"})
+    other = routed_update(x_TK, build(pairs, parts, outputs, dtype=torch.float32))
+    torch.testing.assert_close(other[1], shares)
+    assert relative_error(other[0], found.double()) > 0.1
+
+
+def test_the_authors_mixture() -> None:
+    """Scores are norms of every adapter's V^T x, times one constant; the best k share equally."""
+    pairs = [random_pair(5, seed=n, scaling=2.0) for n in range(6)]
+    x_TK = torch.randn(12, 16, generator=torch.Generator().manual_seed(1))
+    setting = Setting(
+        router="spectr", weights="equal", top_k=4, subtract=(), combine="factors", rule="factors"
+    )
+    found, _ = routed_update(x_TK, build(pairs, [], setting, dtype=torch.float32))
+    spectra = [torch.linalg.svd(dense(pair) / pair.scaling) for pair in pairs]
+    A = torch.stack([pairs[0].scaling * signed(right[:5]) for _, _, right in spectra])
+    B = torch.stack([dense(p) / p.scaling @ (a / p.scaling).T for p, a in zip(pairs, A)])  # noqa: B905
+    vectors = torch.einsum("erk,tk->ter", A, x_TK.double())
+    chosen = vectors.norm(dim=2).topk(4, dim=1).indices
+    routes = torch.zeros(12, 6, dtype=torch.float64).scatter_(1, chosen, 0.25)
+    mixed = torch.einsum("te,ter->tr", routes, vectors)
+    expected = torch.einsum("te,edr,tr->td", routes, B, mixed)
+    assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("router", NAMES)
+def test_one_chosen_expert_is_its_update_under_either_combination(router: str) -> None:
+    pairs, parts = [random_pair(seed=n) for n in range(4)], [random_pair(seed=30)]
+    x = torch.randn(9, 16, generator=torch.Generator().manual_seed(3))
+    for rule in ("factors", "delta"):
+        found = [
+            routed_update(
+                x,
+                build(
+                    pairs, parts, Setting(router=router, rule=rule, combine=combine, top_k=1),
+                    dtype=torch.float32,
+                ),
+            )
+            for combine in ("factors", "outputs")
+        ]  # fmt: skip
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+def test_directions_of_no_size_do_not_count() -> None:
+    """Three copies of one row of A, and a column of B that is zero: two directions out of five."""
+    pair = random_pair(5, seed=1)
+    A, B = pair.A.clone(), pair.B.clone()
+    A[1] = A[2] = A[0]
+    B[:, 3] = 0
+    flat = LoraPair(A, B, 2.0)
+    seen = torch.linalg.qr(A[[0, 4]].double().T).Q
+    x_TK = torch.randn(7, 16, generator=torch.Generator().manual_seed(2))
+    for pairs in ([flat, random_pair(5, seed=9)], [flat, random_pair(2, seed=9)]):
+        setting = Setting(router="spectr", subtract=(), combine="outputs", top_k=1)
+        weights = build(pairs, [], setting, dtype=torch.float32)
+        router: Any = weights.router
+        inner = x_TK @ weights.read.T
+        norms = router.norms(router.products(Tokens(x_TK, x_TK[:, :0], inner)))
+        expected = (x_TK.double() @ seen).norm(dim=1)
+        torch.testing.assert_close(norms[:, 0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("router", NAMES)
+def test_tokens_have_no_product_but_those_of_the_mixture(router: str) -> None:
+    pairs, parts = [random_pair(seed=n) for n in range(4)], [random_pair(seed=30)]
+    for rule, rows in (("factors", 16), ("orthogonal", 16), ("delta", 20)):
+        for dtype in (torch.float32, torch.bfloat16):
+            setting = Setting(router=router, rule=rule, combine="outputs", top_k=1)
+            weights = build(pairs, parts, setting, dtype=dtype)
+            assert weights.directions is None
+            assert weights.read.shape == (rows, 16)
+
+
+@pytest.mark.parametrize("router", NAMES)
+def test_scores_of_16_bit_layers(router: str) -> None:
+    """Shares of all experts, in bfloat16 and with a general part once, stay near float64's."""
+    pairs, parts = [random_pair(seed=n) for n in range(3)], [random_pair(seed=30)]
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(4)).bfloat16()
+    for rule in ("factors", "delta"):
+        setting = Setting(router=router, rule=rule, combine="outputs", top_k=3)
+        updates = [residual_dense(pair, parts, rule) for pair in pairs]
+        weights = build(pairs, parts, setting, dtype=torch.bfloat16)
+        found = routed_update(x, weights)[1]
+        expected = torch.tensor([shares_of(row, updates, setting.fitted(3)) for row in x.double()])
+        assert found.dtype == torch.float32
+        assert (found - expected).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("router", NAMES)
+def test_gradients_are_those_of_the_formula_and_finite_for_a_zero_update(router: str) -> None:
+    pairs = [random_pair(seed=n) for n in range(3)]
+    pairs[1] = LoraPair(torch.zeros(4, 16), torch.zeros(24, 4))
+    setting = Setting(router=router, subtract=(), combine="outputs", top_k=3)
+    weights = build(pairs, [], setting, dtype=torch.float32)
+    output = torch.randn(5, 24, generator=torch.Generator().manual_seed(8))
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(7)).requires_grad_()
+    (routed_update(x, weights)[0] * output).sum().backward()
+    wide = x.detach().double().requires_grad_()
+    updates = [dense(pair) for pair in pairs]
+    maps = [input_directions(update) for update in updates]
+    norms = torch.stack([((wide @ m.T) ** 2).sum(1).clamp_min(1e-30).sqrt() for m in maps], dim=1)
+    mixed = torch.einsum("te,edk,tk->td", norms.softmax(1), torch.stack(updates), wide)
+    (mixed * output).sum().backward()
+    assert x.grad is not None
+    assert wide.grad is not None
+    assert relative_error(x.grad, wide.grad) < 1e-4
+
+
+def test_a_spectral_pair_is_the_same_update() -> None:
+    for pair in (
+        random_pair(5, seed=1),
+        stack([random_pair(4, 10, 6, seed=n) for n in range(4)], [1.0, -0.5, 0.5, 2.0]),
+        LoraPair(torch.zeros(4, 16), torch.zeros(24, 4), 2.0),
+    ):
+        found = spectral_pair(pair)
+        assert relative_error(found.delta(), dense(pair)) < 1e-5
+        gram = found.A @ found.A.T
+        torch.testing.assert_close(gram, torch.diag(gram.diag().round()), rtol=0, atol=1e-6)
+        columns = found.B.norm(dim=0)
+        assert (columns[1:] <= columns[:-1] + 1e-6).all()
+        assert (found.A.amax(dim=1) >= found.A.abs().amax(dim=1)).all()
+
+
+def test_unequal_adapters_are_refused_under_combine_factors() -> None:
+    for odd in (random_pair(3, seed=5), random_pair(scaling=1.0, seed=5)):
+        with pytest.raises(CompatibilityError, match="preset=exact"):
+            build(
+                [random_pair(seed=1), odd], [],
+                Setting(router="spectr", subtract=(), combine="factors"), dtype=torch.float32,
+            )  # fmt: skip
+
+
+def test_parameters_that_do_not_fit() -> None:
+    with pytest.raises(UsageError, match="temperature=2 has no effect with weights=equal"):
+        Setting.parse("spectr;weights=equal;temperature=2")[0].fitted(4)
+    with pytest.raises(UsageError, match="weights=odd: needs one of softmax, equal"):
+        Setting.parse("spectr;weights=odd")
