@@ -11,11 +11,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageError, did_you_mean
 from gks_eval.library.hub import HubSource, fetch_adapter, fetch_library
-from gks_eval.library.manifest import LibraryConfig
+from gks_eval.library.manifest import MANIFEST, LibraryConfig
 from gks_eval.library.peft_adapter import Adapter, read_adapter
 from gks_eval.method.lora import EXACT, LoraPair, same_factors
 from gks_eval.method.registry import ROUTERS
@@ -24,8 +24,6 @@ from gks_eval.util.paths import adapters_dir, bundled
 from gks_eval.util.yaml import load_typed
 
 __all__ = ["MANIFEST", "Library", "bundled_libraries", "load_library", "read_manifest"]
-
-MANIFEST: Final = "library.yaml"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from gks_eval.library.peft_config import (
 from gks_eval.method.lora import LoraPair
 from gks_eval.util.files import read_json, sha256_of
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "Adapter", "read_adapter"]
+__all__ = ["CONFIG_FILE", "RECORD", "WEIGHTS_FILE", "Adapter", "read_adapter"]
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 PICKLED: Final = (

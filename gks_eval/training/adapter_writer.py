@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.errors import DataError
+from gks_eval.library import writer
+from gks_eval.library.peft_adapter import CONFIG_FILE, RECORD, WEIGHTS_FILE
+from gks_eval.method.lora import LoraPair
 from gks_eval.training.recipe import AdapterShape
-from gks_eval.util.files import read_json, replaced_folder, sha256_of
+from gks_eval.util.files import read_json, sha256_of
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-__all__ = ["CURVE", "RECORD", "WEIGHTS", "Factors", "is_finished", "write_adapter", "write_factors"]
+__all__ = ["CURVE", "RECORD", "Factors", "is_finished", "write_adapter"]
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-RECORD = "training.json"
 CURVE = "loss.jsonl"
+_READ, _WRITE = ".lora_A.weight", ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ class Factors:
                 )
         return cls(tensors)
 
+    def pairs(self, alpha: float) -> dict[str, LoraPair]:
+        """Return the update of each layer, scaled by alpha / R."""
+        read = {key: A for key, A in self.tensors.items() if key.endswith(_READ)}
+        return {
+            key.removeprefix("base_model.model.").removesuffix(_READ): LoraPair(
+                A, self.tensors[key.replace(_READ, _WRITE)], alpha / A.shape[0]
+            )
+            for key, A in read.items()
+        }
+
 
 def write_adapter(
     folder: Path,
@@ -61,9 +72,6 @@ def write_adapter(
     curve: Sequence[Mapping[str, float]],
 ) -> None:
     """Write one trained adapter's folder, whole or not at all.
-
-    The same factors give the same bytes: tensors and keys are sorted, and no time is written but
-    in the record.
 
     Args:
         folder: Its place in the library.
@@ -76,87 +84,24 @@ def write_adapter(
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
     """
-    write_factors(
+    lines = (json.dumps(step, sort_keys=True) + "\n" for step in curve)
+    writer.write_adapter(
         folder,
-        factors.tensors,
-        rank=shape.rank,
-        alpha=shape.alpha,
-        targets=shape.targets,
+        factors.pairs(shape.alpha),
         base_model=base_model,
-        record=record,
-        dropout=shape.dropout,
-        curve=curve,
+        config={"target_modules": sorted(shape.targets), "lora_dropout": shape.dropout},
+        record=(RECORD, record),
+        texts={CURVE: "".join(lines)} if curve else {},
     )
-
-
-def write_factors(
-    folder: Path,
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str],
-    base_model: str,
-    record: Mapping[str, Any],
-    dropout: float = 0.0,
-    curve: Sequence[Mapping[str, float]] = (),
-) -> None:
-    """Write LoRA factors as a PEFT folder, whole or not at all.
-
-    Args:
-        folder: Its place.
-        tensors: Factors under PEFT's names.
-        rank: R.
-        alpha: The update is scaled by alpha / rank.
-        targets: Names of the layers.
-        base_model: Name for the adapter's configuration.
-        record: Where the factors come from; the hash of the weights is added.
-        dropout: That they were trained with.
-        curve: One mapping an optimiser step, where there is one.
-
-    Raises:
-        ResourceError: The disk is full, or the folder cannot be written.
-    """
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=sorted(targets),
-        bias="none",
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_model,
-        inference_mode=True,
-    ).to_dict()
-    config["target_modules"] = sorted(targets)  # PEFT makes it a set, whose order is chance
-    with replaced_folder(folder) as aside:
-        save_file(dict(tensors), aside / WEIGHTS, metadata={"format": "pt"})
-        _dump(aside / CONFIG, config)
-        if curve:
-            lines = (json.dumps(step, sort_keys=True) + "\n" for step in curve)
-            (aside / CURVE).write_text("".join(lines), encoding="utf-8")
-        _dump(aside / RECORD, {**record, "sha256": sha256_of(aside / WEIGHTS)})
 
 
 def is_finished(folder: Path, fingerprint: str) -> bool:
     """Say whether a folder holds the adapter of this fingerprint, unharmed."""
     record = read_json(folder / RECORD)
-    weights = folder / WEIGHTS
+    weights = folder / WEIGHTS_FILE
     return (
         record.get("fingerprint") == fingerprint
-        and (folder / CONFIG).is_file()
+        and (folder / CONFIG_FILE).is_file()
         and weights.is_file()
         and sha256_of(weights) == record.get("sha256")
     )
-
-
-def _dump(path: Path, value: Mapping[str, Any]) -> None:
-    # PEFT's configuration holds a few enums and sets.
-    text = json.dumps(value, indent=2, sort_keys=True, default=_plain)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from gks_eval.errors import LibraryError, UsageError
-from gks_eval.library.manifest import LibraryConfig
-from gks_eval.training.adapter_writer import write_factors
-from gks_eval.training.library_writer import MANIFEST
+from gks_eval.library.manifest import MANIFEST
+from gks_eval.library.peft_adapter import RECORD
+from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
+from gks_eval.method.lora import LoraPair
 from gks_eval.training.pickles import load_pickled, tensors_of
-from gks_eval.util.files import sha256_of, write_text
+from gks_eval.util.files import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -112,8 +111,12 @@ def convert_mttl(
     checkpoints = sorted(source.glob("*.ckpt"), key=_natural) if source.is_dir() else [source]
     if not checkpoints:
         raise LibraryError(f"{source}: has no .ckpt; give an MTTL library's folder or checkpoint.")
-    names: list[str] = []
-    for number, checkpoint in enumerate(checkpoints):
+    names = [
+        f"{numbered}_{number}" if numbered else _plain_name(checkpoint.stem)
+        for number, checkpoint in enumerate(checkpoints)
+    ]
+    check_folder_names(names, str(source))
+    for name, checkpoint in zip(names, checkpoints, strict=True):
         content = load_pickled(checkpoint)
         rank, alpha = _rank_and_alpha(content, checkpoint)
         where = str(checkpoint)
@@ -125,21 +128,16 @@ def convert_mttl(
         ranks = {A.shape[0] for A, _ in factors.values()}
         if ranks != {rank}:
             raise LibraryError(f"{where}: its config says rank {rank}, its factors have {ranks}.")
-        name = f"{numbered}_{number}" if numbered else _plain_name(checkpoint.stem)
-        write_factors(
+        write_adapter(
             output / "experts" / name,
-            {
-                f"base_model.model.{layer}.lora_{letter}.weight": factor
-                for layer, pair in sorted(factors.items())
-                for letter, factor in zip("AB", pair, strict=True)
-            },
-            rank=rank,
-            alpha=alpha,
-            targets=sorted({layer.rpartition(".")[2] for layer in factors}),
+            {layer: LoraPair(A, B, alpha / rank) for layer, (A, B) in factors.items()},
             base_model=base_model,
-            record={"converted_from": checkpoint.name, "source_sha256": sha256_of(checkpoint)},
+            config={"target_modules": sorted({layer.rpartition(".")[2] for layer in factors})},
+            record=(
+                RECORD,
+                {"converted_from": checkpoint.name, "source_sha256": sha256_of(checkpoint)},
+            ),
         )
-        names.append(name)
     return Converted(tuple(names), _manifest(output, names, base_model, source))
 
 
@@ -203,10 +201,7 @@ def _manifest(output: Path, names: list[str], base_model: str, source: Path) -> 
         "experts": {name: f"experts/{name}" for name in names},
         "provenance": {"converted_from": source.name, "format": "mttl"},
     }
-    LibraryConfig.model_validate(manifest)
-    text = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True)
-    write_text(path, f"# Written by `gks-eval convert mttl`.\n{text}")
-    return path
+    return write_manifest(output, manifest, "Written by `gks-eval convert mttl`.")
 
 
 def _plain_name(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import CompatibilityError, GksError
-from gks_eval.training.adapter_writer import RECORD
+from gks_eval.library.peft_adapter import RECORD
 from gks_eval.training.base import pick_device
 from gks_eval.training.checks import Checked, check_run
 from gks_eval.training.limits import peak_memory_mb

@@ -5,19 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gks_eval.errors import LibraryError
-from gks_eval.library.manifest import LibraryConfig
-from gks_eval.training.adapter_writer import RECORD
+from gks_eval.library import writer
+from gks_eval.library.manifest import MANIFEST, LibraryConfig
+from gks_eval.library.peft_adapter import RECORD
 from gks_eval.training.plan import Plan
-from gks_eval.util.files import read_json, write_text
+from gks_eval.util.files import read_json
 from gks_eval.util.versions import versions
 from gks_eval.util.yaml import load_typed
 
-__all__ = ["MANIFEST", "check_output", "is_foreign", "write_manifest"]
-
-MANIFEST = "library.yaml"
+__all__ = ["check_output", "is_foreign", "write_manifest"]
 
 
 def is_foreign(output: Path) -> bool:
@@ -82,12 +79,9 @@ def write_manifest(plan: Plan, output: Path) -> Path:
         **({"remarks": remarks} if (remarks := plan.remarks()) else {}),
         "adapters": {key: _summary(record) for key, record in records.items()},
     }
-    LibraryConfig.model_validate(manifest)
-    text = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=100)
-    write_text(
-        output / MANIFEST, f"# Written by `gks-eval train`; the recipe is the source.\n{text}"
+    return writer.write_manifest(
+        output, manifest, "Written by `gks-eval train`; the recipe is the source."
     )
-    return output / MANIFEST
 
 
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
