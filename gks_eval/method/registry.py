@@ -148,6 +148,7 @@ ROUTERS: Final = Registry(
         "uniform": f"{_HOME}.routers.uniform:uniform",
         "random": f"{_HOME}.routers.random:random",
         "spectr": f"{_HOME}.routers.spectr:spectr",
+        "norm": f"{_HOME}.routers.norm:norm",
     },
 )
 MERGES: Final = Registry(

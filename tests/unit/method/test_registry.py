@@ -30,6 +30,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("random", {"seed": 3, "top_k": 2}),
     ("spectr", {}),
     ("spectr", {"weights": "equal", "top_k": 2}),
+    ("norm", {"temperature": 0.5}),
 ]
 MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("mean", {}),

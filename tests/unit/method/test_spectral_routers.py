@@ -1,4 +1,4 @@
-"""spectr against loops over tokens and experts, on the full updates in float64."""
+"""spectr and norm against loops over tokens and experts, on the full updates in float64."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from oracle import residual_dense, residual_factors
 
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.method.declaration import Tokens
+from gks_eval.method.declaration import Layer, Tokens
 from gks_eval.method.lora import LoraPair, stack
 from gks_eval.method.reference import reference_update
+from gks_eval.method.registry import ROUTERS
 from gks_eval.method.routed import build, routed_update
 from gks_eval.method.routers.spectrum import spectral_pair
 from gks_eval.method.setting import Setting
 
-NAMES = ["spectr"]
+NAMES = ["spectr", "norm"]
 
 
 def input_directions(update: torch.Tensor) -> torch.Tensor:
@@ -33,6 +34,8 @@ def input_directions(update: torch.Tensor) -> torch.Tensor:
 
 
 def score(router: str, update: torch.Tensor, x: torch.Tensor) -> float:
+    if router == "norm":
+        return math.sqrt(sum(float(row @ x) ** 2 for row in update))
     return math.sqrt(sum(float(v @ x) ** 2 for v in input_directions(update)))
 
 
@@ -51,7 +54,10 @@ def shares_of(x: torch.Tensor, updates: Sequence[torch.Tensor], setting: Setting
 
 def is_clear(x: torch.Tensor, updates: Sequence[torch.Tensor]) -> bool:
     """Whether no two experts tie, which float32 decides."""
-    for found in ([score("spectr", update, x) for update in updates if update.any()],):
+    for found in (
+        [score("spectr", update, x) for update in updates if update.any()],
+        [score("norm", update, x) for update in updates if update.any()],
+    ):
         ordered = sorted(found)
         if any(b - a < 1e-3 * b for a, b in pairwise(ordered)):
             return False
@@ -100,9 +106,13 @@ def test_coefficients_against_loops(
     temperature: float,
     seed: int,
 ) -> None:
+    scalings = [1.0 + n for n in range(len(ranks))]
     if equal_ranks or (general and rule != "delta"):
-        ranks = [ranks[0] for _ in ranks]
-    pairs = [random_pair(rank, seed=seed + n) for n, rank in enumerate(ranks)]
+        ranks, scalings = [ranks[0] for _ in ranks], [4.0 for _ in ranks]
+    pairs = [
+        random_pair(rank, seed=seed + n, scaling=scaling)
+        for n, (rank, scaling) in enumerate(zip(ranks, scalings, strict=True))
+    ]
     parts = [random_pair(ranks[0], seed=seed + 100 + n) for n in range(general)]
     if not general:
         for e in dead & set(range(len(pairs))):
@@ -264,7 +274,7 @@ def test_gradients_are_those_of_the_formula_and_finite_for_a_zero_update(router:
     (routed_update(x, weights)[0] * output).sum().backward()
     wide = x.detach().double().requires_grad_()
     updates = [dense(pair) for pair in pairs]
-    maps = [input_directions(update) for update in updates]
+    maps = updates if router == "norm" else [input_directions(update) for update in updates]
     norms = torch.stack([((wide @ m.T) ** 2).sum(1).clamp_min(1e-30).sqrt() for m in maps], dim=1)
     mixed = torch.einsum("te,edk,tk->td", norms.softmax(1), torch.stack(updates), wide)
     (mixed * output).sum().backward()
@@ -286,6 +296,17 @@ def test_a_spectral_pair_is_the_same_update() -> None:
         columns = found.B.norm(dim=0)
         assert (columns[1:] <= columns[:-1] + 1e-6).all()
         assert (found.A.amax(dim=1) >= found.A.abs().amax(dim=1)).all()
+
+
+def test_a_layer_that_stands_alone_reads_its_own_factors() -> None:
+    pairs = [random_pair(3, seed=n) for n in range(3)]
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(7))
+    inner = x @ torch.cat([pair.A for pair in pairs]).T
+    method = ROUTERS.get("norm")
+    found: Any = method(Layer("", pairs)).choose
+    norms = found.norms(found.products(Tokens(x, x[:, :0], inner)))
+    expected = torch.stack([x.double() @ dense(pair).T for pair in pairs]).norm(dim=2).T
+    torch.testing.assert_close(norms.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_unequal_adapters_are_refused_under_combine_factors() -> None:
