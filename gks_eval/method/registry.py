@@ -149,6 +149,7 @@ ROUTERS: Final = Registry(
         "random": f"{_HOME}.routers.random:random",
         "spectr": f"{_HOME}.routers.spectr:spectr",
         "norm": f"{_HOME}.routers.norm:norm",
+        "shuffled": f"{_HOME}.routers.shuffled:shuffled",
     },
 )
 MERGES: Final = Registry(

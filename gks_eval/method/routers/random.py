@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
+from gks_eval.method.controls import generator_of
 from gks_eval.method.declaration import Layer, Prepared, router
 from gks_eval.method.routers.arrow import LayerArrow
 from gks_eval.method.routers.top_k import TopK
-from gks_eval.method.seeds import layer_seed
 
-__all__ = ["random"]
+__all__ = ["Seeded", "random"]
 
 
 class Seeded(TopK):
-    """Parameters of a router with random prototypes."""
+    """Parameters of a router that is a control."""
 
-    seed: int = Field(default=0, ge=0, description="Seed of the prototypes.")
+    seed: int = Field(default=0, ge=0, description="Seed of the control.")
 
 
 @router(paper="a control", parameters=Seeded)
@@ -26,7 +26,7 @@ def random(layer: Layer, parameters: Seeded) -> Prepared:
     The prototypes, (E, K), are normalised Gaussian vectors that the seed and the layer's name
     determine: routing is the same in every run and batch.
     """
-    generator = torch.Generator().manual_seed(layer_seed(parameters.seed, layer.name))
+    generator = generator_of(parameters.seed, layer.name)
     shape = len(layer.residuals), layer.residuals[0].shape[1]
     directions = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
     return Prepared(LayerArrow(parameters.top_k, parameters.temperature, None), directions)

@@ -31,6 +31,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("spectr", {}),
     ("spectr", {"weights": "equal", "top_k": 2}),
     ("norm", {"temperature": 0.5}),
+    ("shuffled", {"seed": 3, "top_k": 2}),
 ]
 MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("mean", {}),

@@ -1,0 +1,28 @@
+"""Shuffled prototypes: a control that keeps them and breaks their tie to the experts."""
+
+from __future__ import annotations
+
+import torch
+
+from gks_eval.method.controls import derangement, generator_of
+from gks_eval.method.declaration import Layer, Prepared, router
+from gks_eval.method.routers.arrow import LayerArrow
+from gks_eval.method.routers.prototypes import prototypes
+from gks_eval.method.routers.random import Seeded
+
+__all__ = ["shuffled"]
+
+
+@router(paper="a control", parameters=Seeded)
+def shuffled(layer: Layer, parameters: Seeded) -> Prepared:
+    """Arrow with the prototypes exchanged among the experts; no expert keeps its own.
+
+    Seed and layer name determine the exchange, one derangement per layer. An expert whose residual
+    is zero takes no part and is chosen only after all others.
+    """
+    directions = prototypes(layer.residuals)
+    alive = directions.any(dim=1)
+    order = derangement(int(alive.sum()), generator_of(parameters.seed, layer.name))
+    directions[alive] = directions[alive][torch.tensor(order, dtype=torch.long)]
+    dead = None if bool(alive.all()) else ~alive
+    return Prepared(LayerArrow(parameters.top_k, parameters.temperature, dead), directions)
