@@ -17,7 +17,7 @@ from gks_eval.library.load import Library, load_library, read_manifest
 from gks_eval.model.base_model import content_stamp
 from gks_eval.model.embedded import resolve_base_model
 from gks_eval.tasklib.local_data import local_data
-from gks_eval.util.files import disk_errors
+from gks_eval.util.files import exclusive
 from gks_eval.util.grid_order import write_order
 from gks_eval.util.process_group import ProcessGroup
 
@@ -46,23 +46,17 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
         ResourceError: Another process works on the same output, or results could not be written.
         GksError: As `GksArrowLM`.
     """
-    from filelock import FileLock, Timeout
-
     group = ProcessGroup()
     cells, libraries, base = prepare(grid)
-    try:
-        with disk_errors(grid.output):
-            grid.output.mkdir(parents=True, exist_ok=True)
-            (grid.output / ".lock").touch()
-        lock = FileLock(grid.output / ".lock", timeout=0) if group.is_main else nullcontext()
-        with lock, local_data():
-            if group.is_main:
-                write_order(grid.output, [cell.slug for cell in cells])
-            return _run_cells(cells, libraries, base, grid, group, on_cell or _silent)
-    except Timeout:
-        raise ResourceError(
-            f"another grid is writing to {grid.output}; wait for it, or name another --output."
-        ) from None
+    lock = exclusive(grid.output / ".lock") if group.is_main else nullcontext(True)
+    with lock as held, local_data():
+        if not held:
+            raise ResourceError(
+                f"another grid is writing to {grid.output}; wait for it, or name another --output."
+            )
+        if group.is_main:
+            write_order(grid.output, [cell.slug for cell in cells])
+        return _run_cells(cells, libraries, base, grid, group, on_cell or _silent)
 
 
 def prepare(grid: Grid) -> tuple[list[Cell], list[Library | None], dict[str, Any]]:

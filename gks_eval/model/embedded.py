@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import LibraryError, ResourceError, UsageError, did_you_mean
+from gks_eval.util.files import draft_folder
 from gks_eval.util.paths import cache_dir
 
 if TYPE_CHECKING:
@@ -97,26 +96,18 @@ def embedded_model(name: str) -> Path:
         return target
     source = _checked_gguf(name, model)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ResourceError(
-            f"{target.parent}: cannot be written ({error.strerror}); set GKS_EVAL_CACHE to a"
-            " folder on a disk with 600 MB to spare."
-        ) from error
-    try:
-        _dequantise(source, aside)
-        aside.chmod(0o755)  # mkdtemp and safetensors both make them for the owner alone
-        for file in aside.iterdir():
-            file.chmod(0o644)
-        _publish(aside, target)
+        with draft_folder(target) as folder:
+            draft = folder / target.name
+            draft.mkdir()
+            _dequantise(source, draft)
+            for file in draft.iterdir():
+                file.chmod(0o644)  # safetensors creates files for their owner only
+            _publish(draft, target)
     except OSError as error:
         raise ResourceError(
             f"{target}: {name} could not be unpacked ({error}); set GKS_EVAL_CACHE to a folder"
             " on a disk with 600 MB to spare."
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target
 
 
@@ -171,9 +162,9 @@ def _forget_quantization(model: PreTrainedModel) -> None:
     model.is_quantized = False  # type: ignore[assignment]
 
 
-def _publish(aside: Path, target: Path) -> None:
+def _publish(draft: Path, target: Path) -> None:
     try:
-        aside.replace(target)
+        draft.replace(target)
     except OSError:
         # A folder that is not empty cannot be replaced: another process was first, with the
         # same bytes.

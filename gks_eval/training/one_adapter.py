@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +65,6 @@ def train_job(
     work = output / WORK / f"{job.kind}-{job.name}"
     if group.is_main:
         _clear_other_work(work, fingerprint + data.fingerprint)
-        _clear_torn_writes(output / job.key)
     group.wait()
     steps = steps_of(len(data.train), schedule, group.size)
     callback = step_callback(job, watcher, data.report.tokens * schedule.epochs / steps)
@@ -107,14 +105,6 @@ def _clear_other_work(folder: Path, fingerprint: str) -> None:
         shutil.rmtree(folder)
     if not folder.is_dir():
         write_text(mark, fingerprint)
-
-
-def _clear_torn_writes(folder: Path) -> None:
-    # What `replaced_folder` had in hand when a process was killed; the caller holds the lock.
-    torn = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}(-old)?")
-    for left in folder.parent.glob(f".{folder.name}-*"):
-        if torn.fullmatch(left.name):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _record(

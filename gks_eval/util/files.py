@@ -1,27 +1,31 @@
-"""Files that are whole or not there, and locks that die with their process."""
+"""Files that are complete or absent, and locks that end with their process."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gks_eval.errors import ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = [
     "check_output",
     "check_writable",
     "disk_errors",
+    "draft_folder",
     "exclusive",
     "read_json",
     "replaced_file",
@@ -29,6 +33,9 @@ __all__ = [
     "sha256_of",
     "write_text",
 ]
+
+_LOCK: Final = ".lock"
+_LOCK_SECONDS: Final = 1.0
 
 
 def sha256_of(path: Path) -> str:
@@ -104,52 +111,64 @@ def check_output(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced_file(target: Path) -> Iterator[Path]:
-    """Give a path to write to; at the end that file takes the place of `target`.
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Give a new folder next to `target` to prepare it in; the folder is removed at the end.
 
-    What writers of the same file left when they were killed is removed.
+    The writer holds a lock in the folder. The operating system frees the lock when the process
+    ends, so the next writer of `target` recognises and removes what killed writers left.
+
+    Args:
+        target: A file or folder; its parent is created.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    folder, lock = _locked_folder(target)
+    try:
+        yield folder
+    finally:
+        lock.release()  # before the removal: Windows removes no open file
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(target: Path) -> tuple[Path, BaseFileLock]:
+    while True:
+        folder = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
+        folder.mkdir()
+        lock = _lock(folder / _LOCK)
+        # Some network file systems have no locks. There no folder counts as abandoned.
+        with contextlib.suppress(OSError, NotImplementedError):
+            lock.acquire(timeout=_LOCK_SECONDS)
+        # Before it was locked, another writer may have removed the folder as abandoned.
+        if (folder / _LOCK if lock.is_locked else folder).exists():
+            return folder, lock
+        lock.release()
+
+
+def _remove_abandoned(target: Path) -> None:
+    abandoned = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{16}}")
+    for folder in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        if not abandoned.fullmatch(folder.name):
+            continue
+        with contextlib.suppress(OSError, NotImplementedError):
+            with _lock(folder / _LOCK).acquire(timeout=0):
+                # Under the lock, so that a writer that waits for it notices.
+                shutil.rmtree(folder, ignore_errors=True)
+            # Windows and NFS keep an open file, and its folder, until it is closed.
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def replaced_file(target: Path) -> Iterator[Path]:
+    """Give a path to write to; at the end the file written there replaces `target`.
 
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
     """
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = _held_file(target)
-        try:
-            _clear_torn(target, aside)
-            yield aside
-            aside.chmod(_public_mode())  # mkstemp's files are for their owner alone
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
-            os.close(handle)
-
-
-def _held_file(target: Path) -> tuple[int, Path]:
-    """Make a file beside `target` that shows by a lock that its writer lives."""
-    while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        # Some network file systems keep no locks: there nothing is ever taken for torn.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        # Before the lock, another writer may have taken the file for a dead one's.
-        if os.fstat(handle).st_nlink:
-            return handle, Path(name)
-        os.close(handle)
-
-
-def _clear_torn(target: Path, own: Path) -> None:
-    """Remove the files that were to become `target` and whose writers are dead.
-
-    A living writer holds a lock on its file, which the operating system frees with its process.
-    """
-    torn = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}")
-    for left in target.parent.glob(f".{glob.escape(target.name)}-*"):
-        if left == own or not torn.fullmatch(left.name):
-            continue
-        with contextlib.suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+    with disk_errors(target), draft_folder(target) as folder:
+        draft = folder / target.name
+        yield draft
+        draft.chmod(_public_mode())  # safetensors creates files for their owner only
+        draft.replace(target)
 
 
 def _public_mode() -> int:
@@ -159,59 +178,66 @@ def _public_mode() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file aside and rename it, so that it is whole whenever it is there.
+    """Write a text file through `replaced_file`: it is complete whenever it exists.
 
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
     """
-    with replaced_file(path) as aside:
-        aside.write_text(text, encoding="utf-8", newline="")
+    with replaced_file(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
 
 
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; at the end it takes the place of `target`.
+    """Give an empty folder to fill; at the end it replaces `target`.
 
-    When the block raises, or the process dies, `target` is as it was.
+    When the block raises, or the process is killed in it, `target` stays as it was.
 
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
     """
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    with disk_errors(target), draft_folder(target) as folder:
+        draft = folder / target.name
+        draft.mkdir()
+        yield draft
+        for file in draft.iterdir():
+            file.chmod(_public_mode())
+        old = folder / f"{target.name}.old"
+        if target.exists():
+            target.replace(old)
         try:
-            yield aside
-            aside.chmod(0o755)
-            for file in aside.iterdir():
-                file.chmod(_public_mode())
-            if target.exists():
-                old = aside.with_name(aside.name + "-old")
-                target.replace(old)
-                aside.replace(target)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                aside.replace(target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            draft.replace(target)
+        except OSError:
+            if old.exists():
+                old.replace(target)
+            raise
 
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Try to take a lock; the block runs either way and is told whether it holds it.
+    """Try to take a lock, without waiting; yield whether this process holds it.
 
-    The operating system frees the lock when its process ends, in whatever way.
+    The operating system frees the lock when the process ends, in whatever way.
 
     Args:
-        path: The lock's file; it stays, empty.
+        path: The lock's file. Except on Windows it stays, empty: removing it could let two
+            processes hold the lock.
+
+    Raises:
+        ResourceError: The file cannot be written.
     """
+    lock = _lock(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        with contextlib.suppress(TimeoutError):
+            lock.acquire(timeout=0)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _lock(path: Path) -> BaseFileLock:
+    from filelock import FileLock  # here, because it imports asyncio
+
+    return FileLock(path)
