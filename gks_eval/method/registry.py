@@ -159,6 +159,7 @@ MERGES: Final = Registry(
         "task_arithmetic": f"{_HOME}.merges.task_arithmetic:task_arithmetic",
         "svd": f"{_HOME}.merges.svd:svd",
         "tsv": f"{_HOME}.merges.tsv:tsv",
+        "knots": f"{_HOME}.merges.knots:knots",
         "ties": f"{_HOME}.merges.ties:ties",
         "dare_linear": f"{_HOME}.merges.dare_linear:dare_linear",
         "dare_ties": f"{_HOME}.merges.dare_ties:dare_ties",

@@ -9,7 +9,8 @@ largest cannot be read from the factors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -81,9 +82,7 @@ def pruned(layer: Layer, parameters: Pruned, method: str) -> LoraPair:
         CompatibilityError: Ranks or scalings differ under ``on=factors``.
     """
     pairs, weight = layer.residuals, parameters.of(layer.residuals)
-    seed = layer_seed(getattr(parameters, "seed", 0), layer.name)
-    with torch.random.fork_rng(devices=[]):  # PEFT draws from the global generator
-        torch.manual_seed(seed)
+    with forked(getattr(parameters, "seed", 0), layer.name):
         if parameters.on == "factors":
             same_factors(pairs, f"merge:{method}", "on=delta")
             A = merge_tensors(method, [pair.A for pair in pairs], parameters.density)
@@ -92,6 +91,14 @@ def pruned(layer: Layer, parameters: Pruned, method: str) -> LoraPair:
         update = merge_tensors(method, [pair.delta() for pair in pairs], parameters.density)
     rank = parameters.rank or max(pair.rank for pair in pairs)
     return truncated(weight * update, rank)
+
+
+@contextmanager
+def forked(seed: int, name: str) -> Iterator[None]:
+    """Have torch's global generator, from which PEFT draws, start at a layer's seed for a while."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(layer_seed(seed, name))
+        yield
 
 
 def merge_tensors(method: str, tensors: Sequence[torch.Tensor], density: float) -> torch.Tensor:

@@ -204,6 +204,39 @@ def test_pruning_of_updates(name: str, pairs: list[LoraPair], rank: int | None) 
     assert found.rank <= rank
 
 
+def merged_entries(inner: str, tensors: list[torch.Tensor], density: float) -> torch.Tensor:
+    """The inner merge with its default weight and the seed 0."""
+    if inner == "mean":
+        return sum(tensors) / len(tensors)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return default_weight(inner, len(tensors)) * PRUNING[inner](tensors, density)
+
+
+every_inner = pytest.mark.parametrize("inner", ["mean", *PRUNING])
+
+
+@every_library
+@every_inner
+@pytest.mark.parametrize("on", ["V", "SV"])
+def test_knots_merges_in_the_basis_of_all_updates(
+    pairs: list[LoraPair], inner: str, on: str
+) -> None:
+    found = merged("knots", pairs, inner=inner, density=0.4, on=on)
+    u, singular, v = torch.linalg.svd(torch.cat(list(map(dense, pairs)), 1), full_matrices=False)
+    kept = singular > 1e-12
+    u, singular, v = u[:, kept], singular[kept], v[kept]
+    parts = [v[:, 11 * e : 11 * (e + 1)] for e in range(len(pairs))]
+    if not len(singular):
+        expected = torch.zeros(13, 11, dtype=torch.float64)
+    elif on == "V":
+        expected = u @ torch.diag(singular) @ merged_entries(inner, parts, 0.4)
+    else:
+        expected = u @ merged_entries(inner, [torch.diag(singular) @ v for v in parts], 0.4)
+    torch.testing.assert_close(found.delta(), expected, **TIGHT)
+    assert found.rank <= min(13, sum(pair.rank for pair in pairs))
+
+
 @every_pruning
 def test_pruning_of_factors_refuses_unequal_ones(name: str) -> None:
     with pytest.raises(CompatibilityError, match=rf"merge:{name} needs one rank.*on=delta allows"):

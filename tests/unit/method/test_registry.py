@@ -41,6 +41,10 @@ MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("svd", {"rank": 2, "lambda": 1}),
     ("tsv", {}),
     ("tsv", {"lambda": -0.5}),
+    ("knots", {}),
+    ("knots", {"on": "SV", "density": 1}),
+    *(("knots", {"inner": inner}) for inner in ("dare_linear", "dare_ties", "magnitude_prune")),
+    ("knots", {"inner": "mean", "lambda": 0.5}),
     *(
         (name, parameters)
         for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune")
