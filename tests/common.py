@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gks_eval.errors import GksError
 from gks_eval.method.lora import LoraPair
@@ -56,6 +57,21 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return max |found - expected| / max |expected|."""
     scale = expected.double().abs().max().clamp_min(1e-30)
     return float((found.double() - expected.double()).abs().max() / scale)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
 
 
 def save_byte_tokenizer(folder: Path) -> None:

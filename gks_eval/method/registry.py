@@ -160,6 +160,7 @@ MERGES: Final = Registry(
         "svd": f"{_HOME}.merges.svd:svd",
         "tsv": f"{_HOME}.merges.tsv:tsv",
         "knots": f"{_HOME}.merges.knots:knots",
+        "core_space": f"{_HOME}.merges.core_space:core_space",
         "ties": f"{_HOME}.merges.ties:ties",
         "dare_linear": f"{_HOME}.merges.dare_linear:dare_linear",
         "dare_ties": f"{_HOME}.merges.dare_ties:dare_ties",

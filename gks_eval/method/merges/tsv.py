@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from gks_eval.method.declaration import Layer, merge
@@ -10,7 +12,7 @@ from gks_eval.method.merges.span import singular_triplets
 from gks_eval.method.merges.weight import Multiplied
 from gks_eval.method.rules.rounding import ROUNDING
 
-__all__ = ["tsv"]
+__all__ = ["orthogonalised", "tsv"]
 
 
 @merge(paper="Gargiulo et al. 2025, https://arxiv.org/abs/2412.00081", parameters=Multiplied)
@@ -23,18 +25,21 @@ def tsv(layer: Layer, parameters: Multiplied) -> LoraPair:
     Directions that several experts share count once, and triplets of value zero are left out, as
     their vectors are arbitrary. Only the factors are decomposed; ranks and scalings may differ.
     """
-    width_out, width_in = layer.residuals[0].shape
-    most = max(1, min(width_out, width_in) // len(layer.residuals))
-    triplets = [singular_triplets(pair) for pair in layer.residuals]
+    most = max(1, min(layer.residuals[0].shape) // len(layer.residuals))
+    return orthogonalised(layer.residuals, most, parameters.weight)
+
+
+def orthogonalised(pairs: Sequence[LoraPair], most: int, weight: float) -> LoraPair:
+    """Return `tsv` with at most so many triplets of each update."""
+    triplets = [singular_triplets(pair) for pair in pairs]
     left = torch.cat([u[:, :most] for u, _, _ in triplets], dim=1)
     singular = torch.cat([s[:most] for _, s, _ in triplets])
     right = torch.cat([v[:most] for _, _, v in triplets])
     if not len(singular):
-        nothing = layer.residuals[0]
-        return LoraPair(torch.zeros_like(nothing.A[:1]), torch.zeros_like(nothing.B[:, :1]))
-    dtype = layer.residuals[0].A.dtype
+        return LoraPair(torch.zeros_like(pairs[0].A[:1]), torch.zeros_like(pairs[0].B[:, :1]))
+    dtype = pairs[0].A.dtype
     noise = ROUNDING * torch.finfo(dtype).eps
-    B = _polar(left, noise) * (parameters.weight * singular)
+    B = _polar(left, noise) * (weight * singular)
     return LoraPair(_polar(right, noise).to(dtype), B.to(dtype))
 
 

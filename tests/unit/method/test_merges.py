@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import dense, random_pair
+from common import LargestTensor, dense, random_pair
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.method.declaration import Layer
@@ -235,6 +235,45 @@ def test_knots_merges_in_the_basis_of_all_updates(
         expected = u @ merged_entries(inner, [torch.diag(singular) @ v for v in parts], 0.4)
     torch.testing.assert_close(found.delta(), expected, **TIGHT)
     assert found.rank <= min(13, sum(pair.rank for pair in pairs))
+
+
+def column_basis(matrix: torch.Tensor) -> torch.Tensor:
+    """Eigenvectors of the Gram matrix, largest first."""
+    values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    return vectors[:, values > 1e-12 * values.max().clamp_min(1e-30)].flip(1)
+
+
+@every_library
+@every_inner
+def test_core_space_merges_the_cores(pairs: list[LoraPair], inner: str) -> None:
+    found = merged("core_space", pairs, inner=inner, density=0.4)
+    left = column_basis(torch.cat([pair.B for pair in pairs], 1))
+    right = column_basis(torch.cat([pair.A for pair in pairs]).T)
+    cores = [left.T @ dense(pair) @ right for pair in pairs]
+    for core, pair in zip(cores, pairs, strict=True):
+        torch.testing.assert_close(left @ core @ right.T, dense(pair), **TIGHT)
+    expected = torch.zeros(13, 11, dtype=torch.float64)
+    if left.shape[1] and right.shape[1]:
+        expected = left @ merged_entries(inner, cores, 0.4) @ right.T
+    torch.testing.assert_close(found.delta(), expected, **TIGHT)
+    assert found.rank <= sum(pair.rank for pair in pairs)
+
+
+@pytest.mark.parametrize("name", ["one", "three", "one is zero", "odd ranks"])
+def test_tsv_in_core_space_is_tsv(name: str) -> None:
+    found = merged("core_space", ANY[name], inner="tsv", **{"lambda": 0.5})
+    expected = merged("tsv", ANY[name], **{"lambda": 0.5})
+    torch.testing.assert_close(found.delta(), expected.delta(), **TIGHT)
+
+
+def test_the_largest_tensor_is_smaller_than_the_layer() -> None:
+    pairs = [random_pair(2, width_in=300, width_out=400, seed=n) for n in range(3)]
+    spanning = {"svd": {}, "tsv": {}, "knots": {}, "core_space": {}, "mean": {}}
+    for name, parameters in spanning.items():
+        with LargestTensor() as largest:
+            merged(name, pairs, **parameters)
+        # A basis of all factors, or for knots the parts of the experts in it.
+        assert largest.numel <= 400 * 6 * (3 if name == "knots" else 1)
 
 
 @every_pruning

@@ -45,6 +45,10 @@ MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("knots", {"on": "SV", "density": 1}),
     *(("knots", {"inner": inner}) for inner in ("dare_linear", "dare_ties", "magnitude_prune")),
     ("knots", {"inner": "mean", "lambda": 0.5}),
+    ("core_space", {}),
+    ("core_space", {"inner": "tsv", "lambda": 2}),
+    *(("core_space", {"inner": inner}) for inner in ("dare_linear", "dare_ties", "mean")),
+    ("core_space", {"inner": "magnitude_prune", "density": 1}),
     *(
         (name, parameters)
         for name in ("ties", "dare_linear", "dare_ties", "magnitude_prune")

@@ -8,8 +8,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from common import dense, random_pair, relative_error
-from torch.utils._python_dispatch import TorchDispatchMode
+from common import LargestTensor, dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, router
@@ -50,21 +49,6 @@ def test_any_number_of_tokens(setting: Setting, dtype: torch.dtype, tokens: int)
         alone = routed_update(x[t : t + 1], weights)[0][0]
         tolerance = {"rtol": 2**-7, "atol": 2**-7} if dtype == torch.bfloat16 else {}
         torch.testing.assert_close(found[t], alone, **tolerance)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return result
 
 
 @every_setting
