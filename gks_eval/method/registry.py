@@ -150,6 +150,7 @@ ROUTERS: Final = Registry(
         "spectr": f"{_HOME}.routers.spectr:spectr",
         "norm": f"{_HOME}.routers.norm:norm",
         "shuffled": f"{_HOME}.routers.shuffled:shuffled",
+        "lag": f"{_HOME}.routers.lag:lag",
     },
 )
 MERGES: Final = Registry(

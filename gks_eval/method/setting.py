@@ -231,7 +231,7 @@ class Setting(BaseModel):
         for _, parameters in self.methods():
             held, fitted = parameters.model_dump(), parameters.fitted(experts).model_dump()
             changed |= {name: fitted[name] for name in held if held[name] != fitted[name]}
-        return Setting(**self.model_dump(), **changed) if changed else self
+        return Setting(**self.model_dump() | changed) if changed else self
 
     def arguments(self) -> dict[str, Any]:
         """Return the model's arguments that give this setting, as its command line says them."""

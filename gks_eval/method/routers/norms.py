@@ -39,6 +39,7 @@ class LayerNorms:
     Attributes:
         core: (M, N) float32, turns inner activations into ``V_e^T x``; None where they are that.
         squares: (N, E) float32, what the square of each row's product adds to an expert's score.
+        first: (E,), the first row of each expert.
         dead: (E,) bool, experts whose update is zero; None where none is.
         top_k: Experts mixed per token.
         temperature: Divides the norms before the softmax.
@@ -46,6 +47,7 @@ class LayerNorms:
 
     core: torch.Tensor | None
     squares: torch.Tensor
+    first: torch.Tensor
     dead: torch.Tensor | None
     top_k: int
     temperature: float
@@ -62,9 +64,11 @@ class LayerNorms:
         spectra = [spectrum(pair) for pair in layer.residuals]
         weights = [values.square() if weighted else values.sign() for values, _ in spectra]
         dead = torch.tensor([not values.any() for values, _ in spectra])
+        ranks = torch.tensor([*map(len, weights)])
         return cls(
             core=_core(layer, [rows for _, rows in spectra]),
             squares=_diagonal([column[:, None] for column in weights]).float(),
+            first=ranks.cumsum(0) - ranks,
             dead=dead if bool(dead.any()) else None,
             **parameters,
         )

@@ -32,6 +32,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("spectr", {"weights": "equal", "top_k": 2}),
     ("norm", {"temperature": 0.5}),
     ("shuffled", {"seed": 3, "top_k": 2}),
+    ("lag", {}),
+    ("lag", {"shortlist": 2, "top_k": 2}),
 ]
 MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("mean", {}),

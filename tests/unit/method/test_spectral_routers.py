@@ -1,4 +1,4 @@
-"""spectr and norm against loops over tokens and experts, on the full updates in float64."""
+"""spectr, norm and lag against loops over tokens and experts, on the full updates in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gks_eval.method.routed import build, routed_update
 from gks_eval.method.routers.spectrum import spectral_pair
 from gks_eval.method.setting import Setting
 
-NAMES = ["spectr", "norm"]
+NAMES = ["spectr", "norm", "lag"]
 
 
 def input_directions(update: torch.Tensor) -> torch.Tensor:
@@ -39,10 +39,17 @@ def score(router: str, update: torch.Tensor, x: torch.Tensor) -> float:
     return math.sqrt(sum(float(v @ x) ** 2 for v in input_directions(update)))
 
 
+def arrow_score(update: torch.Tensor, x: torch.Tensor) -> float:
+    return max((abs(float(v @ x)) for v in input_directions(update)[:1]), default=0.0)
+
+
 def shares_of(x: torch.Tensor, updates: Sequence[torch.Tensor], setting: Setting) -> list[float]:
     """Return one token's coefficients; a zero update is chosen after all others."""
     live = [bool(update.any()) for update in updates]
     candidates = list(range(len(updates)))
+    if setting.router == "lag":
+        by_arrow = sorted(candidates, key=lambda e: (not live[e], -arrow_score(updates[e], x)))
+        candidates = by_arrow[: setting.parameters["shortlist"]]
     scores = [score(setting.router, update, x) for update in updates]
     best = sorted(candidates, key=lambda e: (not live[e], -scores[e]))
     chosen = best[: setting.parameters["top_k"]]
@@ -53,10 +60,11 @@ def shares_of(x: torch.Tensor, updates: Sequence[torch.Tensor], setting: Setting
 
 
 def is_clear(x: torch.Tensor, updates: Sequence[torch.Tensor]) -> bool:
-    """Whether no two experts tie, which float32 decides."""
+    """Whether no two experts tie, nor the first two directions of one, which float32 decides."""
     for found in (
         [score("spectr", update, x) for update in updates if update.any()],
         [score("norm", update, x) for update in updates if update.any()],
+        [arrow_score(update, x) for update in updates if update.any()],
     ):
         ordered = sorted(found)
         if any(b - a < 1e-3 * b for a, b in pairwise(ordered)):
@@ -92,6 +100,7 @@ def check_shares(
     dead=st.sets(st.integers(0, 5), max_size=2),
     general=st.integers(0, 2),
     top_k=st.integers(1, 4),
+    shortlist=st.integers(4, 6),
     temperature=st.sampled_from([0.3, 1.0, 4.0]),
     seed=st.integers(0, 10_000),
 )
@@ -103,6 +112,7 @@ def test_coefficients_against_loops(
     dead: set[int],
     general: int,
     top_k: int,
+    shortlist: int,
     temperature: float,
     seed: int,
 ) -> None:
@@ -121,7 +131,7 @@ def test_coefficients_against_loops(
         pairs[min(dead) % len(pairs)] = parts[0]
     setting = Setting(
         router=router, rule=rule, combine="outputs", subtract=("en",) if general else (),
-        top_k=min(top_k, len(pairs)), temperature=temperature,
+        top_k=min(top_k, len(pairs)), shortlist=shortlist, temperature=temperature,
     )  # fmt: skip
     x_TK = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed))
     updates = [residual_dense(pair, parts, rule) for pair in pairs]
@@ -248,6 +258,22 @@ def test_tokens_have_no_product_but_those_of_the_mixture(router: str) -> None:
             assert weights.read.shape == (rows, 16)
 
 
+def test_a_shortlist_of_all_is_spectr_and_one_of_one_is_arrow() -> None:
+    pairs = [random_pair(seed=n) for n in range(6)]
+    pairs[2] = LoraPair(torch.zeros(4, 16), torch.zeros(24, 4))
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(4))
+
+    def shares(router: str, **parameters: int) -> torch.Tensor:
+        setting = Setting(router=router, subtract=(), combine="outputs", **parameters)
+        return routed_update(x, build(pairs, [], setting, dtype=torch.float32))[1]
+
+    torch.testing.assert_close(shares("lag", shortlist=6, top_k=3), shares("spectr", top_k=3))
+    torch.testing.assert_close(shares("lag", shortlist=1), shares("arrow", top_k=1))
+    between = shares("lag", shortlist=3)
+    assert not torch.equal(between, shares("spectr", top_k=1))
+    assert not torch.equal(between, shares("arrow", top_k=1))
+
+
 @pytest.mark.parametrize("router", NAMES)
 def test_scores_of_16_bit_layers(router: str) -> None:
     """Shares of all experts, in bfloat16 and with a general part once, stay near float64's."""
@@ -321,5 +347,12 @@ def test_unequal_adapters_are_refused_under_combine_factors() -> None:
 def test_parameters_that_do_not_fit() -> None:
     with pytest.raises(UsageError, match="temperature=2 has no effect with weights=equal"):
         Setting.parse("spectr;weights=equal;temperature=2")[0].fitted(4)
+    with pytest.raises(UsageError, match="top_k=3 is above shortlist=2"):
+        Setting.parse("lag;top_k=3;shortlist=2")[0].fitted(4)
+    with pytest.raises(UsageError, match="top_k=5 is above the 4 experts"):
+        Setting.parse("lag;top_k=5")[0].fitted(4)
     with pytest.raises(UsageError, match="weights=odd: needs one of softmax, equal"):
         Setting.parse("spectr;weights=odd")
+    fitted = [Setting.parse(text)[0].fitted(4) for text in ("lag", "lag;shortlist=9")]
+    assert [one.parameters["shortlist"] for one in fitted] == [4, 4]
+    assert fitted[0].digest() == fitted[1].digest()
