@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.sizes import FULL, QUICK, ROWS, Sizes
 from gks_eval.errors import UsageError, did_you_mean
-from gks_eval.model.base_model import choose_device
+from gks_eval.model.device import choose_device
 
 __all__ = ["DTYPES", "Request", "rows_of"]
 

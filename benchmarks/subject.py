@@ -14,14 +14,16 @@ import torch
 from benchmarks.peers import peft_setting
 from benchmarks.random_library import random_library
 from benchmarks.tiny import save_tiny_base
-from gks_eval.errors import HubError, UsageError, reason
+from gks_eval.errors import UsageError
 from gks_eval.library.fit import check_fit, linear_shapes
 from gks_eval.library.load import Library, load_library
-from gks_eval.model.embedded import resolve_base_model
+from gks_eval.model.base_model import BaseWords, ResolvedBase, resolve_base
+from gks_eval.model.load_base import load_model, load_tokenizer
 
 __all__ = ["DEFAULT_LIBRARY", "Subject", "open_subject"]
 
 DEFAULT_LIBRARY = "smollm2-demo"
+WORDS = BaseWords("--library", "--dtype bfloat16")
 
 
 @dataclass(frozen=True)
@@ -58,30 +60,31 @@ def open_subject(
 
     Raises:
         UsageError: PEFT's Arrow, which the library is compared with, cannot run it.
-        GksError: As `load_library` and `resolve_base_model`.
+        GksError: As `load_library`, `resolve_base` and `load_model`.
     """
     with TemporaryDirectory(prefix="gks-bench-") as scratch:
         if library is None and tiny:
-            base = save_tiny_base(Path(scratch) / "base", seed)
-            model = _load(str(base), None, device, dtype)
+            folder = str(save_tiny_base(Path(scratch) / "base", seed))
+            base = ResolvedBase(folder, folder, words=WORDS)
+            model: Any = load_model(base, dtype, torch.device(device))
             shapes = {
                 name: shape
                 for name, shape in linear_shapes(model).items()
                 if name.endswith(("q_proj", "v_proj", "o_proj"))
             }
             loaded = random_library(
-                Path(scratch) / "library", shapes, experts=4, base_model=str(base), seed=seed
+                Path(scratch) / "library", shapes, experts=4, base_model=folder, seed=seed
             )
             name, adapters = "tiny random Llama", "random adapters"
         else:
             adapters = library or DEFAULT_LIBRARY
             loaded = load_library(adapters)
             _check_for_peft(loaded)
-            name = loaded.config.base_model
-            base = Path(resolve_base_model(name))
-            model = _load(str(base), loaded.config.revision, device, dtype)
+            base = resolve_base(manifest=loaded.config, words=WORDS)
+            model = load_model(base, dtype, torch.device(device))
+            name = base.name
         check_fit(loaded, model, name)
-        yield Subject(name, adapters, model, _tokenizer(str(base)), loaded)
+        yield Subject(name, adapters, model, load_tokenizer(base), loaded)
 
 
 def _check_for_peft(library: Library) -> None:
@@ -98,21 +101,3 @@ def _check_for_peft(library: Library) -> None:
             "PEFT's Arrow, which bench compares with, takes one rank only."
         )
     library.check(peft_setting(library))
-
-
-def _load(source: str, revision: str | None, device: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision or "main", dtype=dtype
-        )
-    except OSError as error:
-        raise HubError(f"base model {source} could not be loaded ({reason(error)}).") from error
-    return model.to(device).eval()
-
-
-def _tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(source)

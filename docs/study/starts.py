@@ -14,7 +14,8 @@ from typing import Final
 from gks_eval import Setting, attach, load_library
 from gks_eval.library.starts import StartsTally
 from gks_eval.method.registry import RULES
-from gks_eval.training.base import load_base, load_tokenizer
+from gks_eval.model.load_base import load_tokenizer
+from gks_eval.training.base import base_of, load_frozen_base
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
 from gks_eval.training.plan import make_plan
@@ -27,8 +28,8 @@ LANGUAGE: Final = "en"
 def main(references: list[str]) -> None:
     """Print the means over the experts, one line per library and rule."""
     plan = make_plan(adapters_dir() / "smollm2-demo/recipe.yaml")
-    tokenizer = load_tokenizer(plan.recipe, plan.root)
-    model = load_base(plan.recipe, plan.root).model
+    tokenizer = load_tokenizer(base_of(plan.recipe, plan.root))
+    model = load_frozen_base(plan.recipe, plan.root)
     rows = {
         job.name: load_job_data(job, plan.root, tokenizer).held_out
         for job in plan.jobs

@@ -46,7 +46,7 @@ def cell_request(
     Args:
         cell: The setting.
         library: Its library.
-        base: What is known of the base.
+        base: As `gks_eval.grid.run.base_record` gives it.
         content: What the tasks hold, as `gks_eval.grid.tasks.grid_content` gives it.
         grid: What the cell is one of.
     """

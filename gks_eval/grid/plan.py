@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gks_eval.grid.cell import CELL_FILE, cell_request
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.kept import finished
-from gks_eval.grid.run import load_model, prepare
+from gks_eval.grid.run import base_record, make_lm, prepare
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.grid.tasks import grid_content, task_manager
 from gks_eval.tasklib.local_data import local_data
@@ -86,10 +86,11 @@ def plan_grid(grid: Grid) -> GridPlan:
         tasks = task_manager(grid.tasks, grid.include_paths)
         content = grid_content(tasks, grid)
         pairs = list(zip(cells, libraries, strict=True))
-        requests = [cell_request(cell, library, base, content, grid) for cell, library in pairs]
+        recorded = base_record(base, grid)
+        requests = [cell_request(cell, library, recorded, content, grid) for cell, library in pairs]
         done = finished([grid.output / cell.slug for cell in cells], requests)
         states = list(zip(cells, done, strict=True))
-        lm = load_model(WeightlessLM, {"router": "none"}, None, base, grid)
+        lm = make_lm(WeightlessLM, {"router": "none"}, None, base, grid)
         results = evaluate(lm, tasks, grid, log_samples=False, bootstrap_iters=0)
     assert results is not None  # it works alone
     asked = Counter(task for task, _, _ in lm.scored) + Counter(lm.continued)

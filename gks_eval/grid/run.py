@@ -14,8 +14,7 @@ from gks_eval.grid.kept import check_commit, finished
 from gks_eval.grid.settings import Cell, Grid, parse_settings
 from gks_eval.grid.tasks import grid_content, task_manager
 from gks_eval.library.load import Library, load_library, read_manifest
-from gks_eval.model.base_model import content_stamp
-from gks_eval.model.embedded import resolve_base_model
+from gks_eval.model.base_model import ResolvedBase, content_stamp, resolve_base
 from gks_eval.tasklib.local_data import local_data
 from gks_eval.util.files import exclusive
 from gks_eval.util.grid_order import write_order
@@ -24,7 +23,7 @@ from gks_eval.util.process_group import ProcessGroup
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
 
-__all__ = ["load_model", "prepare", "run_grid"]
+__all__ = ["base_record", "make_lm", "prepare", "run_grid"]
 
 Model = TypeVar("Model", bound="GksArrowLM")
 
@@ -59,11 +58,11 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
         return _run_cells(cells, libraries, base, grid, group, on_cell or _silent)
 
 
-def prepare(grid: Grid) -> tuple[list[Cell], list[Library | None], dict[str, Any]]:
+def prepare(grid: Grid) -> tuple[list[Cell], list[Library | None], ResolvedBase]:
     """Check all that can be checked before the base is loaded.
 
     Returns:
-        The settings, the library of each, and what is known of the base.
+        The settings, the library of each, and the base.
 
     Raises:
         UsageError: A setting cannot be run.
@@ -87,7 +86,7 @@ def _library_name(cell: Cell, grid: Grid) -> str:
 
 
 def _check(
-    cells: Sequence[Cell], base: Mapping[str, Any], grid: Grid
+    cells: Sequence[Cell], base: ResolvedBase, grid: Grid
 ) -> tuple[list[Cell], list[Library | None]]:
     """Load every library named, and return each setting as its library runs it, and the library."""
     libraries: dict[str, Library] = {}
@@ -103,10 +102,10 @@ def _check(
             libraries[name] = load_library(name)
         checked.append(replace(cell, setting=libraries[name].check(cell.setting)))
         made_for = libraries[name].config.base_model
-        if "pretrained" not in grid.model_arguments and made_for != base["name"]:
+        if "pretrained" not in grid.model_arguments and made_for != base.name:
             raise UsageError(
                 f"setting {cell.label!r}: library {name} was made for {made_for}, and the grid "
-                f"runs on {base['name']}; say --pretrained if one base is meant for both."
+                f"runs on {base.name}; say --pretrained if one base is meant for both."
             )
         chosen.append(libraries[name])
     return checked, chosen
@@ -115,7 +114,7 @@ def _check(
 def _run_cells(
     cells: Sequence[Cell],
     libraries: Sequence[Library | None],
-    base: Mapping[str, Any],
+    base: ResolvedBase,
     grid: Grid,
     group: ProcessGroup,
     on_cell: Callable[[Cell, str], None],
@@ -125,8 +124,9 @@ def _run_cells(
     tasks = task_manager(grid.tasks, grid.include_paths)
     content = grid_content(tasks, grid)
     folders = [grid.output / cell.slug for cell in cells]
+    recorded = base_record(base, grid)
     requests = [
-        cell_request(cell, library, base, content, grid)
+        cell_request(cell, library, recorded, content, grid)
         for cell, library in zip(cells, libraries, strict=True)
     ]
     done = group.agree(finished(folders, requests))
@@ -138,7 +138,7 @@ def _run_cells(
         on_cell(cell, "running")
         if lm is None:
             arguments = cell.setting.arguments()
-            lm = load_model(GksArrowLM, arguments, _library_name(cell, grid), base, grid)
+            lm = make_lm(GksArrowLM, arguments, _library_name(cell, grid), base, grid)
             if group.is_main:
                 kept = [folder for folder, there in zip(folders, done, strict=True) if there]
                 check_commit(kept, getattr(lm.config, "_commit_hash", None))
@@ -149,11 +149,11 @@ def _run_cells(
     return folders
 
 
-def load_model(
+def make_lm(
     kind: type[Model],
     setting: Mapping[str, Any],
     library: str | None,
-    base: Mapping[str, Any],
+    base: ResolvedBase,
     grid: Grid,
 ) -> Model:
     """Make the model class with the grid's base, whichever setting happens to run first.
@@ -165,13 +165,12 @@ def load_model(
         base: As `prepare` returns it.
         grid: What it is for.
     """
-    arguments: dict[str, Any] = {"pretrained": base["name"], **grid.model_arguments, **setting}
-    if base.get("revision"):
-        arguments.setdefault("revision", base["revision"])
+    arguments: dict[str, Any] = {"pretrained": base.name, **grid.model_arguments, **setting}
+    if base.revision:
+        arguments.setdefault("revision", base.revision)
     if not {"load_in_4bit", "load_in_8bit"} & set(arguments):
-        arguments["load_in_8bit" if base.get("quantization") == "int8" else "load_in_4bit"] = (
-            base.get("quantization", "none") != "none"
-        )
+        switch = "load_in_8bit" if base.quantization == "int8" else "load_in_4bit"
+        arguments[switch] = base.quantization != "none"
     if library is not None:
         arguments["library"] = library
     return kind(**arguments)
@@ -185,18 +184,21 @@ def _swap(lm: GksArrowLM, cell: Cell, library: Library | None, grid: Grid) -> No
         lm.choose_batch_size(batch_size)
 
 
-def _base(grid: Grid) -> dict[str, Any]:
-    """What the grid's library and arguments say of the base, whichever setting runs first."""
+def _base(grid: Grid) -> ResolvedBase:
+    """Return the base that the grid's library and arguments name, for all settings."""
     from gks_eval.model.lm import DEFAULT_LIBRARY
 
     pretrained = grid.model_arguments.get("pretrained")
-    if grid.library is None and pretrained is not None:
-        return {"name": str(pretrained), "content": content_stamp(str(pretrained))}
+    name = None if pretrained is None else str(pretrained)
+    if grid.library is None and name is not None:
+        return resolve_base(name)
     _, manifest = read_manifest(grid.library or DEFAULT_LIBRARY)
-    name = str(pretrained or manifest.base_model)
-    return {
-        "name": name,
-        "content": content_stamp(resolve_base_model(name)),
-        "revision": manifest.revision,
-        "quantization": manifest.load.quantization,
-    }
+    return resolve_base(name, manifest=manifest)
+
+
+def base_record(base: ResolvedBase, grid: Grid) -> dict[str, Any]:
+    """Return what a finished cell must have been run on to be kept."""
+    record = {"name": base.name, "content": content_stamp(base.source)}
+    if grid.library is None and "pretrained" in grid.model_arguments:
+        return record
+    return record | {"revision": base.revision, "quantization": base.quantization}

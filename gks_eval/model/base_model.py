@@ -1,126 +1,117 @@
-"""Which base model a run loads, and how: resolved before any weight is read."""
+"""Which base model a run uses: found, and checked, before any weight is read.
+
+The model class, the grid, training and the benchmark all resolve a base here and load it with
+`gks_eval.model.load_base`.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-from safetensors import SafetensorError
-
-from gks_eval.errors import GksError, HubError, LibraryError, UsageError, did_you_mean, reason
+from gks_eval.errors import UsageError
 from gks_eval.library.manifest import LibraryConfig
-from gks_eval.method.setting import NotGiven, digest
+from gks_eval.method.setting import NOT_GIVEN, NotGiven, digest
 from gks_eval.model.embedded import resolve_base_model
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
+from gks_eval.model.quantized import saved_quantization
 
 __all__ = [
-    "UNLOADABLE",
-    "BaseModel",
+    "MODEL_ARGUMENTS",
+    "RECIPE",
+    "BaseWords",
     "Quantization",
-    "check_near",
+    "ResolvedBase",
+    "beside_recipe",
     "check_quantization",
-    "check_unknown",
-    "choose_device",
     "content_stamp",
-    "quantization_config",
-    "unloadable",
+    "recipe_base",
+    "resolve_base",
 ]
 
 Quantization = Literal["none", "nf4", "int8"]
 
-# What transformers and lm-eval raise on a base or arguments that are no good. RuntimeError: shapes
-# that do not fit the config; a pickle with more than tensors in it is refused by torch.
-UNLOADABLE: Final = (
-    OSError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError,
-    SafetensorError, UnpicklingError,
-)  # fmt: skip
 
-# What transformers' from_pretrained takes beside the attributes of the model's config.
-FROM_PRETRAINED: Final = frozenset(
-    "attn_implementation cache_dir code_revision device_map experts_implementation "
-    "force_download generation_config ignore_mismatched_sizes key_mapping local_files_only "
-    "low_cpu_mem_usage max_memory offload_buffers offload_state_dict proxies token "
-    "use_kernels use_safetensors variant weights_only".split()
+@dataclass(frozen=True)
+class BaseWords:
+    """What error messages call a caller's arguments.
+
+    Attributes:
+        name: The argument that names the base.
+        smaller: The arguments that make the base need less memory.
+        free_arguments: Whether users pass further arguments to transformers, which may be the
+            reason why a base does not load.
+    """
+
+    name: str
+    smaller: str
+    free_arguments: bool = False
+
+
+MODEL_ARGUMENTS: Final = BaseWords(
+    "pretrained=...", "load_in_4bit=True or dtype=bfloat16", free_arguments=True
 )
+RECIPE: Final = BaseWords("`base_model`", "`load: {quantization: nf4}` or `dtype: bfloat16`")
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class ResolvedBase:
     """The base of a run.
 
     Attributes:
-        name: As the user or the library names it.
+        name: As the user, the library or the recipe names it.
         source: What transformers loads: a hub id or a local folder.
-        revision: On the hub.
-        quantization: What is asked for; ``nf4`` and ``int8`` are made on loading, by bitsandbytes.
+        revision: On the hub; None for its default.
+        quantization: What is asked for; bitsandbytes makes ``nf4`` and ``int8`` on loading.
         differs_from_library: Whether the library was made for a base of another name.
+        words: What messages call the arguments.
     """
 
     name: str
     source: str
-    revision: str
-    quantization: Quantization
-    differs_from_library: bool
-
-    @classmethod
-    def resolve(
-        cls,
-        pretrained: str | None,
-        revision: str | NotGiven | None,
-        manifest: LibraryConfig | None,
-        load_in_4bit: bool | int | str | NotGiven,
-        load_in_8bit: bool | int | str | NotGiven,
-    ) -> BaseModel:
-        """Combine the arguments with what library.yaml says; an argument wins.
-
-        Raises:
-            UsageError: No base is named, or both 4 and 8 bits are asked for.
-            LibraryError: An embedded base is named whose package is not installed.
-        """
-        four, eight = _switch("load_in_4bit", load_in_4bit), _switch("load_in_8bit", load_in_8bit)
-        if four and eight:
-            raise UsageError("load_in_4bit and load_in_8bit are both set; choose one.")
-        name = pretrained or (manifest.base_model if manifest else None)
-        if name is None:
-            raise UsageError("name the base model with pretrained=..., or a library that does.")
-        own_revision = manifest.revision if manifest and name == manifest.base_model else None
-        given = None if isinstance(revision, NotGiven) else revision
-        quantization: Quantization = manifest.load.quantization if manifest else "none"
-        if four:
-            quantization = "nf4"
-        elif eight:
-            quantization = "int8"
-        elif (four is False and quantization == "nf4") or (
-            eight is False and quantization == "int8"
-        ):
-            quantization = "none"
-        return cls(
-            name=name,
-            source=resolve_base_model(str(name)),
-            revision=given or own_revision or "main",
-            quantization=quantization,
-            differs_from_library=manifest is not None and name != manifest.base_model,
-        )
+    revision: str | None = None
+    quantization: Quantization = "none"
+    differs_from_library: bool = False
+    words: BaseWords = MODEL_ARGUMENTS
 
 
-def content_stamp(source: str) -> str | None:
-    """Return a digest that changes when a local model folder does; None for a hub id.
+def resolve_base(
+    pretrained: str | None = None,
+    revision: str | NotGiven | None = NOT_GIVEN,
+    manifest: LibraryConfig | None = None,
+    load_in_4bit: bool | int | str | NotGiven = NOT_GIVEN,
+    load_in_8bit: bool | int | str | NotGiven = NOT_GIVEN,
+    words: BaseWords = MODEL_ARGUMENTS,
+) -> ResolvedBase:
+    """Combine the arguments with what library.yaml says; an argument wins.
 
-    It covers the names, sizes and times of all files, as reading gigabytes of weights would cost
-    more than the evaluation it protects.
+    Raises:
+        UsageError: No base is named, or both 4 and 8 bits are asked for.
+        LibraryError: An embedded base is named whose package is not installed.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        return None
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return digest({"files": facts})
+    four, eight = _switch("load_in_4bit", load_in_4bit), _switch("load_in_8bit", load_in_8bit)
+    if four and eight:
+        raise UsageError("load_in_4bit and load_in_8bit are both set; choose one.")
+    name = pretrained or (manifest.base_model if manifest else None)
+    if name is None:
+        raise UsageError("name the base model with pretrained=..., or a library that does.")
+    own_revision = manifest.revision if manifest and name == manifest.base_model else None
+    given = None if isinstance(revision, NotGiven) else revision
+    quantization: Quantization = manifest.load.quantization if manifest else "none"
+    if four:
+        quantization = "nf4"
+    elif eight:
+        quantization = "int8"
+    elif (four is False and quantization == "nf4") or (eight is False and quantization == "int8"):
+        quantization = "none"
+    return ResolvedBase(
+        name=name,
+        source=resolve_base_model(str(name)),
+        revision=given or own_revision,
+        quantization=quantization,
+        differs_from_library=manifest is not None and name != manifest.base_model,
+        words=words,
+    )
 
 
 def _switch(name: str, value: bool | int | str | NotGiven) -> bool | None:
@@ -133,132 +124,63 @@ def _switch(name: str, value: bool | int | str | NotGiven) -> bool | None:
     return word in ("true", "1")
 
 
-def check_quantization(base: BaseModel, config: object) -> None:
+def recipe_base(
+    name: str, root: Path, revision: str | None, quantization: Quantization
+) -> ResolvedBase:
+    """Return the base of a recipe.
+
+    Args:
+        name: The recipe's ``base_model``.
+        root: The recipe's folder.
+        revision: On the hub.
+        quantization: How training holds it.
+
+    Raises:
+        UsageError: An embedded base of this name does not exist.
+        LibraryError: The package of an embedded base is not installed.
+    """
+    name = beside_recipe(name, root)
+    return ResolvedBase(name, resolve_base_model(name), revision, quantization, words=RECIPE)
+
+
+def beside_recipe(name: str, root: Path) -> str:
+    """Return the name of a base, with a relative path resolved against the recipe's folder."""
+    return str((root / name).resolve()) if name.startswith(".") else name
+
+
+def content_stamp(source: str) -> str | None:
+    """Return a digest that changes when a local model folder does; None for a hub id.
+
+    It covers the names, sizes and times of all files, because reading gigabytes of weights would
+    cost more than the evaluation that it protects.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return digest({"files": facts})
+
+
+def check_quantization(base: ResolvedBase, config: object) -> None:
     """Refuse to quantise a base that is saved quantised in another way.
 
-    transformers would keep what is saved, with a warning at best.
+    transformers would keep what is saved, with a warning at best. A recipe must name the saved
+    quantisation itself, because the trained adapters record it.
 
     Raises:
-        UsageError: 4 or 8 bits are asked for, and the base is saved in something else.
+        UsageError: The base is saved in another quantisation than the one asked for.
     """
-    from gks_eval.model.quantized import saved_quantization
-
-    saved = saved_quantization(config)
-    if base.quantization != "none" and saved not in ("none", base.quantization):
-        argument = "load_in_8bit" if base.quantization == "int8" else "load_in_4bit"
+    saved, asked = saved_quantization(config), base.quantization
+    if saved in ("none", asked) or (asked == "none" and base.words is not RECIPE):
+        return
+    start = f"base model {base.name} is saved quantised ({saved}) and cannot be loaded "
+    if base.words is RECIPE:
         raise UsageError(
-            f"base model {base.name} is saved quantised ({saved}) and cannot be loaded as "
-            f"{base.quantization}; give {argument}=False to run it as it is saved, or name an "
-            "unquantised base with pretrained=..."
+            f"{start}with `quantization: {asked}`; name an unquantised base in `base_model`."
         )
-
-
-def quantization_config(quantization: Quantization) -> BitsAndBytesConfig | None:
-    """Return what transformers needs to quantise on loading.
-
-    NF4 with bfloat16 computation and no double quantisation, as the paper has it; LLM.int8 for
-    ``int8``.
-    """
-    if quantization == "none":
-        return None
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_use_double_quant=False,
-    )
-
-
-def check_unknown(
-    arguments: Iterable[str], known: frozenset[str], config: object | None = None
-) -> None:
-    """Refuse arguments that nothing would read, before a long load ignores or trips over them.
-
-    Args:
-        arguments: Their names.
-        known: Names that the model class takes.
-        config: The base's config, whose attributes transformers lets arguments override.
-
-    Raises:
-        UsageError: An argument is unknown; the sentence suggests the nearest name.
-    """
-    for name in arguments:
-        if name not in known and name not in FROM_PRETRAINED and not hasattr(config, name):
-            near = did_you_mean(name, known | FROM_PRETRAINED)
-            hint = near if near.startswith("did") else "docs/running.md lists the arguments"
-            raise UsageError(f"unknown argument {name}; {hint}.")  # its value may be a secret
-
-
-def check_near(arguments: Iterable[str], own: frozenset[str]) -> None:
-    """Refuse misspelt names of ours at once, before a library or base is looked for.
-
-    What else is unknown may be an attribute of the base's config, which is read later: see
-    `check_unknown`.
-
-    Args:
-        arguments: Names that the harness's own model class does not take.
-        own: Names of ours.
-
-    Raises:
-        UsageError: One is near to one of ours.
-    """
-    for name in arguments:
-        # Much nearer than elsewhere: bases do have attributes such as attn_temperature_tuning.
-        near = difflib.get_close_matches(name, own - {name}, n=1, cutoff=0.8)
-        if near and name not in FROM_PRETRAINED:
-            raise UsageError(f"unknown argument {name}; did you mean {near[0]!r}?")
-
-
-def choose_device(asked: str | None) -> str:
-    """Return the device asked for; the GPU, else the CPU, where nothing was asked for.
-
-    Raises:
-        UsageError: There is no such device here.
-    """
-    import torch
-
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        raise UsageError(f"device={asked} is no device; known: cpu, cuda, cuda:0, mps.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "cpu"  # lm-eval's command line says cuda:0 where the user says nothing
-    if device.type == "meta" or (device.index or 0) >= max(1, torch.cuda.device_count()):
-        raise UsageError(f"device={asked} is not on this machine; leave it out to have one chosen.")
-    return asked
-
-
-def unloadable(error: Exception, base: BaseModel | None) -> GksError:
-    """Turn what transformers and lm-eval raise on bad arguments into a sentence.
-
-    Args:
-        error: Whatever exception came up first.
-        base: The base that was being loaded; None for a model handed over.
-    """
-    name = base.name if base else "the model"
-    if isinstance(error, OSError) and base is not None and not Path(base.source).exists():
-        return HubError(
-            f"base model {name} is no local folder and could not be fetched from the hub "
-            f"({reason(error)}); check the name, go online once, or name a folder with "
-            "pretrained=..."
-        )
-    if isinstance(error, UnpicklingError):
-        return LibraryError(
-            f"base model {name} holds pickled weights with more than tensors in them, which can "
-            "run code when read; use one with safetensors."
-        )
-    if isinstance(error, SafetensorError):
-        return LibraryError(
-            f"base model {name} has weights that cannot be read ({reason(error)}); copy or "
-            "download it again."
-        )
-    return UsageError(
-        f"base model {name} could not be loaded with these arguments: {reason(error)}."
+    argument = "load_in_8bit" if asked == "int8" else "load_in_4bit"
+    raise UsageError(
+        f"{start}as {asked}; give {argument}=False to run it as it is saved, or use an unquantised "
+        "base."
     )

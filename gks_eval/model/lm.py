@@ -7,32 +7,21 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from gks_eval.errors import UsageError
 from gks_eval.library.fit import check_fit, meta_model
-from gks_eval.library.load import Library, load_library, read_manifest
+from gks_eval.library.load import load_library, read_manifest
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, digest, setting_arguments
-from gks_eval.model.base_model import (
-    UNLOADABLE,
-    BaseModel,
-    check_near,
-    check_quantization,
-    check_unknown,
-    choose_device,
-    content_stamp,
-    quantization_config,
-    unloadable,
-)
-from gks_eval.model.inject import Attachment, attach
-from gks_eval.model.packed_lm import PackedLM
+from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, setting_arguments
+from gks_eval.model.arguments import check_near, check_unknown, check_values
+from gks_eval.model.base_model import check_quantization, resolve_base
+from gks_eval.model.device import choose_device
+from gks_eval.model.load_base import loading, quantization_config
 from gks_eval.model.quantized import keep_portable_layout, quantization_of
-from gks_eval.scoring.request_cache import stamp
+from gks_eval.model.routed_lm import RoutedLM
 from gks_eval.tasklib.excepthook import say_errors_under_lm_eval
-from gks_eval.util.versions import versions
 
 __all__ = ["CREATED", "DEFAULT_LIBRARY", "GksArrowLM"]
 
@@ -53,7 +42,7 @@ _PLACEMENT = frozenset(
 )
 
 
-class GksArrowLM(PackedLM):
+class GksArrowLM(RoutedLM):
     """A causal LM with a library of task LoRAs, general knowledge subtracted, routed by Arrow.
 
     Takes every argument of lm-eval's ``hf`` and those below. Lists are joined by ``+``, which the
@@ -107,25 +96,13 @@ class GksArrowLM(PackedLM):
         )
         self.choose_scoring(scoring)
         self.setting = setting
-        self.library: Library | None = None
-        self.attachment: Attachment | None = None
         self._extra_arguments = {k: v for k, v in hf_arguments.items() if k not in _HF_ARGUMENTS}
 
         self._own_arguments = own | _LOADING_ARGUMENTS
         check_near(self._extra_arguments, self._own_arguments)
-        for name, text in (("library", library), ("revision", revision)):
-            if isinstance(text, (int, float)):  # True too
-                raise UsageError(
-                    f"{name}={text}: lm-eval reads the word as a number or as true or false; "
-                    f"write it in quotes, '{name}=\"...\"'."
-                )
+        check_values(library, revision, hf_arguments)
         manifest = None
         named = None if isinstance(library, NotGiven) else str(library)
-        if named == "":
-            raise UsageError("library= names nothing; give a bundled name, a folder or a hub id.")
-        length = hf_arguments.get("max_length")
-        if length is not None and (not isinstance(length, int) or length < 1):
-            raise UsageError(f"max_length={length} is no whole number above 0.")
         if "batch_size" in hf_arguments and hf_arguments["batch_size"] is not None:
             self.choose_batch_size(hf_arguments["batch_size"])
         if setting.uses_library:
@@ -143,11 +120,8 @@ class GksArrowLM(PackedLM):
         elif named or pretrained is None:
             _, manifest = read_manifest(named or DEFAULT_LIBRARY)
 
-        self.base: BaseModel | None = None
         if not isinstance(pretrained, PreTrainedModel):
-            self.base = BaseModel.resolve(
-                pretrained, revision, manifest, load_in_4bit, load_in_8bit
-            )
+            self.base = resolve_base(pretrained, revision, manifest, load_in_4bit, load_in_8bit)
             pretrained = self.base.source
             if self.base.differs_from_library and self.library is not None:
                 logger.warning(
@@ -156,7 +130,7 @@ class GksArrowLM(PackedLM):
                     self.library.config.base_model,
                     self.base.name,
                 )
-            hf_arguments["revision"] = self.base.revision
+            hf_arguments["revision"] = self.base.revision or "main"
             hf_arguments["device"] = choose_device(hf_arguments.get("device"))
         else:
             known = _HF_ARGUMENTS | self._own_arguments
@@ -176,10 +150,8 @@ class GksArrowLM(PackedLM):
         # A model handed over, or split by tensors, is the same in every process.
         if isinstance(pretrained, str) and not hf_arguments.get("tp_plan"):
             self.call_team()
-        try:
+        with loading(self.base, hf_arguments.get("device") or "the device"):
             super().__init__(pretrained, **hf_arguments)
-        except UNLOADABLE as error:
-            raise unloadable(error, self.base) from error
         if self.backend != "causal":
             raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")
         self.join_team()
@@ -188,46 +160,6 @@ class GksArrowLM(PackedLM):
         self.apply(setting)
         global CREATED
         CREATED += 1
-
-    def apply(self, setting: Setting, library: Library | None = None) -> None:
-        """Run by another setting from now on, on the base that is loaded.
-
-        A request cache that was in use is let go: it is for the setting that filled it.
-
-        Args:
-            setting: The new setting.
-            library: Its library; default: the one in use.
-
-        Raises:
-            UsageError: No library is there, or it lacks what the setting names.
-            CompatibilityError: The adapters do not fit the base or the setting; the model then
-                goes on running by the setting it had.
-        """
-        wanted, held = library or self.library, self.attachment
-        setting = wanted.check(setting) if wanted is not None else setting
-        if not setting.uses_library:
-            if held is not None:
-                held.detach()
-            self.attachment = None
-        elif wanted is None:
-            raise UsageError("this setting needs a library; name one with library=...")
-        elif held is not None and held.library is wanted:
-            held.apply(setting)
-        else:
-            self._attach(wanted, setting)
-        self.library, self.setting = wanted, setting
-        self.cache_hook = CacheHook(None)
-
-    def _attach(self, library: Library, setting: Setting) -> None:
-        held = self.attachment
-        if held is not None:
-            held.detach()
-        try:
-            self.attachment = attach(self.model, library, setting)
-        except BaseException:
-            if held is not None:
-                self.attachment = attach(self.model, held.library, self.setting)
-            raise
 
     def _get_config(self, pretrained: str, **how: Any) -> None:
         # The first moment at which the base's shape is known; its weights are read much later.
@@ -263,50 +195,6 @@ class GksArrowLM(PackedLM):
         if how.get("quantization_config") is None and self.base is not None:
             how["quantization_config"] = quantization_config(self.base.quantization)
         super()._create_model(pretrained, **how)
-
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Take lm-eval's request cache, unless another setting filled it.
-
-        Raises:
-            UsageError: It was.
-        """
-        if getattr(cache_hook, "dbdict", None) is not None:
-            stamp(cache_hook.dbdict, self.identity())
-        super().set_cache_hook(cache_hook)
-
-    def identity(self) -> str:
-        """Return a digest of everything that makes this run's scores what they are."""
-        base, library = self.base, self.library
-        return digest(
-            {
-                "base": base.name if base else str(self.model.name_or_path),
-                "base_content": content_stamp(base.source) if base else None,
-                "quantization": self.quantization,
-                "arguments": self._identity_arguments,
-                "dtype": str(self.model.dtype),
-                "library": library.content_hash if library and self.setting.uses_library else None,
-                "setting": self.setting.identity(),
-                "scoring": self.scoring,
-            }
-        )
-
-    def get_model_info(self) -> dict[str, Any]:
-        """Return what lm-eval records in a results file, with ours under ``gks_eval``."""
-        info: dict[str, Any] = super().get_model_info()
-        base, library = self.base, self.library
-        starts = self.attachment.starts if self.attachment else None
-        info["gks_eval"] = {
-            "identity": self.identity(),
-            "setting": self.setting.identity(),
-            "library": library.describe() if library and self.setting.uses_library else None,
-            "starts": starts.record() if starts else None,
-            "base_model": base.name if base else str(self.model.name_or_path),
-            "revision": base.revision if base else None,
-            "quantization": self.quantization,
-            "scoring": self.scoring if self._unpackable is None else "plain",
-            "versions": versions(),
-        }
-        return info
 
 
 _HF_ARGUMENTS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}

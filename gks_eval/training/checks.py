@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import GksError, UsageError
+from gks_eval.model.device import recipe_device
+from gks_eval.model.load_base import load_tokenizer, outline_of
 from gks_eval.training.accumulation import share_of
 from gks_eval.training.adapter_writer import is_finished
-from gks_eval.training.base import load_tokenizer, outline_of, pick_device
+from gks_eval.training.base import base_of
 from gks_eval.training.examples import DataReport, chat_text
 from gks_eval.training.job_data import load_job_data, separator_of
 from gks_eval.training.library_writer import check_output
@@ -88,6 +90,8 @@ def check_run(
         processes: That train each adapter together.
         here: Whether it is this machine that trains.
     """
+    import torch
+
     faults: list[GksError] = []
     fingerprints: dict[str, str] = {}
     counts: dict[str, JobCounts] = {}
@@ -112,10 +116,11 @@ def check_run(
         return Checked(tuple(faults), fingerprints, finished, counts, None)
     if here:
         with _noted(faults):
-            pick_device(recipe.load)
+            recipe_device(recipe.load.device)
     with _noted(faults):
-        tokenizer = load_tokenizer(recipe, plan.root)
-        outline = outline_of(recipe, plan.root)
+        base = base_of(recipe, plan.root)
+        tokenizer = load_tokenizer(base)
+        outline = outline_of(base, getattr(torch, recipe.load.dtype))
         check_targets(outline, recipe.adapter.targets, recipe.base_model)
         if recipe.adapter.init == "loftq":
             check_quantised(outline, recipe.adapter.targets)

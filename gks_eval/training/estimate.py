@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gks_eval.errors import CompatibilityError, GksError
 from gks_eval.library.peft_adapter import RECORD
-from gks_eval.training.base import pick_device
+from gks_eval.model.device import recipe_device
 from gks_eval.training.checks import Checked, check_run
 from gks_eval.training.limits import peak_memory_mb
 from gks_eval.training.plan import Job, Plan
@@ -173,7 +173,7 @@ def _base_bytes(recipe: Recipe, model: torch.nn.Module, linear: dict[str, torch.
 
 def _device_type(recipe: Recipe) -> str:
     try:
-        return pick_device(recipe.load).type
+        return recipe_device(recipe.load.device).type
     except GksError:  # asked for on a machine without it
         return recipe.load.device
 

@@ -9,6 +9,7 @@ from gks_eval.errors import LibraryError
 from gks_eval.library import writer
 from gks_eval.library.manifest import MANIFEST, LibraryConfig
 from gks_eval.library.peft_adapter import RECORD
+from gks_eval.model.base_model import beside_recipe
 from gks_eval.training.plan import Plan
 from gks_eval.util.files import read_json
 from gks_eval.util.versions import versions
@@ -56,10 +57,7 @@ def write_manifest(plan: Plan, output: Path) -> Path:
     """
     recipe = plan.recipe
     records = {job.key: read_json(output / job.key / RECORD) for job in plan.jobs}
-    base_model = recipe.base_model
-    if base_model.startswith("."):
-        base_model = str((plan.root / base_model).resolve())
-    manifest: dict[str, Any] = {"base_model": base_model}
+    manifest: dict[str, Any] = {"base_model": beside_recipe(recipe.base_model, plan.root)}
     revision = recipe.revision or next(iter(records.values())).get("base_revision")
     if revision:
         manifest["revision"] = revision

@@ -17,24 +17,18 @@ from typing import TYPE_CHECKING
 
 from gks_eval.errors import GksError, ResourceError
 from gks_eval.util.files import disk_errors
+from gks_eval.util.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "is_out_of_memory",
     "limits_told",
     "peak_memory_mb",
     "release_memory",
     "reset_peak_memory",
 ]
 
-_MEMORY_WORDS = (
-    "out of memory",  # CUDA
-    "not enough memory",
-    "allocate memory",  # torch on a CPU, and the operating system
-    "alloc_failed",  # cuBLAS
-)
 _DISK_WORDS = (
     "no space left",  # safetensors
     "quota exceeded",
@@ -43,12 +37,6 @@ _DISK_WORDS = (
     "iostream error",
     "pytorchstreamwriter failed",
 )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory did not suffice, on whatever device."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(word in text for word in _MEMORY_WORDS)
 
 
 @contextlib.contextmanager

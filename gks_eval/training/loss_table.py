@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import DataError, LibraryError
+from gks_eval.model.load_base import load_tokenizer
 from gks_eval.model.quantized import keep_portable_layout
-from gks_eval.training.base import load_base, load_tokenizer
+from gks_eval.training.base import base_of, load_frozen_base
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
 from gks_eval.training.plan import Job, Plan
@@ -66,8 +67,8 @@ def measure_losses(
     from peft import PeftModel
 
     check_measurable(plan, library)
-    tokenizer = load_tokenizer(plan.recipe, plan.root)
-    base = load_base(plan.recipe, plan.root).model
+    tokenizer = load_tokenizer(base_of(plan.recipe, plan.root))
+    base = load_frozen_base(plan.recipe, plan.root)
     first, *others = plan.jobs
     model: Any = PeftModel.from_pretrained(base, library / first.key, first.key.replace("/", "-"))
     for job in others:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gks_eval.model.device import recipe_device
 from gks_eval.training.accumulation import share_of
 from gks_eval.training.adapter_writer import Factors, write_adapter
-from gks_eval.training.base import Base, load_base, pick_device
+from gks_eval.training.base import load_frozen_base
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import JobData, load_job_data
 from gks_eval.training.limits import limits_told, peak_memory_mb, reset_peak_memory
@@ -23,7 +24,7 @@ from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["WORK", "train_job"]
 
@@ -61,7 +62,7 @@ def train_job(
     recipe = plan.recipe
     schedule = share_of(job.section.schedule, group.size)
     data = load_job_data(job, plan.root, tokenizer)
-    reset_peak_memory(pick_device(recipe.load))
+    reset_peak_memory(recipe_device(recipe.load.device))
     work = output / WORK / f"{job.kind}-{job.name}"
     if group.is_main:
         _clear_other_work(work, fingerprint + data.fingerprint)
@@ -69,11 +70,11 @@ def train_job(
     steps = steps_of(len(data.train), schedule, group.size)
     callback = step_callback(job, watcher, data.report.tokens * schedule.epochs / steps)
     with limits_told(work):
-        base = load_base(recipe, plan.root)
-        model = attach_adapter(base.model, recipe.adapter, base.place, job.start_seed)
+        base = load_frozen_base(recipe, plan.root)
+        model = attach_adapter(base, recipe.adapter, str(base.name_or_path), job.start_seed)
         if recipe.adapter.init == "loftq":
             unquantised = recipe.load.model_copy(update={"quantization": "none", "device": "cpu"})
-            start_from_loftq(model, load_base(recipe, plan.root, unquantised).model)
+            start_from_loftq(model, load_frozen_base(recipe, plan.root, unquantised))
         if group.is_main:
             watcher.started(job, steps)
         run = train_adapter(
@@ -112,7 +113,7 @@ def _record(
     job: Job,
     fingerprint: str,
     data: JobData,
-    base: Base,
+    base: PreTrainedModel,
     run: TrainingRun,
     processes: int,
 ) -> dict[str, Any]:
@@ -126,18 +127,18 @@ def _record(
         "seed": job.seed,
         "start_seed": job.start_seed,
         "init": plan.recipe.adapter.init,
-        "base_revision": base.revision,
+        "base_revision": getattr(base.config, "_commit_hash", None),
         **asdict(data.report),
         "steps": run.steps,
         "loss_first": round(run.curve[0]["loss"], 4),
         "loss_last": round(run.curve[-1]["loss"], 4),
         "optimizer": run.optimizer,
-        "device": base.model.device.type,
+        "device": base.device.type,
         "threads": torch.get_num_threads(),
         "processes": processes,
         "seconds": round(run.seconds, 1),
         "tokens_per_second": round(run.tokens_per_second, 1),
-        "peak_memory_mb": peak_memory_mb(base.model.device),
+        "peak_memory_mb": peak_memory_mb(base.device),
     }
 
 

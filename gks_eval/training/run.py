@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import DataError
+from gks_eval.model.load_base import load_tokenizer
 from gks_eval.training.adapter_writer import CURVE, is_finished
-from gks_eval.training.base import load_tokenizer
+from gks_eval.training.base import base_of
 from gks_eval.training.checks import check_run
 from gks_eval.training.curves import draw_curves
 from gks_eval.training.library_writer import is_foreign, write_manifest
@@ -84,7 +85,7 @@ def train_library(
                 if group.is_main:
                     watcher.skipped(job, why)
                 continue
-            tokenizer = tokenizer or load_tokenizer(plan.recipe, plan.root)
+            tokenizer = tokenizer or load_tokenizer(base_of(plan.recipe, plan.root))
             train_job(
                 plan, job, output, fingerprint, tokenizer=tokenizer, watcher=watcher, group=group
             )

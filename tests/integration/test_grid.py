@@ -22,8 +22,10 @@ from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
 from gks_eval.grid.cell import cell_request
 from gks_eval.grid.evaluate import _quiet_git
 from gks_eval.grid.kept import check_commit, differences
+from gks_eval.grid.run import make_lm, prepare
 from gks_eval.grid.table import accuracy_table
 from gks_eval.grid.tasks import grid_content, task_manager
+from gks_eval.grid.weightless import WeightlessLM
 from gks_eval.method.registry import MERGES, ROUTERS
 from gks_eval.util.grid_order import read_order
 
@@ -266,6 +268,23 @@ def test_two_commits_of_a_base_are_not_mixed(tiny_library: LibraryOf, tmp_path: 
     with pytest.raises(ResultsError) as caught:
         check_commit([folder], "b" * 40)
     assert_sentence(caught.value, str(folder), "aaaaaaaaaaaa", "revision=")
+
+
+def test_another_base_is_not_asked_for_the_revision_of_the_library_s(
+    tiny_library: LibraryOf, tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    library = tmp_path / "library"
+    shutil.copytree(tiny_library("phi3"), library)
+    with (library / "library.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"revision: {'a' * 40}\n")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base("phi3"), other)
+    for n, (arguments, revision) in enumerate((({}, "a" * 40), ({"pretrained": str(other)}, None))):
+        asked = grid(library, tmp_path / str(n), ["base"], model_arguments=arguments)
+        *_, base = prepare(asked)
+        assert base.revision == revision
+        lm = make_lm(WeightlessLM, {"router": "none"}, None, base, asked)
+        assert lm.get_model_info()["gks_eval"]["revision"] == (revision or "main")
 
 
 def test_git_is_not_heard_where_there_is_no_repository(

@@ -41,7 +41,7 @@ def hide_weights(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the base's weights were read")
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", read)
-    monkeypatch.setattr("gks_eval.model.lm.attach", read)
+    monkeypatch.setattr("gks_eval.model.routed_lm.attach", read)
 
 
 def test_it_counts_what_a_run_computes(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from gks_eval.errors import CompatibilityError, GksError, UsageError
 from gks_eval.method.setting import NOT_GIVEN
-from gks_eval.model.base_model import BaseModel
+from gks_eval.model.base_model import resolve_base
 from gks_eval.model.lm import GksArrowLM
 
 Base = Callable[[str], Path]
@@ -137,7 +137,7 @@ def test_lm_evals_own_default_device_works_without_a_gpu(tiny_base: Base) -> Non
     ("given", "bits"), [(True, 4), (1, 4), ("true", 4), ("1", 4), (False, 16), (0, 16)]
 )
 def test_switches_as_the_command_line_writes_them(given: Any, bits: int, tiny_base: Base) -> None:
-    base = BaseModel.resolve(str(tiny_base("phi3")), NOT_GIVEN, None, given, NOT_GIVEN)
+    base = resolve_base(str(tiny_base("phi3")), NOT_GIVEN, None, given, NOT_GIVEN)
     assert base.quantization == ("nf4" if bits == 4 else "none")
 
 

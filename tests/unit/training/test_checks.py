@@ -87,13 +87,13 @@ FAULTS: dict[str, tuple[Any, type[GksError], str]] = {
     ),
     "a base without weights": (
         spoil_base(lambda base: (base / "model.safetensors").unlink(missing_ok=True)),
-        HubError,
+        LibraryError,
         "no file named",
     ),
     "weights that were cut short": (
         spoil_base(lambda base: (base / "model.safetensors").write_bytes(b"\x08")),
-        HubError,
-        "are not whole",
+        LibraryError,
+        "weights that cannot be read",
     ),
     "a base without a chat template": (spoil_base(no_template), DataError, "format: plain"),
     "a tokenizer without an end of text": (spoil_base(no_end_of_text), DataError, "cut: first"),

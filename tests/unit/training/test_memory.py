@@ -51,7 +51,7 @@ def test_no_parameter_of_a_base_outlives_its_adapter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded: list[list[weakref.ref[Any]]] = []
-    load = one_adapter.load_base
+    load = one_adapter.load_frozen_base
 
     def alive() -> list[int]:
         return [sum(one() is not None for one in base) for base in loaded]
@@ -59,10 +59,10 @@ def test_no_parameter_of_a_base_outlives_its_adapter(
     def watched(*arguments: Any) -> Any:
         assert sum(alive()) == 0
         base = load(*arguments)
-        loaded.append([weakref.ref(part) for part in (base.model, *base.model.parameters())])
+        loaded.append([weakref.ref(part) for part in (base, *base.parameters())])
         return base
 
-    monkeypatch.setattr(one_adapter, "load_base", watched)
+    monkeypatch.setattr(one_adapter, "load_frozen_base", watched)
     # pytest keeps log records; bitsandbytes' first one holds an exception, whose frames hold us.
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     schedule = {

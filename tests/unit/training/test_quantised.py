@@ -15,7 +15,8 @@ from common import assert_sentence, load_tiny, relative_error
 
 from gks_eval.errors import UsageError
 from gks_eval.library.load import load_library
-from gks_eval.training.base import load_base, outline_of
+from gks_eval.model.load_base import outline_of
+from gks_eval.training.base import base_of, load_frozen_base
 from gks_eval.training.loftq import loftq_factors, start_from_loftq
 from gks_eval.training.plan import make_plan
 from gks_eval.training.recipe import AdapterShape, Recipe
@@ -64,7 +65,7 @@ def gradients(model: Any) -> torch.Tensor:
 def test_gradients_of_the_4_bit_path_are_those_of_the_weights_it_stands_for(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    base = load_base(recipe, tmp_path).model
+    base = load_frozen_base(recipe, tmp_path)
     assert len(list(quantised_layers(base))) == 8
     plain = load_tiny(Path(recipe.base_model))
     with torch.no_grad():
@@ -95,7 +96,7 @@ def test_loftq_is_the_best_low_rank_approximation_for_any_scaling(scaling: float
 
 
 def test_loftq_brings_the_layers_nearer_to_full_precision(recipe: Recipe, tmp_path: Path) -> None:
-    base = load_base(recipe, tmp_path).model
+    base = load_frozen_base(recipe, tmp_path)
     full = load_tiny(Path(recipe.base_model))
     model = attach_adapter(base, recipe.adapter, recipe.base_model, 0)
     start_from_loftq(model, full)
@@ -128,7 +129,7 @@ def test_a_loftq_run_from_end_to_end(recipe_file: Callable[..., Path], tmp_path:
     assert library.config.provenance["init"] == "loftq"
     assert "takes that away" in library.config.provenance["remarks"][0]
     full = load_tiny(Path(plan.recipe.base_model))
-    for name, layer in quantised_layers(load_base(plan.recipe, plan.root).model):
+    for name, layer in quantised_layers(load_frozen_base(plan.recipe, plan.root)):
         if name not in library.modules:
             continue
         error = full.get_submodule(name).weight - dequantised(layer)
@@ -210,7 +211,10 @@ def test_a_base_saved_in_another_quantisation_is_refused(
     )
     load = recipe.load.model_copy(update={"quantization": asked})
     other = recipe.model_copy(update={"base_model": str(tmp_path / "base"), "load": load})
-    for make in (load_base, outline_of):
+    for make in (
+        lambda: load_frozen_base(other, tmp_path),
+        lambda: outline_of(base_of(other, tmp_path), torch.float32),
+    ):
         with pytest.raises(UsageError) as caught:
-            make(other, tmp_path)
+            make()
         assert_sentence(caught.value, "(nf4, double quantisation)", f"quantization: {asked}")

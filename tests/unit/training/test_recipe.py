@@ -13,8 +13,8 @@ from rich.console import Console
 from gks_eval.cli._training_view import clock, show_estimate
 from gks_eval.cli.train import find_recipe
 from gks_eval.errors import ConfigError, ResourceError, UsageError
+from gks_eval.model.device import recipe_device
 from gks_eval.training.accumulation import share_of
-from gks_eval.training.base import pick_device
 from gks_eval.training.estimate import estimate
 from gks_eval.training.plan import make_plan
 from gks_eval.training.recipe import (
@@ -250,10 +250,10 @@ def test_a_recipe_that_needs_a_gpu_says_so(recipe_file: Callable[..., Path]) -> 
 
     plan = make_plan(recipe_file(load={"device": "cuda"}))
     if torch.cuda.is_available():
-        assert pick_device(plan.recipe.load).type == "cuda"
+        assert recipe_device(plan.recipe.load.device).type == "cuda"
     else:
         with pytest.raises(ResourceError, match="device: auto"):
-            pick_device(plan.recipe.load)
+            recipe_device(plan.recipe.load.device)
 
 
 def test_steps_and_shares() -> None:

@@ -1,0 +1,121 @@
+"""One loaded base on which settings and libraries change, and what a run records of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.api.model import CacheHook
+
+from gks_eval.errors import UsageError
+from gks_eval.library.load import Library
+from gks_eval.method.setting import Setting, digest
+from gks_eval.model.base_model import ResolvedBase, content_stamp
+from gks_eval.model.inject import Attachment, attach
+from gks_eval.model.packed_lm import PackedLM
+from gks_eval.scoring.request_cache import stamp
+from gks_eval.util.versions import versions
+
+__all__ = ["RoutedLM"]
+
+
+class RoutedLM(PackedLM):
+    """`PackedLM` with a library attached to its base.
+
+    Attributes:
+        setting: How the library runs.
+        library: The adapters; None for the base alone.
+        attachment: The library on the model; None where the setting needs none.
+        base: Where the base came from; None for a model that the caller loaded.
+        quantization: How the base's weights are held.
+    """
+
+    setting: Setting
+    library: Library | None = None
+    attachment: Attachment | None = None
+    base: ResolvedBase | None = None
+    quantization: str
+    _identity_arguments: dict[str, str]
+
+    def apply(self, setting: Setting, library: Library | None = None) -> None:
+        """Run with another setting from now on, on the loaded base.
+
+        A request cache in use is dropped, because it belongs to the setting that filled it.
+
+        Args:
+            setting: The new setting.
+            library: Its library; default: the current one.
+
+        Raises:
+            UsageError: There is no library, or it lacks what the setting names.
+            CompatibilityError: The adapters do not fit the base or the setting; the model then
+                keeps its previous setting.
+        """
+        wanted, held = library or self.library, self.attachment
+        setting = wanted.check(setting) if wanted is not None else setting
+        if not setting.uses_library:
+            if held is not None:
+                held.detach()
+            self.attachment = None
+        elif wanted is None:
+            raise UsageError("this setting needs a library; name one with library=...")
+        elif held is not None and held.library is wanted:
+            held.apply(setting)
+        else:
+            self._attach(wanted, setting)
+        self.library, self.setting = wanted, setting
+        self.cache_hook = CacheHook(None)
+
+    def _attach(self, library: Library, setting: Setting) -> None:
+        held = self.attachment
+        if held is not None:
+            held.detach()
+        try:
+            self.attachment = attach(self.model, library, setting)
+        except BaseException:
+            if held is not None:
+                self.attachment = attach(self.model, held.library, self.setting)
+            raise
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Take lm-eval's request cache, unless another setting filled it.
+
+        Raises:
+            UsageError: Another setting filled it.
+        """
+        if getattr(cache_hook, "dbdict", None) is not None:
+            stamp(cache_hook.dbdict, self.identity())
+        super().set_cache_hook(cache_hook)
+
+    def identity(self) -> str:
+        """Return a digest of everything that determines this run's scores."""
+        base, library = self.base, self.library
+        return digest(
+            {
+                "base": base.name if base else str(self.model.name_or_path),
+                "base_content": content_stamp(base.source) if base else None,
+                "quantization": self.quantization,
+                "arguments": self._identity_arguments,
+                "dtype": str(self.model.dtype),
+                "library": library.content_hash if library and self.setting.uses_library else None,
+                "setting": self.setting.identity(),
+                "scoring": self.scoring,
+            }
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval records in a results file, with ours under ``gks_eval``."""
+        info: dict[str, Any] = super().get_model_info()
+        base, library = self.base, self.library
+        starts = self.attachment.starts if self.attachment else None
+        info["gks_eval"] = {
+            "identity": self.identity(),
+            "setting": self.setting.identity(),
+            "library": library.describe() if library and self.setting.uses_library else None,
+            "starts": starts.record() if starts else None,
+            "base_model": base.name if base else str(self.model.name_or_path),
+            "revision": base.revision or "main" if base else None,
+            "quantization": self.quantization,
+            "scoring": self.scoring if self._unpackable is None else "plain",
+            "versions": versions(),
+        }
+        return info
