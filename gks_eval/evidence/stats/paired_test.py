@@ -9,7 +9,6 @@ import numpy as np
 
 from gks_eval.evidence.stats import paired_counts, sign_flips
 from gks_eval.evidence.stats.bootstrap import DRAWS
-from gks_eval.evidence.stats.mcnemar import mcnemar_exact
 from gks_eval.evidence.stats.streams import Floats
 
 __all__ = ["CountTest", "FlipTest", "paired_test"]
@@ -25,8 +24,15 @@ class CountTest:
     problem: ClassVar[str] = ""
 
     def two_sided_p(self) -> float:
-        """Return the p-value of "no difference"."""
-        return mcnemar_exact(self.gains, self.losses)
+        """Return the p-value of "no difference": McNemar's exact test.
+
+        Under "no difference" the gains are Binomial(gains + losses, 1/2); unchanged items carry no
+        information. McNemar, Psychometrika 1947.
+        """
+        from statsmodels.stats.contingency_tables import mcnemar
+
+        table = [[0, self.gains], [self.losses, 0]]  # only discordant items count
+        return float(mcnemar(table, exact=True).pvalue)
 
     def less_p(self, difference: float = 0.0) -> float:
         """Return the one-sided p-value that speaks for a change below `difference`."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from scipy.stats import binomtest
-
 __all__ = ["wilson_interval"]
 
 
@@ -19,7 +17,10 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     Raises:
         ValueError: `n` is not positive or `successes` not in 0..n.
     """
-    if n <= 0:
-        raise ValueError("an interval needs at least one item")
-    interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes do not fit {n} items")
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(successes, n, alpha=1.0 - confidence, method="wilson")
+    # The bounds of no and of only successes are 0 and 1; rounding must not say otherwise.
+    return float(low) if successes else 0.0, float(high) if successes < n else 1.0

@@ -1,9 +1,9 @@
-"""Every statistic against scipy, statsmodels, a likelihood maximised by brute force, or by hand."""
+"""Every statistic against scipy, a closed form, a brute-force maximum likelihood, or by hand."""
 
 from __future__ import annotations
 
 import math
-from itertools import pairwise, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -11,9 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import minimize_scalar
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 from gks_eval.evidence.stats.bootstrap import (
     bootstrap_interval,
@@ -23,7 +20,6 @@ from gks_eval.evidence.stats.bootstrap import (
 )
 from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.holm import holm
-from gks_eval.evidence.stats.mcnemar import mcnemar_exact
 from gks_eval.evidence.stats.paired_counts import less_p, paired_interval, signed_root
 from gks_eval.evidence.stats.paired_test import CountTest, paired_test
 from gks_eval.evidence.stats.power import detectable_difference, mcnemar_power
@@ -35,37 +31,43 @@ from gks_eval.evidence.stats.wilson import wilson_interval
 # --- Wilson -------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 20_000), share=st.floats(0, 1), confidence=st.floats(0.5, 0.999))
-def test_wilson_is_that_of_statsmodels(n, share, confidence):
+def test_wilson_is_that_of_scipy(n, share, confidence):
     k = round(n * share)
-    low, high = proportion_confint(k, n, alpha=1 - confidence, method="wilson")
-    assert wilson_interval(k, n, confidence) == pytest.approx((low, high), abs=1e-9)
+    low, high = stats.binomtest(k, n).proportion_ci(confidence, method="wilson")
+    found = wilson_interval(k, n, confidence)
+    assert found == pytest.approx((low, high), rel=1e-9, abs=1e-12)
+    assert (found[0] == 0.0, found[1] == 1.0) == (k == 0, k == n)
 
 
 def test_wilson_by_hand():
     # 8 of 10, z = 1.959964: centre (0.8 + 0.192073) / 1.384146, half-width from the formula.
     assert wilson_interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-6)
     assert wilson_interval(0, 100)[0] == 0.0
-    with pytest.raises(ValueError):
-        wilson_interval(0, 0)
+    for k, n in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError):
+            wilson_interval(k, n)
 
 
 # --- McNemar ------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(gains=st.integers(0, 300), losses=st.integers(0, 300))
-def test_mcnemar_is_that_of_statsmodels(gains, losses):
-    expected = mcnemar([[5, gains], [losses, 5]], exact=True).pvalue
-    expected = 1.0 if math.isnan(expected) else min(1.0, expected)
-    assert mcnemar_exact(gains, losses) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+def test_mcnemar_is_the_binomial_test_of_scipy(gains, losses):
+    changed = gains + losses
+    expected = stats.binomtest(gains, changed).pvalue if changed else 1.0
+    found = CountTest(gains, losses, changed + 10).two_sided_p()
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
 def test_mcnemar_by_hand():
     # 1 gain, 7 losses: two-sided 2 * (C(8,0) + C(8,1)) / 2^8 = 18 / 256, one-sided 9 / 256.
-    assert mcnemar_exact(1, 7) == pytest.approx(18 / 256)
-    assert mcnemar_exact(1, 7, "less") == pytest.approx(9 / 256)
-    assert mcnemar_exact(1, 7, "greater") == pytest.approx(255 / 256)
-    assert mcnemar_exact(0, 0) == 1.0
+    assert CountTest(1, 7, 20).two_sided_p() == pytest.approx(18 / 256)
+    assert CountTest(1, 7, 20).less_p() == pytest.approx(9 / 256)
+    assert CountTest(7, 1, 20).less_p() == pytest.approx(255 / 256)
+    assert CountTest(0, 0, 20).two_sided_p() == 1.0
 
 
 # --- counts of paired changes --------------------------------------------------------------------
@@ -294,9 +296,15 @@ def test_an_interval_of_ten_differences_covers_where_a_bootstrap_does_not():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_is_that_of_statsmodels(p_values):
-    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
+def test_holm_is_the_closed_test_of_bonferroni(p_values):
+    # Marcus, Peritz, Gabriel 1976: the largest Bonferroni p of all sets of tests with this one.
+    others = range(len(p_values))
+    sets = [s for size in others for s in combinations(others, size + 1)]
+    expected = [
+        max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s) for i in others
+    ]
+    assert holm(p_values) == pytest.approx(expected, rel=1e-12, abs=1e-300)
 
 
 def test_holm_by_hand():
@@ -440,7 +448,7 @@ def test_power_is_the_sum_over_every_outcome(n, psi, drop):
     expected = 0.0
     for losses in range(n + 1):
         for gains in range(n + 1 - losses):
-            if mcnemar_exact(gains, losses, "less") <= 0.05:
+            if stats.binom.cdf(gains, gains + losses, 0.5) <= 0.05:
                 expected += stats.multinomial.pmf(
                     [gains, losses, n - gains - losses], n, [gain, loss, 1 - psi]
                 )
