@@ -30,7 +30,7 @@ from gks_eval.method.declaration import (
     Rule,
     Tokens,
 )
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.routed import RoutedWeights, build, routed_update, to_device
@@ -194,12 +194,13 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def _libraries() -> Iterator[list[LoraPair]]:
-    """Yield one expert, several, several of unequal rank, and one with a zero residual."""
+    """Yield one expert, several, several of unequal rank, one with a zero residual, one without."""
     yield [_pair(0)]
     yield [_pair(n) for n in range(5)]
     yield [_pair(n, rank=2 + n) for n in range(4)]
     dead = LoraPair(torch.zeros(4, WIDTH_IN), torch.zeros(WIDTH_OUT, 4), SCALING)
     yield [_pair(0), dead, _pair(1), _pair(2)]
+    yield [_pair(0), no_update((WIDTH_OUT, WIDTH_IN)), _pair(1), no_update((WIDTH_OUT, WIDTH_IN))]
 
 
 def _pair(seed: int, rank: int = 4) -> LoraPair:

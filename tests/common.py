@@ -25,6 +25,24 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "phi": ("q_proj", "k_proj", "v_proj", "dense"),
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
 }
+# For `save_library` of a llama: adapters of other layers, ranks and scalings than alpha's and en's.
+# No expert updates gate_proj, and alone gamma updates down_proj.
+MIXED: Mapping[str, Mapping[str, Any]] = {
+    "beta": {"target_modules": ["q_proj", "v_proj", "up_proj"], "r": 2, "lora_alpha": 6},
+    "gamma": {
+        "target_modules": ["q_proj", "down_proj"],
+        "r": 8,
+        "rank_pattern": {"layers.1.mlp.down_proj": 3},
+        "alpha_pattern": {"layers.0.self_attn.q_proj": 5},
+    },
+    "delta": {
+        "target_modules": ["q_proj", "up_proj"],
+        "layers_to_transform": [1],
+        "use_rslora": True,
+    },
+    "de": {"target_modules": ["q_proj", "up_proj"], "r": 3},
+    "fr": {"target_modules": ["gate_proj", "down_proj"]},
+}
 SPECIAL_TOKENS = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"

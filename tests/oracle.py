@@ -21,7 +21,7 @@ def residual_factors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (A, B) of the residual for the rules that keep the rank."""
     A, B = task.A.double(), task.B.double()
-    if not general:
+    if not general or task.missing:
         return A, B
     mean_A = sum(pair.A.double() for pair in general) / len(general)
     mean_B = sum(pair.B.double() for pair in general) / len(general)
@@ -36,7 +36,9 @@ def residual_factors(
 def residual_dense(
     task: LoraPair, general: Sequence[LoraPair], rule: str, scale: float = 1.0
 ) -> torch.Tensor:
-    """Return dW of the residual, (D, K)."""
+    """Return dW of the residual, (D, K); zero for a task adapter that leaves the layer alone."""
+    if task.missing:
+        return torch.zeros(task.shape, dtype=torch.float64)
     if rule == "delta":
         return dense(task) - scale * sum(dense(pair) / len(general) for pair in general)
     A, B = residual_factors(task, general, rule, scale)

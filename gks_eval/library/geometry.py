@@ -47,7 +47,8 @@ def library_geometry(
         the even mixture of all E experts by either combine, per layer: of ``s mean(B_i) mean(A_i)``
         for ``factors`` (what the uniform router applies), which is small where every A has a start
         of its own, and of ``mean(dW_i)`` for ``outputs``.
-        Rules and combines that the adapters' ranks or scalings do not allow are left out.
+        Rules and combines that the adapters' ranks, scalings or layers do not allow are left out.
+        At a layer that an adapter lacks, its update and its prototype are zero.
 
     Raises:
         UsageError: A language is unknown.
@@ -74,9 +75,9 @@ def library_geometry(
     general_squares = torch.zeros(len(library.general), dtype=torch.float64)
 
     for module in library.modules:
-        tasks = [adapter.pairs[module] for adapter in library.experts.values()]
-        generals = [adapter.pairs[module] for adapter in library.general.values()]
-        subtracted = [library.general[name].pairs[module] for name in chosen]
+        tasks = [library.pair(adapter, module) for adapter in library.experts.values()]
+        generals = [library.pair(adapter, module) for adapter in library.general.values()]
+        subtracted = [library.pair(library.general[name], module) for name in chosen]
         residuals: dict[str, list[LoraPair]] = {"none": tasks}
         for rule in rules:
             residuals[rule] = [RULES.get(rule)(pair, subtracted) for pair in tasks]
@@ -100,10 +101,11 @@ def library_geometry(
             [inner_product(g, g) for g in generals], dtype=torch.float64
         )
         if "factors" in residuals and "delta" in residuals:
-            for name, by_factors, exact in zip(
-                experts, residuals["factors"], residuals["delta"], strict=True
+            for name, task, by_factors, exact in zip(
+                experts, tasks, residuals["factors"], residuals["delta"], strict=True
             ):
-                distance[name].append(_relative_distance(by_factors, exact))
+                if not task.missing:
+                    distance[name].append(_relative_distance(by_factors, exact))
         if progress is not None:
             progress()
 
@@ -116,7 +118,14 @@ def library_geometry(
         "layers": list(library.modules),
         "norm": norms["none"],
         "residual_norm": {rule: norms[rule] for rule in rules},
-        "mixture_norm": mixed,
+        "mixture_norm": {
+            variant: {
+                combine: found
+                for combine, found in norms_by.items()
+                if len(found) == len(library.modules)  # else a layer does not allow it
+            }
+            for variant, norms_by in mixed.items()
+        },
         "starts": {rule: tally.result().record() for rule, tally in starts.items()},
         "cosine_general": _cosines(crossed, own, general_squares.clamp_min(0).sqrt()),
         "cosine_experts": {
@@ -140,9 +149,9 @@ def _possible_rules(library: Library, languages: Sequence[str]) -> list[str]:
     for rule in RULES.names():
         try:
             for module in library.modules if languages else ():
-                subtracted = [library.general[name].pairs[module] for name in languages]
+                subtracted = [library.pair(library.general[name], module) for name in languages]
                 for adapter in library.experts.values():
-                    RULES.get(rule)(adapter.pairs[module], subtracted)
+                    RULES.get(rule)(library.pair(adapter, module), subtracted)
         except CompatibilityError:
             continue
         if languages:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gks_eval.errors import CompatibilityError, HubError, LibraryError, UsageErr
 from gks_eval.library.hub import HubSource, fetch_adapter, fetch_library
 from gks_eval.library.manifest import MANIFEST, LibraryConfig
 from gks_eval.library.peft_adapter import Adapter, read_adapter
-from gks_eval.method.lora import EXACT, LoraPair, same_factors
+from gks_eval.method.lora import EXACT, LoraPair, no_update, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
 from gks_eval.util.paths import adapters_dir, bundled
@@ -38,6 +38,7 @@ class Library:
         general: General adapters by language, likewise.
         content_hash: SHA-256 over the base and all adapters, hex; equal content, equal hash,
             wherever the folder lies.
+        shapes: (D, K) of every linear layer that any adapter updates, sorted by name.
     """
 
     name: str
@@ -46,15 +47,21 @@ class Library:
     experts: Mapping[str, Adapter]
     general: Mapping[str, Adapter]
     content_hash: str
+    shapes: Mapping[str, tuple[int, int]]
 
     def __repr__(self) -> str:
         experts, general = ", ".join(self.experts), ", ".join(self.general) or "none"
         return f"Library({self.name!r}, experts: {experts}; general: {general})"
 
     @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """Return all adapters, the experts first."""
+        return *self.experts.values(), *self.general.values()
+
+    @property
     def modules(self) -> tuple[str, ...]:
-        """Return the names of the linear layers that the adapters update, sorted."""
-        return tuple(next(iter(self.experts.values())).pairs)
+        """Return the names of the linear layers that any adapter updates, sorted."""
+        return tuple(self.shapes)
 
     def languages(self, setting: Setting) -> tuple[str, ...]:
         """Return the general adapters that `setting` averages and subtracts."""
@@ -73,9 +80,13 @@ class Library:
     def layer(self, module: str, setting: Setting) -> tuple[list[LoraPair], list[LoraPair]]:
         """Return the experts' and the general adapters' pairs at one linear layer."""
         return (
-            [self.experts[name].pairs[module] for name in self.chosen_experts(setting)],
-            [self.general[name].pairs[module] for name in self.languages(setting)],
+            [self.pair(self.experts[name], module) for name in self.chosen_experts(setting)],
+            [self.pair(self.general[name], module) for name in self.languages(setting)],
         )
+
+    def pair(self, adapter: Adapter, module: str) -> LoraPair:
+        """Return an adapter's update of one linear layer; zero where it leaves the layer alone."""
+        return adapter.pairs.get(module) or no_update(self.shapes[module])
 
     def check(self, setting: Setting) -> Setting:
         """Check that the setting can be run with these adapters.
@@ -85,7 +96,8 @@ class Library:
 
         Raises:
             UsageError: Unknown language or expert, or top_k above the number of experts.
-            CompatibilityError: Ranks or scalings differ where the formula needs them equal.
+            CompatibilityError: Ranks or scalings differ where the formula needs them equal, or an
+                adapter lacks a layer whose factors it needs.
         """
         if not setting.uses_library:
             return setting
@@ -119,38 +131,44 @@ class Library:
         if setting.merge is not None:
             merge, parameters = setting.merge_method()
             if merge.needs_equal_factors(parameters):
-                self._check_equal(experts, setting.router, merge.instead or "merge:mean")
+                instead = merge.instead or "merge:mean"
+                self._check_equal(experts, self.modules, setting.router, instead)
         elif setting.combine == "factors":
-            self._check_equal(experts, "combine=factors")
+            self._check_equal(experts, self.modules, "combine=factors")
         if general and setting.rule_method()[0].equal_factors:
-            self._check_equal([*experts, *general], f"rule={setting.rule}")
+            # Nothing is subtracted from an expert at the layers that it leaves alone.
+            for expert in experts:
+                self._check_equal([expert, *general], expert.pairs, f"rule={setting.rule}")
 
-    def _check_equal(self, adapters: Sequence[Adapter], why: str, instead: str = EXACT) -> None:
+    def _check_equal(
+        self, adapters: Sequence[Adapter], modules: Iterable[str], why: str, instead: str = EXACT
+    ) -> None:
         first, *others = adapters
-        for module, pair in first.pairs.items():
+        for module in modules:
             for other in others:
                 try:
-                    same_factors([pair, other.pairs[module]], why, instead)
+                    same_factors([self.pair(a, module) for a in (first, other)], why, instead)
                 except CompatibilityError as error:
+                    lacking = [a.name for a in (first, other) if module not in a.pairs]
+                    which = f", which {lacking[0]!r} does not update" if lacking else ""
                     raise CompatibilityError(
                         f"library {self.name}, adapters {first.name!r} and {other.name!r} at "
-                        f"{module}: {error}"
+                        f"{module}{which}: {error}"
                     ) from None
 
     def summary(self) -> str:
         """Return base, adapters, ranks, scalings and targets in one line."""
-        pairs = [
-            pair
-            for adapter in (*self.experts.values(), *self.general.values())
-            for pair in adapter.pairs.values()
-        ]
+        pairs = [pair for adapter in self.adapters for pair in adapter.pairs.values()]
         targets = sorted({module.rpartition(".")[2] for module in self.modules})
         ranks = sorted({pair.rank for pair in pairs})
         scalings = sorted({f"{pair.scaling:.4g}" for pair in pairs})
+        layers = f"{len(self.modules)} layers"
+        if fewer := [a for a in self.adapters if len(a.pairs) < len(self.modules)]:
+            layers += ", fewer for " + ", ".join(f"{a.name} {len(a.pairs)}" for a in fewer)
         return (
             f"{self.name}: base {self.config.base_model}; {len(self.experts)} experts, general "
             f"{', '.join(self.general) or 'none'}; rank {', '.join(map(str, ranks))}, scaling "
-            f"{', '.join(scalings)}; targets {', '.join(targets)} ({len(self.modules)} layers)."
+            f"{', '.join(scalings)}; targets {', '.join(targets)} ({layers})."
         )
 
     def describe(self) -> dict[str, Any]:
@@ -194,7 +212,7 @@ def load_library(reference: str) -> Library:
 
     Raises:
         LibraryError: No such library, or an adapter is missing, broken, unsafe or unsupported.
-        CompatibilityError: The adapters are not for the same linear layers.
+        CompatibilityError: Two adapters are for a layer of different shape.
         ConfigError: library.yaml has faults.
         HubError: The hub is needed and cannot be reached.
     """
@@ -204,7 +222,7 @@ def load_library(reference: str) -> Library:
         _refuse_local_paths(config, reference)
     experts = _read_all("experts", config.experts, config, path)
     general = _read_all("general", config.general, config, path)
-    _check_same_layers([*experts.values(), *general.values()], path)
+    shapes = _shapes([*experts.values(), *general.values()], path)
     digests = {
         "base_model": config.base_model,
         "revision": config.revision,
@@ -212,7 +230,7 @@ def load_library(reference: str) -> Library:
         "general": {name: adapter.digest for name, adapter in general.items()},
     }
     content = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    return Library(reference, path, config, experts, general, content)
+    return Library(reference, path, config, experts, general, content, shapes)
 
 
 def _local(text: str) -> Path | None:
@@ -314,21 +332,16 @@ def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Pa
     raise LibraryError(f"{manifest}: {label} names {source}, which does not exist; check the path.")
 
 
-def _check_same_layers(adapters: Sequence[Adapter], manifest: Path) -> None:
-    first = adapters[0]
-    for other in adapters[1:]:
-        if differing := sorted(set(first.pairs) ^ set(other.pairs)):
-            lacking = other if differing[0] in first.pairs else first
-            raise CompatibilityError(
-                f"{manifest}: adapters {first.name!r} and {other.name!r} update different layers: "
-                f"{lacking.name!r} lacks {differing[0]}"
-                + (f" and {len(differing) - 1} more differ" if len(differing) > 1 else "")
-                + "; train them with the same target_modules."
-            )
-        for module, pair in first.pairs.items():
-            if pair.shape != other.pairs[module].shape:
+def _shapes(adapters: Iterable[Adapter], manifest: Path) -> dict[str, tuple[int, int]]:
+    """Return (D, K) of every linear layer that any of the adapters updates, sorted by name."""
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        for module, pair in adapter.pairs.items():
+            first = owners.setdefault(module, adapter)
+            if pair.shape != (expected := first.pairs[module].shape):
                 raise CompatibilityError(
                     f"{manifest}: at {module} adapter {first.name!r} is for a layer of shape "
-                    f"{pair.shape} and {other.name!r} for {other.pairs[module].shape}; "
+                    f"{expected} and {adapter.name!r} for {pair.shape}; "
                     "they belong to different base models."
                 )
+    return {module: owners[module].pairs[module].shape for module in sorted(owners)}

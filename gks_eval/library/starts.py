@@ -86,7 +86,7 @@ class StartsTally:
 
     def __init__(self, experts: Sequence[str], rule: str) -> None:
         self._rule = rule
-        self._layers = 0
+        self._layers = dict.fromkeys(experts, 0)
         self._cosine = dict.fromkeys(experts, 0.0)
         self._task = dict.fromkeys(experts, 0.0)
         self._residual = dict.fromkeys(experts, 0.0)
@@ -104,18 +104,20 @@ class StartsTally:
             general: What is subtracted from them; at least one, of the experts' rank.
             residuals: What that leaves.
         """
-        self._layers += 1
         for name, task, residual in zip(self._cosine, experts, residuals, strict=True):
+            if task.missing:
+                continue
+            self._layers[name] += 1
             cosines = (_cosine(task, one) for one in general)
             self._cosine[name] += sum(cosines) / len(general)
             self._task[name] += inner_product(task, task)
             self._residual[name] += inner_product(residual, residual)
 
     def result(self) -> Starts:
-        """Return the means over the layers added."""
+        """Return the means over the layers added; of each expert, over those that it updates."""
         return Starts(
             self._rule,
-            {name: total / max(1, self._layers) for name, total in self._cosine.items()},
+            {name: total / max(1, self._layers[name]) for name, total in self._cosine.items()},
             {
                 name: math.sqrt(self._residual[name] / square) if square > 0 else 1.0
                 for name, square in self._task.items()

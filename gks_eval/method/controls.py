@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -59,7 +60,7 @@ def rescaled(pair: LoraPair, norm: float) -> LoraPair:
     """Return the pair with an update of this Frobenius norm; both factors share the change."""
     own = _norm(pair)
     share = (norm / own) ** 0.5 if own else 0.0
-    return LoraPair(share * pair.A, share * pair.B, pair.scaling)
+    return replace(pair, A=share * pair.A, B=share * pair.B)
 
 
 def exchanged(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, str]:
@@ -110,4 +111,4 @@ def _haar(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _cast(made: LoraPair, like: LoraPair) -> LoraPair:
-    return LoraPair(made.A.to(like.A), made.B.to(like.B), made.scaling)
+    return replace(like, A=made.A.to(like.A), B=made.B.to(like.B))

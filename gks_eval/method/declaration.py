@@ -106,13 +106,17 @@ class Rule(Method):
     def __call__(
         self, task: LoraPair, general: Sequence[LoraPair], parameters: Parameters | None = None
     ) -> LoraPair:
-        """Return the residual of `task`; `task` itself where `general` is empty.
+        """Return the residual of `task`.
+
+        Returns:
+            `task` itself where `general` is empty, or where the task adapter leaves the layer alone
+            and there is nothing to subtract from.
 
         Raises:
             CompatibilityError: The rule needs equal shapes, ranks or scalings and finds others.
         """
         chosen = self.parameters() if parameters is None else parameters
-        return self.residual(task, general, chosen) if general else task
+        return self.residual(task, general, chosen) if general and not task.missing else task
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class RoutedUpdate:
         layer: The nn.Linear, Linear4bit, Linear8bitLt or Conv1D that carries the hook.
         name: The layer's name in the model.
         weights: What is added; None leaves the base alone.
-        observer: Called with the name and the coefficients, (T, E), of every forward.
+        observer: Called with the name and the coefficients, (T, E), of every forward that adds.
     """
 
     def __init__(self, layer: nn.Module, name: str) -> None:

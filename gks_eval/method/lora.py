@@ -6,7 +6,7 @@ Shapes throughout the package: T tokens, E experts, R rank, K input width, D out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose
 from typing import Final
 
@@ -14,10 +14,18 @@ import torch
 
 from gks_eval.errors import CompatibilityError
 
-__all__ = ["EXACT", "LoraPair", "average_factors", "inner_product", "same_factors", "stack"]
+__all__ = [
+    "EXACT",
+    "LoraPair",
+    "average_factors",
+    "inner_product",
+    "no_update",
+    "same_factors",
+    "stack",
+]
 
 EXACT: Final = "rule=delta with combine=outputs (preset=exact)"
-"""What allows unequal ranks and scalings of a library."""
+"""What allows unequal layers, ranks and scalings of a library."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class LoraPair:
         A: (R, K), reads the layer's input.
         B: (D, R), writes to its output.
         scaling: lora_alpha / R, or lora_alpha / sqrt(R) for rank-stabilised LoRA.
+        missing: Whether the adapter leaves the layer alone; then dW is zero, see `no_update`.
 
     Raises:
         ValueError: The shapes of A and B do not belong together.
@@ -36,6 +45,7 @@ class LoraPair:
     A: torch.Tensor
     B: torch.Tensor
     scaling: float = 1.0
+    missing: bool = False
 
     def __post_init__(self) -> None:
         if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
@@ -59,7 +69,12 @@ class LoraPair:
 
     def to(self, dtype: torch.dtype) -> LoraPair:
         """Return the pair with factors of another dtype."""
-        return LoraPair(self.A.to(dtype), self.B.to(dtype), self.scaling)
+        return replace(self, A=self.A.to(dtype), B=self.B.to(dtype))
+
+
+def no_update(shape: tuple[int, int]) -> LoraPair:
+    """Return the pair of an adapter that leaves a layer of shape (D, K) alone: zero, of rank 1."""
+    return LoraPair(torch.zeros(1, shape[1]), torch.zeros(shape[0], 1), missing=True)
 
 
 def inner_product(one: LoraPair, other: LoraPair) -> float:
@@ -102,13 +117,17 @@ def same_factors(pairs: Sequence[LoraPair], why: str, instead: str = EXACT) -> N
         instead: What allows unequal ranks and scalings.
 
     Raises:
-        CompatibilityError: Shapes, ranks or scalings differ.
+        CompatibilityError: Shapes, ranks or scalings differ, or an adapter leaves the layer alone.
     """
     first = pairs[0]
     for pair in pairs[1:]:
         if pair.shape != first.shape:
             raise CompatibilityError(
                 f"{why} needs adapters for layers of one shape, not {first.shape} and {pair.shape}."
+            )
+        if pair.missing != first.missing:
+            raise CompatibilityError(
+                f"{why} needs every adapter to update the layer; {instead} does not."
             )
         if pair.rank != first.rank:
             raise CompatibilityError(

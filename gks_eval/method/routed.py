@@ -8,6 +8,8 @@ With ``z = x [A_1; ...; A_E]^T`` and the coefficients c of a router, for every t
 
 Where the coefficients sum to 1 and the rule is linear in the updates, the general part costs one
 extra adapter instead of one per expert: ``sum_e c_e (dW_e - dW_g) = (sum_e c_e dW_e) - dW_g``.
+Nothing is subtracted from an expert that leaves the layer alone, so dW_g is then multiplied by the
+sum of the other experts' coefficients.
 
 Nothing of size tokens x experts x D is ever allocated. `gks_eval.method.reference` computes the
 same in plain loops.
@@ -43,6 +45,8 @@ class RoutedWeights:
         rank: Rank common to the experts, for ``factors``; 0 for ``outputs``.
         directions: (N, K) float32 where the router has some and `read` does not hold them.
         experts: E.
+        present: (E,) float32, 1 for experts that update the layer and 0 for the others; None where
+            the general part is not subtracted once, or from all experts.
     """
 
     router: LayerRouter
@@ -52,6 +56,7 @@ class RoutedWeights:
     rank: int
     directions: torch.Tensor | None
     experts: int
+    present: torch.Tensor | None = None
 
     @property
     def fused(self) -> int:
@@ -61,7 +66,7 @@ class RoutedWeights:
     def nbytes(self) -> int:
         """Return the memory of all tensors, in bytes."""
         held = [self.read, self.write, self.owner]
-        held += [] if self.directions is None else [self.directions]
+        held += [one for one in (self.directions, self.present) if one is not None]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
@@ -115,9 +120,12 @@ def build(
     parts_A = [pair.A for pair in mixed]
     parts_B = [pair.scaling * pair.B.T for pair in mixed]
     owner = torch.cat([torch.full((pair.rank,), e) for e, pair in enumerate(mixed)])
+    present = None
     if once is not None:
         parts_A.append(once.A)
         parts_B.append(-once.B.T)
+        if any(pair.missing for pair in experts):
+            present = torch.tensor([float(not pair.missing) for pair in experts])
 
     prepared = router(Layer(name, residuals, mixed, once), router_parameters)
     directions = prepared.directions
@@ -132,6 +140,7 @@ def build(
         rank=mixed[0].rank if setting.combine == "factors" else 0,
         directions=None if directions is None else directions.to(device),
         experts=len(mixed),
+        present=None if present is None else present.to(device),
     )
 
 
@@ -162,12 +171,17 @@ def routed_update(
         mixed_TM = (c_TE.unsqueeze(-1) * zbar_TR.unsqueeze(1)).flatten(1)
     else:
         mixed_TM = c_TE[:, weights.owner] * experts_TM
+    once_TM = z_TM[:, stacked:]
+    if weights.present is not None:
+        once_TM = (c_TE @ weights.present).unsqueeze(1) * once_TM
     # Coefficients are float32: the products are rounded to the layer's type once, here.
     if torch.is_grad_enabled():
         # The backward pass still needs what writing in place would overwrite.
-        z_TM = torch.cat([mixed_TM.to(z_TM.dtype), z_TM[:, stacked:]], dim=1)
+        z_TM = torch.cat([mixed_TM.to(z_TM.dtype), once_TM.to(z_TM.dtype)], dim=1)
     else:
         z_TM[:, :stacked] = mixed_TM
+        if weights.present is not None:
+            z_TM[:, stacked:] = once_TM
     if into is not None:
         return into.addmm_(z_TM, weights.write), c_TE
     return z_TM @ weights.write, c_TE
@@ -195,6 +209,7 @@ def to_device(weights: RoutedWeights, device: torch.device) -> RoutedWeights:
         write=weights.write.to(device),
         owner=weights.owner.to(device),
         directions=None if weights.directions is None else weights.directions.to(device),
+        present=None if weights.present is None else weights.present.to(device),
     )
 
 

@@ -63,7 +63,7 @@ class Attachment:
         experts = self.library.chosen_experts(setting)
         tally = StartsTally(experts, setting.rule) if experts and by_factors else None
         for name, update in self.layers.items():
-            if not setting.uses_library:
+            if not any(name in self.library.experts[expert].pairs for expert in experts):
                 update.weights = None
                 continue
             update.weights = build(

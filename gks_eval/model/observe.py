@@ -143,7 +143,7 @@ def routing_record(lm: GksArrowLM, label: str, tallies: dict[str, RoutingTally])
     library = lm.library
     assert library is not None
     assert lm.attachment is not None
-    layers = list(lm.attachment.layers)
+    layers = [name for name, update in lm.attachment.layers.items() if update.weights is not None]
     experts = list(library.mixed_adapters(lm.setting))
     return {
         "schema": SCHEMA,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from common import assert_sentence
+from common import MIXED, assert_sentence
 
-from gks_eval.errors import GksError, ResourceError, ResultsError, UsageError
+from gks_eval.errors import CompatibilityError, GksError, ResourceError, ResultsError, UsageError
 from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
 from gks_eval.grid.cell import cell_request
 from gks_eval.grid.evaluate import _quiet_git
@@ -99,6 +99,35 @@ def test_a_grid_gives_what_single_runs_give(tiny_library: LibraryOf, tmp_path: P
         label = json.loads((folder / CELL_FILE).read_text())["label"]
         (alone,) = run_grid(grid(library, tmp_path / f"alone-{folder.name}", [label]))
         assert numbers(alone) == numbers(folder)
+
+
+def test_the_command_runs_adapters_of_different_layers(
+    tiny_library: LibraryOf, tmp_path: Path
+) -> None:
+    library = tiny_library("llama", adapters=MIXED)
+    settings = ["base", "gks:avg;preset=exact", "merge:mean", "expert:gamma"]
+
+    def command(wanted: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, "grid", "--library", str(library), "--settings", ",".join(wanted),
+             "--tasks", ",".join(TASKS), "--limit", "6", "--model-args", "dtype=float32",
+             "--batch-size", "8", "--output", str(tmp_path / "all")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    done = command(settings)
+    assert done.returncode == 0, done.stderr
+    assert all(setting in done.stdout for setting in settings)
+    found = {
+        folder.name: numbers(folder) for folder in (tmp_path / "all").iterdir() if folder.is_dir()
+    }
+    assert len({str(scores) for scores in found.values()}) == len(settings)
+    for setting in settings[1:3]:
+        (alone,) = run_grid(grid(library, tmp_path / f"alone-{setting[:5]}", [setting]))
+        assert numbers(alone) == found[alone.name]
+    refused = command(["gks:avg"])
+    assert refused.returncode == CompatibilityError.exit_code
+    assert "which 'alpha' does not update: combine=factors needs" in refused.stderr
 
 
 def test_a_rerun_keeps_what_is_done(tiny_library: LibraryOf, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from common import random_pair, relative_error
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.routed import build, routed_update
 from gks_eval.method.setting import Setting
 
@@ -43,7 +43,7 @@ class Case:
 
 
 def draw(seed: int, combine: str, rule: str, router: str, general: int) -> Case:
-    """Return a random layer, its adapters and a setting."""
+    """Return a random layer, its adapters (some leave it alone where allowed) and a setting."""
     generator = torch.Generator().manual_seed(seed)
 
     def pick(low: int, high: int) -> int:
@@ -56,6 +56,13 @@ def draw(seed: int, combine: str, rule: str, router: str, general: int) -> Case:
         own_rank, scaling = (pick(1, 5), pick(1, 8) / 2) if unequal else (rank, 4.0)
         return random_pair(own_rank, width_in, width_out, scaling, seed=pick(0, 2**31))
 
+    experts = [pair() for _ in range(1 if router == "one" else count)]
+    subtracted = [pair() for _ in range(general)]
+    shape = width_out, width_in
+    if combine == "outputs" and len(experts) > 1 and pick(0, 1):
+        experts[pick(0, count - 1)] = no_update(shape)
+    if rule == "delta" and general and pick(0, 2) == 0:
+        subtracted[-1] = no_update(shape)
     setting = Setting(
         combine=combine,
         rule=rule,
@@ -67,8 +74,8 @@ def draw(seed: int, combine: str, rule: str, router: str, general: int) -> Case:
     )
     return Case(
         x=torch.randn(pick(1, 9), width_in, generator=generator),
-        experts=[pair() for _ in range(1 if router == "one" else count)],
-        general=[pair() for _ in range(general)],
+        experts=experts,
+        general=subtracted,
         setting=setting,
     )
 

@@ -24,9 +24,13 @@ def random(layer: Layer, parameters: Seeded) -> Prepared:
     """Arrow with fixed random unit vectors as prototypes, independent of the experts.
 
     The prototypes, (E, K), are normalised Gaussian vectors that the seed and the layer's name
-    determine: routing is the same in every run and batch.
+    determine: routing is the same in every run and batch. An expert that leaves the layer alone
+    has the prototype zero and is chosen only after all others.
     """
     generator = generator_of(parameters.seed, layer.name)
     shape = len(layer.residuals), layer.residuals[0].shape[1]
     directions = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=1)
-    return Prepared(LayerArrow(parameters.top_k, parameters.temperature, None), directions)
+    missing = torch.tensor([pair.missing for pair in layer.residuals])
+    directions[missing] = 0.0
+    used = missing if bool(missing.any()) else None
+    return Prepared(LayerArrow(parameters.top_k, parameters.temperature, used), directions)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import assert_sentence, dense, random_pair
+from common import MIXED, assert_sentence, dense, random_pair
 from oracle import residual_dense
 
 from gks_eval.errors import UsageError
@@ -30,8 +30,8 @@ def full(library: Library, rule: str | None, languages: list[str]) -> dict[str, 
     for name, adapter in library.experts.items():
         updates[name] = []
         for module in library.modules:
-            task = adapter.pairs[module]
-            general = [library.general[language].pairs[module] for language in languages]
+            task = library.pair(adapter, module)
+            general = [library.pair(library.general[language], module) for language in languages]
             updates[name].append(
                 dense(task) if rule is None else residual_dense(task, general, rule)
             )
@@ -141,6 +141,43 @@ def test_unequal_ranks_leave_out_the_rules_that_need_equal_ones(tiny_library: Li
     assert found["rule_distance"] == {}
     assert list(found["mixture_norm"]["none"]) == ["outputs"]
     assert list(summary(found)[0].mixture) == ["outputs"]
+
+
+def test_a_mixture_of_factors_needs_equal_ranks_at_every_layer(tiny_library: LibraryOf) -> None:
+    one_layer = {"b": {"rank_pattern": {"layers.1.self_attn.o_proj": 2}}}
+    uneven = tiny_library("phi3", experts=("a", "b"), adapters=one_layer, seed=8)
+    found = library_geometry(load_library(str(uneven)), [])
+    assert list(found["mixture_norm"]["none"]) == ["outputs"]
+
+
+def test_layers_that_an_adapter_lacks_count_as_zero(tiny_library: LibraryOf) -> None:
+    library = load_library(str(tiny_library("llama", adapters=MIXED)))
+    found = library_geometry(library)
+    LibraryGeometry.model_validate(found)
+    names, languages = list(library.experts), list(library.general)
+    plain, exact = full(library, None, languages), full(library, "delta", languages)
+    assert found["layers"] == list(library.modules)
+    for updates, norms in ((plain, found["norm"]), (exact, found["residual_norm"]["delta"])):
+        assert norms == {
+            name: pytest.approx([float(matrix.norm()) for matrix in updates[name]], rel=1e-5)
+            for name in names
+        }
+    assert list(found["residual_norm"]) == ["delta"]
+    general = [
+        [
+            dense(adapter.pairs[module]) if module in adapter.pairs else torch.zeros(shape)
+            for module, shape in library.shapes.items()
+        ]
+        for adapter in library.general.values()
+    ]
+    for row, name in zip(found["cosine_general"], names, strict=True):
+        assert row == pytest.approx([cosine(plain[name], other) for other in general], abs=1e-6)
+    for row, one in zip(found["cosine_experts"]["delta"], names, strict=True):
+        expected = [cosine(exact[one], exact[other]) for other in names]
+        assert row == pytest.approx(expected, abs=1e-5)
+    mean = [sum(layer) / len(names) for layer in zip(*exact.values(), strict=True)]
+    norms = [float(update.norm()) for update in mean]
+    assert found["mixture_norm"]["delta"] == {"outputs": pytest.approx(norms, rel=1e-5)}
 
 
 def test_unknown_languages_are_named(library: Library) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from common import assert_sentence, save_library
+from common import MIXED, assert_sentence, save_library
 
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.load import MANIFEST, load_library
@@ -40,7 +40,7 @@ def test_layers_for_a_setting(tiny_library: Callable[..., Path]) -> None:
     [
         (Setting(router="alhpa"), ["router=alhpa", "did you mean 'alpha'"]),
         (Setting(router="arow"), ["router=arow", "did you mean 'arrow'"]),
-        (Setting(router="zzz"), ["router=zzz", "known: alpha, arrow, beta, delta, gamma, none"]),
+        (Setting(router="zzz"), ["router=zzz", "known: alpha, arrow, beta, delta, gamma"]),
         (Setting(router=""), ["router= is neither"]),
         (Setting(subtract=("it",)), ["subtract=it", "known: en, de, fr"]),
         (Setting(subtract=("en", "xx")), ["subtract=xx", "known: en, de, fr"]),
@@ -134,3 +134,32 @@ def test_unequal_experts(
         assert_sentence(
             caught.value, library.name, "'beta'", "model.layers.0", why, *what, "preset=exact"
         )
+
+
+MIXED_SETTINGS = [
+    ("arrow;preset=exact", ()),
+    ("gks:avg;preset=exact", ()),
+    ("merge:mean;subtract=avg;rule=delta", ()),
+    ("arrow;preset=peft", ()),
+    ("expert:beta", ()),
+    # Nothing is subtracted from an expert where it updates nothing.
+    ("expert:alpha;subtract=en", ()),
+    ("arrow", ("'alpha' and 'gamma' at model.layers.0.mlp.down_proj, which 'alpha'", "factors")),
+    ("gks:en;rule=delta", ("'alpha' and 'gamma' at model.layers.0.mlp.down_proj", "combine=")),
+    ("gks:en;preset=peft", ("'beta' and 'en' at model.layers.0.mlp.up_proj, which 'en'", "rule=")),
+    ("expert:delta;subtract=en;rule=orthogonal", ("'delta' and 'en'", "rule=orthogonal needs")),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), MIXED_SETTINGS)
+def test_adapters_of_different_layers(
+    text: str, parts: tuple[str, ...], tiny_library: Callable[..., Path]
+) -> None:
+    library = load_library(str(tiny_library("llama", adapters=MIXED)))
+    setting, _ = Setting.parse(text)
+    if not parts:
+        library.check(setting)
+        return
+    with pytest.raises(CompatibilityError) as caught:
+        library.check(setting)
+    assert_sentence(caught.value, library.name, *parts, "does not update", "preset=exact")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from common import assert_sentence, edit_json
+from common import MIXED, assert_sentence, edit_json
 from safetensors.torch import load_file, save_file
 
 from gks_eval.errors import (
@@ -49,14 +49,6 @@ def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -
     tensors = load_file(path / WEIGHTS_FILE)
     change(tensors)
     save_file(tensors, path / WEIGHTS_FILE)
-
-
-def without_layer_1(folder: Path) -> None:
-    def drop(tensors: dict[str, torch.Tensor]) -> None:
-        for key in [key for key in tensors if ".layers.1." in key]:
-            del tensors[key]
-
-    edit_weights(folder / "experts" / "gamma", drop)
 
 
 def another_width(folder: Path) -> None:
@@ -176,15 +168,6 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
         lambda f: (f / "experts" / "beta" / "adapter_config.json").unlink(),
         ["experts/beta", "'beta'", "has no adapter_config.json"],
     ),
-    "an adapter without some layers": (
-        CompatibilityError,
-        without_layer_1,
-        [
-            MANIFEST,
-            "'gamma' lacks model.layers.1.self_attn.o_proj and 1 more differ",
-            "same target_modules",
-        ],
-    ),
     "an adapter for another width": (
         CompatibilityError,
         another_width,
@@ -288,6 +271,27 @@ def test_what_a_library_holds(folder: Path) -> None:
     assert json.loads(json.dumps(described)) == described
     assert described["content_hash"] == library.content_hash
     assert described["experts"]["beta"] == library.experts["beta"].digest
+
+
+def test_adapters_may_update_different_layers(tiny_library: Callable[..., Path]) -> None:
+    library = load_library(str(tiny_library("llama", adapters=MIXED)))
+    attention, mlp = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+    assert set(library.modules) == {
+        f"model.layers.{n}.{block}.{name}"
+        for n in range(2)
+        for block, names in (("self_attn", attention), ("mlp", mlp))
+        for name in names
+    }
+    assert list(library.modules) == sorted(library.modules)
+    assert library.shapes["model.layers.1.mlp.down_proj"] == (64, 128)
+    gamma = library.experts["gamma"]
+    lacking = library.pair(gamma, "model.layers.0.mlp.gate_proj")
+    assert lacking.missing
+    assert torch.equal(lacking.delta(), torch.zeros(128, 64))
+    down = "model.layers.1.mlp.down_proj"
+    assert library.pair(gamma, down) is gamma.pairs[down]
+    counts = "14 layers, fewer for alpha 8, beta 6, gamma 4, delta 2, en 8, de 4, fr 4"
+    assert counts in library.summary()
 
 
 def test_the_hash_follows_the_content_and_not_the_place(folder: Path, tmp_path: Path) -> None:

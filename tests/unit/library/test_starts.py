@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from common import TARGETS, assert_sentence, dense, load_tiny, random_pair
+from common import MIXED, TARGETS, assert_sentence, dense, load_tiny, random_pair
 from oracle import residual_dense
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from gks_eval.grid import Grid, run_grid
 from gks_eval.grid.table import accuracy_table
 from gks_eval.library.load import Library, load_library
 from gks_eval.library.starts import StartsTally
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.rules.factors import factors
 from gks_eval.method.setting import Setting
 from gks_eval.model.inject import attach
@@ -128,6 +129,15 @@ def test_one_expert_of_several_with_a_shared_start_is_enough() -> None:
     assert "1 of 2 experts" in warning
 
 
+def test_a_start_is_a_mean_over_the_layers_that_the_expert_updates() -> None:
+    general, lacking = random_pair(seed=1), no_update((24, 16))
+    near = replace(random_pair(seed=3), A=general.A * 1.01)
+    tally = StartsTally(["near"], "factors")
+    for task in (near, lacking, lacking):
+        tally([task], [general], [factors(task, [general])])
+    assert tally.result().cosine["near"] == pytest.approx(1.0)
+
+
 def test_adapters_without_an_update_lose_nothing() -> None:
     zero = LoraPair(torch.zeros(2, 3), torch.zeros(4, 2))
     tally = StartsTally(["zero"], "factors")
@@ -217,7 +227,9 @@ def test_a_grid_warns_once_and_in_its_footer(
     assert "Shared starts" not in run(own, ["gks:en;top_k=2"])
 
 
-def test_library_show_says_what_is_there(shared: Path, own: Path) -> None:
+def test_library_show_says_what_is_there(
+    shared: Path, own: Path, tiny_library: Callable[..., Path]
+) -> None:
     def show(library: Path) -> str:
         done = CliRunner().invoke(build_app(), ["library", "show", str(library)])
         assert done.exit_code == 0, done.output
@@ -229,3 +241,6 @@ def test_library_show_says_what_is_there(shared: Path, own: Path) -> None:
     assert "(4 layers)" in told
     assert all(part in told for part in SAYS)
     assert "shared starts:" not in show(own)
+    told = show(tiny_library("llama", adapters=MIXED))
+    assert "(14 layers, fewer for alpha 8, beta 6" in told
+    assert re.search(r"^ +delta +\S+ +\d+% +– ", told, re.MULTILINE)  # no even mix of factors

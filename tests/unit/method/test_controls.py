@@ -18,7 +18,7 @@ from gks_eval.method.controls import (
     rotated,
 )
 from gks_eval.method.declaration import Layer
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.registry import ROUTERS
 
 SHAPES = [(1, 5, 7), (4, 24, 16), (9, 6, 5)]  # the last rank exceeds both widths
@@ -51,6 +51,14 @@ def test_a_rotated_pair_keeps_the_singular_values(rank: int, d: int, k: int) -> 
     )
     torch.testing.assert_close(turned.A.norm(), pair.A.norm(), rtol=1e-12, atol=0)
     torch.testing.assert_close(turned.B.norm(), pair.B.norm(), rtol=1e-12, atol=0)
+
+
+def test_a_layer_that_an_adapter_leaves_alone_is_left_alone() -> None:
+    lacking, generator = no_update((24, 16)), generator_of(0, "a")
+    drawn = [random_pair(lacking, generator, of_update=of_update) for of_update in (False, True)]
+    for made in (*drawn, rotated(lacking, generator), rescaled(lacking, 2.0)):
+        assert made.missing
+        assert not dense(made).any()
 
 
 def test_rotated_directions_have_no_preference() -> None:

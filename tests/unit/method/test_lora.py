@@ -10,7 +10,7 @@ from common import dense, load_tiny, random_pair, relative_error, save_adapter
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.library.peft_adapter import read_adapter
-from gks_eval.method.lora import LoraPair, average_factors, same_factors, stack
+from gks_eval.method.lora import LoraPair, average_factors, no_update, same_factors, stack
 
 
 def test_delta_is_the_scaled_product() -> None:
@@ -90,6 +90,14 @@ def test_unequal_factors_are_named_with_the_mend(other: dict, what: str) -> None
         CompatibilityError, match=r"^averaging the factors of general adapters needs"
     ):
         average_factors(pairs)
+
+
+def test_factors_of_an_adapter_that_leaves_the_layer_alone_are_not_added() -> None:
+    lacking = no_update((24, 16))
+    with pytest.raises(CompatibilityError, match=r"^why needs every adapter to update the layer; "):
+        same_factors([random_pair(rank=1, scaling=1.0, seed=1), lacking], "why")
+    same_factors([lacking, lacking], "why")
+    assert lacking.to(torch.bfloat16).missing
 
 
 def test_scalings_written_differently_are_equal() -> None:

@@ -14,12 +14,12 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from gks_eval.cli.main import build_app
-from gks_eval.errors import UsageError
+from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, merge, router, rule
-from gks_eval.method.lora import LoraPair, average_factors, stack
+from gks_eval.method.lora import LoraPair, average_factors, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routed import build, routed_update, to_device
 from gks_eval.method.setting import Setting
 from gks_eval.testing import check_merge, check_router, check_rule
 
@@ -59,6 +59,13 @@ MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+# Several experts and a general adapter leave the layer alone.
+SHAPE = (24, 16)
+SOME = [random_pair(seed=1), no_update(SHAPE), random_pair(rank=2, scaling=1.5, seed=2)]
+SOME += [no_update(SHAPE), random_pair(rank=7, seed=3)]
+SUBTRACTED = [random_pair(rank=3, seed=4), no_update(SHAPE), random_pair(seed=5)]
+
+
 @pytest.mark.parametrize("name", RULES.names())
 def test_rules(name: str) -> None:
     check_rule(RULES.get(name))
@@ -72,6 +79,47 @@ def test_routers(name: str, parameters: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "parameters"), MERGE_ROWS)
 def test_merges(name: str, parameters: dict[str, Any]) -> None:
     check_merge(MERGES.get(name), **parameters)
+
+
+@pytest.mark.parametrize("general", [[], SUBTRACTED, [no_update(SHAPE)]], ids=len)
+@pytest.mark.parametrize(("name", "parameters"), METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_routers_subtract_nothing_from_experts_that_leave_the_layer_alone(
+    name: str, parameters: dict[str, Any], general: list[LoraPair], dtype: torch.dtype
+) -> None:
+    setting = Setting(router=name, rule="delta", combine="outputs", subtract=("x",), **parameters)
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights = build(SOME, general, setting, dtype=dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    expected, shares = reference_update(x, SOME, general, setting)
+    with_gradients, found_shares = routed_update(x, weights)
+    with torch.no_grad():
+        found, _ = routed_update(x, weights)
+        added, _ = routed_update(x, weights, torch.ones(40, 24, dtype=dtype))
+    size = expected.abs().max()
+    for one in (found, with_gradients, added - 1):
+        assert (one.double() - expected).abs().max() < tolerance * max(1.0, size)
+    assert (found_shares - shares).abs().max() < tolerance
+    top_k = setting.parameters.get("top_k", 5)
+    if top_k <= 3:  # so many do update the layer
+        assert not found_shares[:, [1, 3]].any()
+    assert to_device(weights, torch.device("meta")).nbytes() == weights.nbytes()
+
+
+@pytest.mark.parametrize(("name", "parameters"), MERGE_ROWS)
+def test_merges_count_experts_that_leave_the_layer_alone_as_zero(
+    name: str, parameters: dict[str, Any]
+) -> None:
+    merge_ = MERGES.get(name)
+    chosen = merge_.parameters(**parameters)
+    if merge_.needs_equal_factors(chosen):
+        with pytest.raises(CompatibilityError, match="needs every adapter to update the layer"):
+            merge_(Layer("", SOME), chosen)
+        return
+    zero = LoraPair(torch.zeros(4, 16), torch.zeros(24, 4), 2.0)
+    expected = merge_(Layer("", [zero if pair.missing else pair for pair in SOME]), chosen)
+    found = merge_(Layer("", SOME), chosen)
+    torch.testing.assert_close(found.delta(), expected.delta(), rtol=1e-5, atol=1e-5)
 
 
 def test_every_router_and_merge_has_a_row() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import assert_sentence
+from common import MIXED, assert_sentence
 
 from gks_eval.errors import UsageError
 from gks_eval.evidence.observed import RoutingShares
@@ -65,6 +65,25 @@ def test_every_distinct_prefix_counts_once(lm: GksArrowLM) -> None:
         assert sum(found["share"][n]) == pytest.approx(2)  # top_k
         assert found["entropy"][n] == pytest.approx(entropy[layer] / count, abs=1e-4)
     RoutingShares.model_validate(record)  # what the evidence wing reads
+
+
+def test_layers_that_no_expert_updates_are_left_out(tiny_library: Callable[..., Path]) -> None:
+    folder = tiny_library("llama", adapters=MIXED)
+    lm = GksArrowLM(library=str(folder), dtype="float32", preset="exact", top_k=2)
+    record = routing_record(lm, "gks:avg", {"task": observe_requests(lm, ITEMS)})
+    RoutingShares.model_validate(record)
+    assert lm.library is not None
+    assert record["layers"] == [name for name in lm.library.modules if "gate_proj" not in name]
+    shares = dict(zip(record["layers"], record["tasks"]["task"]["share"], strict=True))
+    for name, share in shares.items():
+        assert sum(share) == pytest.approx(2)
+        updating = [name in adapter.pairs for adapter in lm.library.experts.values()]
+        if sum(updating) >= 2:  # experts that lack the layer are chosen after all others
+            assert all(s == 0 for s, updates in zip(share, updating, strict=True) if not updates)
+        else:
+            assert all(s == 1 for s, updates in zip(share, updating, strict=True) if updates)
+    _, c_TE = observe_text(lm, "An owl.")
+    assert torch.allclose(c_TE.sum(1), torch.ones(len(c_TE)))
 
 
 def test_a_text_is_shown_token_by_token(lm: GksArrowLM) -> None:
