@@ -28,7 +28,7 @@ class WeightlessLM(GksArrowLM):
         self.continued: list[str] = []
         super().__init__(pretrained, **arguments)
 
-    def call_team(self) -> None:
+    def connect_processes(self) -> None:
         """Work alone: one process counts for all."""
 
     def _create_model(self, *_pretrained: str, **how: Any) -> None:

@@ -149,12 +149,12 @@ class GksArrowLM(RoutedLM):
         }
         # A model handed over, or split by tensors, is the same in every process.
         if isinstance(pretrained, str) and not hf_arguments.get("tp_plan"):
-            self.call_team()
+            self.connect_processes()
         with loading(self.base, hf_arguments.get("device") or "the device"):
             super().__init__(pretrained, **hf_arguments)
         if self.backend != "causal":
             raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")
-        self.join_team()
+        self.divide_requests()
         keep_portable_layout(self.model)
         self.quantization = quantization_of(self.model)
         self.apply(setting)

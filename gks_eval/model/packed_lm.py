@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from lm_eval.api.model import CacheHook
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import has_bos_prefix
-from tqdm import tqdm
 
-from gks_eval.errors import DataError, UsageError, did_you_mean
+from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.model.progress_lm import ProgressLM
+from gks_eval.model.tokenizing_lm import TokenPair, TokenRequest
 from gks_eval.scoring import (
     PackedCounts,
     packed_log_likelihoods,
@@ -23,10 +20,8 @@ from gks_eval.scoring import (
     supports_packed,
 )
 from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
-from gks_eval.scoring.progress import Progress
 from gks_eval.scoring.request_cache import CountingHook
-from gks_eval.scoring.unscorable import beyond_embeddings, too_long, warn_of
-from gks_eval.scoring.whole_text import is_whole_text, max_tokens, split_tokens
+from gks_eval.scoring.whole_text import is_whole_text
 from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["PackedLM"]
@@ -36,33 +31,27 @@ logger = logging.getLogger(__name__)
 CPU_BATCH = 8
 PLAIN_BATCH_TOKENS = 2048
 """Beyond these a CPU gains nothing from larger batches."""
-TOKENIZED_AT_ONCE = 2048
-
-Request = tuple[Any, list[int], list[int]]
-TokenPair = tuple[Sequence[int], Sequence[int]]
 
 
-class PackedLM(HFLM):  # type: ignore[misc]
+class PackedLM(ProgressLM):
     """HFLM whose log-likelihoods come from `gks_eval.scoring`, or from HFLM's own scorer.
 
     It knows the whole-text protocol, divides the work among processes by tokens, and returns each
     log-likelihood with its token count. A subclass calls `choose_scoring` and
-    `call_team` before HFLM's ``__init__`` and `join_team` after it.
+    `connect_processes` before HFLM's ``__init__`` and `divide_requests` after it.
 
     Attributes:
-        scoring: ``packed``, which hands models that it does not support to ``plain``, HFLM's own.
-        group: The processes that share the work; None for one alone.
+        scoring: ``packed`` (models that it does not support use ``plain``) or ``plain``, HFLM's
+            own scorer.
         counts: Tokens that the packed scorer of this process has computed so far.
     """
 
     SCORINGS: ClassVar[tuple[str, ...]] = ("packed", "plain")
     scoring: str
-    group: ProcessGroup | None = None
     cache_hook: Any
     softmax_dtype: torch.dtype | None
     batch_size_per_gpu: Any
     batch_schedule: float
-    _progress: Progress | None = None
 
     def choose_scoring(self, scoring: str | None) -> None:
         """Score by another scorer from now on; None means the default.
@@ -96,14 +85,14 @@ class PackedLM(HFLM):  # type: ignore[misc]
         else:
             raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
 
-    def call_team(self) -> None:
+    def connect_processes(self) -> None:
         """Connect the processes that were started together; to be called before HFLM begins."""
         group = ProcessGroup()
         if group.size > 1:
             group.join()  # HFLM's own way to it does nothing on a CPU
             self.group = group
 
-    def join_team(self) -> None:
+    def divide_requests(self) -> None:
         """Have lm-eval divide the items among them; to be called when the base is loaded."""
         # HFLM divides only among several GPUs of one host, and numbers the processes of every
         # host from 0. With these right, lm-eval itself divides and gathers.
@@ -141,38 +130,6 @@ class PackedLM(HFLM):  # type: ignore[misc]
                 results |= dict(zip(chosen, answers, strict=True))
         return [results[n] for n in range(len(requests))]
 
-    def check_pairs(
-        self, requests: list[Any], pairs: Sequence[TokenPair], *, pools: bool = False
-    ) -> None:
-        """Check that the model can take what is to be scored.
-
-        Args:
-            requests: lm-eval's requests.
-            pairs: Their tokens, as `token_pairs` gives them.
-            pools: Whether all processes call this, and all are to end on one's fault.
-
-        Raises:
-            DataError: It cannot; the sentence names task, item and text.
-        """
-        fault = too_long(requests, pairs, self.max_length)
-        fault = fault or self._beyond(requests, ([*context, *text] for context, text in pairs))
-        faults = self.group.gather(fault) if pools and self.group is not None else [fault]
-        for sentence in filter(None, faults):
-            raise DataError(sentence)
-
-    def _beyond(self, requests: list[Any], tokens: Iterable[list[int]]) -> str | None:
-        embeddings = self.model.get_input_embeddings()
-        rows = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
-        # Larger by tokens for images and the like, as some tokenizers are, is no fault by itself.
-        if max(self.tokenizer.get_vocab().values()) < rows:
-            return None
-        return beyond_embeddings(requests, list(tokens), rows)
-
-    def _check_texts(self, requests: list[Any]) -> None:
-        fault = self._beyond(requests, (self.tok_encode(request.args[0]) for request in requests))
-        if fault is not None:
-            raise DataError(fault)
-
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts, as HFLM does.
 
@@ -189,134 +146,9 @@ class PackedLM(HFLM):  # type: ignore[misc]
             scores = super().loglikelihood_rolling(requests, disable_tqdm)
         return scores
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue texts, as HFLM does.
-
-        Raises:
-            DataError: A token has no embedding.
-        """
-        self._check_texts(requests)
-        with self._bar("generate_until", len(requests), len(requests), disable_tqdm):
-            texts: list[str] = super().generate_until(requests, disable_tqdm=True)
-        return texts
-
-    @contextmanager
-    def _bar(self, kind: str, requests: int, work: float, disable_tqdm: bool) -> Iterator[None]:
-        # HFLM's own advances after each batch, by one at once and by the others unseen.
-        with tqdm(
-            total=requests,
-            disable=disable_tqdm or self.rank != 0,
-            desc=f"Running {kind} requests",
-            miniters=1,
-        ) as bar:
-            progress = self._progress = (
-                None if bar.disable else Progress(bar.update, requests, work)
-            )
-            try:
-                yield
-                if progress is not None:
-                    progress.close()
-            finally:
-                self._progress = None
-
-    def _model_generate(
-        self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
-    ) -> torch.Tensor:
-        generate = partial(super()._model_generate, context, max_length, stop, **options)
-        tokens: torch.Tensor
-        if (progress := self._progress) is None:
-            tokens = generate()
-            return tokens
-        rows, steps = context.shape[0], max_length - context.shape[1]
-        with progress.during([self.model], steps, rows):
-            tokens = generate()
-        return tokens
-
-    def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
-        """Return each request's (context, continuation) tokens, as `loglikelihood` scores them.
-
-        They are lm-eval's, except where lm-eval finds nothing to score and ends the run:
-
-        - A continuation that merges into the context's last token has its own tokens, behind the
-          context's. A warning counts these.
-        - A continuation without text stays without tokens. A warning counts these, too.
-        - A context of white space alone is an empty one.
-        """
-        pairs = []
-        merged: list[Any] = []
-        for start in range(0, len(requests), TOKENIZED_AT_ONCE):
-            block = requests[start : start + TOKENIZED_AT_ONCE]
-            self._known = self._encode_many([request.args for request in block])
-            for request in block:
-                context, text = self._token_pair(request.args)
-                if not text and (text := self._alone(request.args)):
-                    merged.append(request)
-                pairs.append((context, text))
-        self._known = {}
-        warn_of(
-            merged,
-            "Continuations that merge into the last token of their context are scored by their own "
-            "tokens after the whole context",
-        )
-        warn_of(
-            [request for request, (_, text) in zip(requests, pairs, strict=True) if not text],
-            "Continuations without tokens get the log-likelihood -inf, so that any other choice is "
-            "better",
-        )
-        return pairs
-
-    def _token_pair(self, arguments: tuple[Any, ...]) -> tuple[list[int], list[int]]:
-        if is_whole_text(arguments):
-            return self._whole_text_request(arguments)[1:]
-        context, continuation = arguments
-        if context:
-            pair: tuple[list[int], list[int]] = self._encode_pair(context, continuation)
-            if pair[0]:
-                return pair
-        # lm-eval conditions on the prefix token alone, unless the text starts with it.
-        tokens = self.tok_encode(context + continuation, add_special_tokens=False)
-        start = 1 if tokens[:1] == [self.prefix_token_id] else 0
-        return [self.prefix_token_id], tokens[start:]
-
-    def _alone(self, arguments: tuple[Any, ...]) -> list[int]:
-        # The tokens of a continuation, with the spaces that lm-eval moves to it.
-        context, continuation = arguments[:2]
-        if is_whole_text(arguments):
-            return []
-        return self.tok_encode(
-            context[len(context.rstrip()) :] + continuation, add_special_tokens=False
-        )
-
-    def _encode_many(self, block: list[tuple[Any, ...]]) -> dict[str, list[int]]:
-        # The texts that `_token_pair` will ask for: the tokenizer takes many at once in a fraction
-        # of the time, and choices of one item share their context.
-        texts = {arguments[0] + arguments[1]: None for arguments in block}
-        texts |= {arguments[0].rstrip(): None for arguments in block if len(arguments) == 2}
-        beginning = self.tokenizer.decode(self.prefix_token_id)
-        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-        known: dict[str, list[int]] = {}
-        for begins, how in ((False, special), (True, {"add_special_tokens": False})):
-            chosen = [text for text in texts if text and has_bos_prefix(text, beginning) is begins]
-            if chosen:
-                known |= zip(chosen, self.tokenizer(chosen, **how)["input_ids"], strict=True)
-        return known
-
-    def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **options: Any,
-    ) -> list[int]:
-        """Return the tokens of a text, as HFLM does."""
-        if add_special_tokens is None and left_truncate_len is None and string in self._known:
-            return list(self._known[string])
-        tokens: list[int] = super().tok_encode(
-            string, add_special_tokens, left_truncate_len, **options
-        )
-        return tokens
-
-    def _score_texts(self, texts: list[Request], *, disable_tqdm: bool) -> list[tuple[float, bool]]:
+    def _score_texts(
+        self, texts: list[TokenRequest], *, disable_tqdm: bool
+    ) -> list[tuple[float, bool]]:
         # lm-eval sums in the model's type: in bfloat16 a whole text's sum comes in steps of 2, and
         # choices that differ by less would tie.
         own = self.softmax_dtype
@@ -326,15 +158,9 @@ class PackedLM(HFLM):  # type: ignore[misc]
         finally:
             self.softmax_dtype = own
 
-    def _whole_text_request(self, arguments: tuple[Any, ...]) -> Request:
-        limit = min(max_tokens(arguments), self.max_length + 1)
-        tokens = self.tok_encode(arguments[0] + arguments[1])
-        context, scored = split_tokens(tokens, limit)
-        return arguments, context, scored
-
     def _loglikelihood_tokens(
         self,
-        requests: list[Request],
+        requests: list[TokenRequest],
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
@@ -346,7 +172,9 @@ class PackedLM(HFLM):  # type: ignore[misc]
         pairs = [(context, text) for _, context, text in requests]
         return list(self._score_pairs(pairs, sum(len(text) for _, text in pairs), None))
 
-    def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
+    def _detect_batch_size(
+        self, requests: Sequence[TokenRequest] | None = None, pos: int = 0
+    ) -> int:
         if self.device.type != "cpu":
             found: Any = super()._detect_batch_size(requests, pos)
             return int(found)
@@ -373,7 +201,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
         # With a request cache a process may have nothing left to ask, and would not come.
         return self.group is not None and self.cache_hook.dbdict is None
 
-    def _packed(self, requests: list[Request], disable_tqdm: bool) -> list[tuple[float, bool]]:
+    def _packed(self, requests: list[TokenRequest], disable_tqdm: bool) -> list[tuple[float, bool]]:
         keys = [key for key, _, _ in requests]
         pairs = [(context, continuation) for _, context, continuation in requests]
 
@@ -415,7 +243,7 @@ class PackedLM(HFLM):  # type: ignore[misc]
         )
 
     def _plain(
-        self, requests: list[Request], disable_tqdm: bool, override_bs: int | None
+        self, requests: list[TokenRequest], disable_tqdm: bool, override_bs: int | None
     ) -> list[tuple[float, bool]]:
         counts = [len(continuation) for _, _, continuation in requests]
         hook = self.cache_hook

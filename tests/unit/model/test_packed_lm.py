@@ -131,7 +131,7 @@ def test_a_bar_advances_within_a_batch(
     gks.choose_batch_size(6)
     expected = getattr(hf, kind)(instances(texts, kind))
     monkeypatch.setattr(Bar, "made", [])
-    monkeypatch.setattr("gks_eval.model.packed_lm.tqdm", Bar)
+    monkeypatch.setattr("gks_eval.model.progress_lm.tqdm", Bar)
     found = getattr(gks, kind)(instances(texts, kind))
     quiet = getattr(gks, kind)(instances(texts, kind), disable_tqdm=True)
     gks.choose_batch_size(3)

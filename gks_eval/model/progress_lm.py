@@ -1,0 +1,65 @@
+"""Progress bars that advance within a batch, for generation and rolling texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from gks_eval.model.tokenizing_lm import TokenizingLM
+from gks_eval.scoring.progress import Progress
+
+__all__ = ["ProgressLM"]
+
+
+class ProgressLM(TokenizingLM):
+    """`TokenizingLM` whose progress bars count requests as their work advances."""
+
+    _progress: Progress | None = None
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue texts, as HFLM does.
+
+        Raises:
+            DataError: A token has no embedding.
+        """
+        self._check_texts(requests)
+        with self._bar("generate_until", len(requests), len(requests), disable_tqdm):
+            texts: list[str] = super().generate_until(requests, disable_tqdm=True)
+        return texts
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> torch.Tensor:
+        generate = partial(super()._model_generate, context, max_length, stop, **options)
+        tokens: torch.Tensor
+        if (progress := self._progress) is None:
+            tokens = generate()
+            return tokens
+        rows, steps = context.shape[0], max_length - context.shape[1]
+        with progress.during([self.model], steps, rows):
+            tokens = generate()
+        return tokens
+
+    @contextmanager
+    def _bar(self, kind: str, requests: int, work: float, disable_tqdm: bool) -> Iterator[None]:
+        # HFLM's own advances after each batch, by one at once and by the others unseen.
+        with tqdm(
+            total=requests,
+            disable=disable_tqdm or self.rank != 0,
+            desc=f"Running {kind} requests",
+            miniters=1,
+        ) as bar:
+            progress = self._progress = (
+                None if bar.disable else Progress(bar.update, requests, work)
+            )
+            try:
+                yield
+                if progress is not None:
+                    progress.close()
+            finally:
+                self._progress = None
