@@ -54,9 +54,9 @@ def _bench(
 
     GKS_DATA_ROOT=FOLDER, with data sets as FOLDER/org/name, adds the paper's sets to the demo's.
     """
-    from benchmarks.request import Request, rows_of
+    from benchmarks.request import BenchmarkRequest, rows_of
 
-    request = Request(rows_of(rows), device, dtype, repeats, items, library, layers, quick)
+    request = BenchmarkRequest(rows_of(rows), device, dtype, repeats, items, library, layers, quick)
     request.check()
     if json is not None and json.is_dir():
         raise UsageError(f"--json {json} is a folder; name a file.")
@@ -68,7 +68,7 @@ def _bench(
             raise UsageError("--plot draws the growth rows; add growth to --rows.")
     from rich.console import Console
 
-    from benchmarks.run import run_bench
+    from benchmarks.suite import run_bench
     from benchmarks.tables import rendered
     from gks_eval.util.files import write_text
     from gks_eval.util.quiet import quiet_libraries

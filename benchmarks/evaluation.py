@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.items import Items
+from benchmarks.evaluation_items import Items
 from benchmarks.peers import peft_arrow, peft_setting, twin
 from benchmarks.record import Agreement, Evaluation, EvaluationSet, PlainForward, Timing
 from benchmarks.sizes import Sizes
 from benchmarks.subject import Subject
-from benchmarks.timing import Call, interleave, per_second, ratio, synchroniser
+from benchmarks.timing import Call, per_second, ratio, synchroniser, time_interleaved
 from gks_eval.model.lm import GksArrowLM
 from gks_eval.scoring.tree import count_distinct_tokens, to_sequences
 
@@ -148,7 +148,7 @@ def evaluate_collection(
         who: partial(_remember, who, call, answers, tokens, scorers.counter)
         for who, call in calls.items()
     }
-    seconds = interleave(
+    seconds = time_interleaved(
         timed | forwards,
         rounds,
         warm_ups=first,
@@ -167,7 +167,7 @@ def evaluate_collection(
             or who in ("packed", together.peer_best.replace("peft", "base"))
         }
         warm = dict.fromkeys(kept, _nothing)  # all have just run
-        found = interleave(kept, max(1, rounds // 2), warm_ups=warm, synchronise=wait)
+        found = time_interleaved(kept, max(1, rounds // 2), warm_ups=warm, synchronise=wait)
         alone[one] = _set(items, scorers, found, tokens)
     return Evaluation(
         name=name,

@@ -12,7 +12,7 @@ from benchmarks.layer import contestants
 from benchmarks.record import Growth, GrowthPoint
 from benchmarks.sizes import Sizes
 from benchmarks.subject import Subject
-from benchmarks.timing import interleave, synchroniser
+from benchmarks.timing import synchroniser, time_interleaved
 from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["growth_rows", "random_requests"]
@@ -60,7 +60,9 @@ def growth_rows(
             "packed": partial(_score, ours, pairs, "packed"),
         }
         warm_up = {who: partial(_score, ours, pairs[:1], who) for who in scored}
-        seconds = interleave(scored, rounds, warm_ups=warm_up, synchronise=synchroniser(device))
+        seconds = time_interleaved(
+            scored, rounds, warm_ups=warm_up, synchronise=synchroniser(device)
+        )
         return GrowthPoint(at=at, seconds=seconds)
 
     return Growth(
@@ -88,7 +90,7 @@ def _layer(
         generator = torch.Generator().manual_seed(seed)
         x_TK = torch.randn(sizes.growth_tokens, width_in, generator=generator).to(device, dtype)
         calls = {who: call for who, call in layer.calls(x_TK).items() if who in ("routed", "peft")}
-        seconds = interleave(
+        seconds = time_interleaved(
             calls, rounds, least_seconds=sizes.least_seconds, synchronise=synchroniser(device)
         )
     return GrowthPoint(at=count, seconds=seconds)

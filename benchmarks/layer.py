@@ -21,7 +21,7 @@ from benchmarks.peers import arrow_delta, arrow_layers, peft_arrow, peft_setting
 from benchmarks.random_library import random_library
 from benchmarks.record import LayerRow
 from benchmarks.sizes import Sizes
-from benchmarks.timing import Call, interleave, ratio, synchroniser
+from benchmarks.timing import Call, ratio, synchroniser, time_interleaved
 from gks_eval.method.routed import RoutedWeights, build, routed_update, wide_product
 
 __all__ = ["Contestants", "OneLinear", "contestants", "layer_rows"]
@@ -148,7 +148,7 @@ def _row(
     generator = torch.Generator().manual_seed(seed)
     x_TK = torch.randn(tokens, layer.linear.in_features, generator=generator).to(device, dtype)
     calls = layer.calls(x_TK)
-    seconds = interleave(
+    seconds = time_interleaved(
         calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
     )
     ours, theirs = routed_update(x_TK, layer.weights)[0], arrow_delta(layer.peft, x_TK[None])[0]

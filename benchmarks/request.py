@@ -8,13 +8,13 @@ from benchmarks.sizes import FULL, QUICK, ROWS, Sizes
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.model.device import choose_device
 
-__all__ = ["DTYPES", "Request", "rows_of"]
+__all__ = ["DTYPES", "BenchmarkRequest", "rows_of"]
 
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchmarkRequest:
     """What to run.
 
     Attributes:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.record import Startup, Timing
-from benchmarks.timing import Call, interleave
+from benchmarks.timing import Call, time_interleaved
 from gks_eval.errors import ResourceError
 
 __all__ = ["startup_row", "write_task"]
@@ -65,10 +65,10 @@ def startup_row(
         }
         report(f"start-up: lm_eval, {rounds} rounds")
         nothing: dict[str, Call] = dict.fromkeys(runs, lambda: None)
-        seconds = interleave(runs, rounds, warm_ups=None if warm_up else nothing)
+        seconds = time_interleaved(runs, rounds, warm_ups=None if warm_up else nothing)
     report("start-up: python")
     empty = [sys.executable, "-c", "pass"]
-    python = interleave(
+    python = time_interleaved(
         {
             "bridge": partial(_run, empty, {"GKS_EVAL_BRIDGE": "1"}),
             "no bridge": partial(_run, empty, {"GKS_EVAL_BRIDGE": "0"}),

@@ -22,11 +22,11 @@ from benchmarks.record import (
     Timing,
 )
 
-__all__ = ["Section", "heading", "rendered", "sections"]
+__all__ = ["TableSection", "heading", "rendered", "sections"]
 
 
 @dataclass(frozen=True)
-class Section:
+class TableSection:
     """A table with a line above it and a few below."""
 
     title: str
@@ -60,9 +60,9 @@ def rendered(record: Record) -> str:
     return "\n".join(line.rstrip() for line in lines).strip() + "\n"
 
 
-def sections(record: Record) -> list[Section]:
+def sections(record: Record) -> list[TableSection]:
     """Return a table a row family that was run, and the goals last."""
-    found: list[Section] = []
+    found: list[TableSection] = []
     if record.layer:
         found.append(_layer(record.layer))
     if record.model:
@@ -102,7 +102,7 @@ def _seconds(timing: Timing) -> str:
     return f"{timing.median:.2f} ({timing.minimum:.2f}-{timing.maximum:.2f})"
 
 
-def _layer(rows: Sequence[LayerRow]) -> Section:
+def _layer(rows: Sequence[LayerRow]) -> TableSection:
     table = _table(
         "layer|tokens|base's product|ours|PEFT|PEFT/ours|MB ours|MB PEFT|difference|prototypes"
     )
@@ -117,7 +117,7 @@ def _layer(rows: Sequence[LayerRow]) -> Section:
             f"{row.max_difference / max(row.largest, 1e-30):.0e}",
             _milliseconds(prototypes) if prototypes else "-",
         )
-    return Section(
+    return TableSection(
         "Layer: the routed update alone; milliseconds a call, median (range)",
         table,
         "PEFT/ours: median of the rounds' ratios. MB: the most that a call allocates, its result "
@@ -126,7 +126,7 @@ def _layer(rows: Sequence[LayerRow]) -> Section:
     )
 
 
-def _model(rows: Sequence[ModelRow]) -> Section:
+def _model(rows: Sequence[ModelRow]) -> TableSection:
     table = _table("model|forward|base|ours|PEFT|ours/base|PEFT/base", words=2)
     for row in rows:
         shape = f"{row.phase} {row.batch}x{row.tokens}"
@@ -137,14 +137,14 @@ def _model(rows: Sequence[ModelRow]) -> Section:
             f"{row.routed_over_base.median_of_rounds:.3f}",
             f"{row.peft_over_base.median_of_rounds:.3f}",
         )
-    return Section(
+    return TableSection(
         "Model: one forward without head; milliseconds, median (range)",
         table,
         "Ratios: median of the rounds' ratios.",
     )
 
 
-def _evaluation(found: Evaluation) -> Section:
+def _evaluation(found: Evaluation) -> TableSection:
     together = found.together
     table = _table("scorer|seconds|tokens run|of distinct|equal predictions|largest difference")
     for who, timing in together.seconds.items():
@@ -158,7 +158,7 @@ def _evaluation(found: Evaluation) -> Section:
             f"{agreement.max_difference:.0e}" if agreement else "-",
         )
     speed_up = together.peft_over_packed.median_of_rounds
-    return Section(
+    return TableSection(
         f"Evaluation {found.name}: {together.items} items of {len(found.alone)} sets, "
         f"{together.requests} requests, in one call; {found.base}, {found.library}, "
         f"{found.experts} experts",
@@ -170,7 +170,7 @@ def _evaluation(found: Evaluation) -> Section:
     )
 
 
-def _sets(found: Evaluation) -> Section:
+def _sets(found: Evaluation) -> TableSection:
     names = {who: None for one in found.alone.values() for who in one.seconds}
     table = _table("|".join(["set", "items", *names, "PEFT's best/packed", "packed of distinct"]))
     for name, one in found.alone.items():
@@ -181,21 +181,21 @@ def _sets(found: Evaluation) -> Section:
             f"{one.peft_over_packed.median_of_rounds:.2f}",
             f"{one.computed_tokens['packed'] / one.distinct_tokens:.2f}",
         )
-    return Section(
+    return TableSection(
         f"Evaluation {found.name}: every set in a call of its own; seconds",
         table,
         "Packed of distinct: tokens run over distinct tokens.",
     )
 
 
-def _forward(found: Evaluation) -> Section:
+def _forward(found: Evaluation) -> TableSection:
     forward = found.forward
     table = _table("what|tokens a second")
     for shape, rate in forward.tokens_per_second.items():
         best = ", the best" if shape == forward.best else ""
         table.add_row(f"plain forward {shape}{best}", f"{rate:.0f}")
     table.add_row("packed evaluation", f"{forward.packed_tokens_per_second:.0f}")
-    return Section(
+    return TableSection(
         f"Evaluation {found.name}: tokens a second of the routed model",
         table,
         f"The packed evaluation, its distinct tokens only, tokenisation and head included, reaches "
@@ -203,7 +203,7 @@ def _forward(found: Evaluation) -> Section:
     )
 
 
-def _startup(found: Startup) -> Section:
+def _startup(found: Startup) -> TableSection:
     table = _table("process|seconds|more")
     table.add_row("lm_eval --model hf", _seconds(found.seconds["hf"]), "")
     arrow = _seconds(found.seconds["gks_arrow"])
@@ -211,14 +211,14 @@ def _startup(found: Startup) -> Section:
     plain, hooked = found.python["no bridge"], found.python["bridge"]
     table.add_row("python -c pass, hook off", f"{plain.median:.4f}", "")
     table.add_row("python -c pass", f"{hooked.median:.4f}", f"{found.bridge:+.4f}")
-    return Section(
+    return TableSection(
         "Start-up: whole processes; seconds, median (range)",
         table,
         "More: median of the rounds' differences.",
     )
 
 
-def _growth(found: Growth) -> list[Section]:
+def _growth(found: Growth) -> list[TableSection]:
     evaluation = f"Growth: an evaluation on {found.model}; milliseconds, median (range)"
     parts: Iterable[tuple[str, str, Sequence[GrowthPoint]]] = (
         (f"Growth: a layer's update, {found.layer}; milliseconds", "experts", found.experts),
@@ -236,12 +236,12 @@ def _growth(found: Growth) -> list[Section]:
                 _milliseconds(point.seconds[fast]),
                 f"{point.seconds[slow].median / point.seconds[fast].median:.2f}",
             )
-        made.append(Section(title, table))
+        made.append(TableSection(title, table))
     return made
 
 
-def _bars(bars: Sequence[Bar]) -> Section:
+def _bars(bars: Sequence[Bar]) -> TableSection:
     table = _table("what|wanted|measured|met", words=2)
     for bar in bars:
         table.add_row(bar.what, bar.wanted, _short(bar.measured), "yes" if bar.met else "no")
-    return Section("Goals", table)
+    return TableSection("Goals", table)

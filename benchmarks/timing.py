@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.record import Ratio, Timing
 
-__all__ = ["Call", "interleave", "per_second", "ratio", "synchroniser", "timing_of"]
+__all__ = ["Call", "per_second", "ratio", "synchroniser", "time_interleaved", "timing_of"]
 
 Call = Callable[[], object]
 
 MOST_CALLS = 10_000
 
 
-def interleave(
+def time_interleaved(
     contestants: Mapping[str, Call],
     rounds: int,
     *,

@@ -22,7 +22,7 @@ from typing import NoReturn
 HEAVY = (
     "torch transformers peft trl datasets lm_eval.evaluator lm_eval.loggers lm_eval.tasks "
     "gks_eval.cli.main gks_eval.model.lm gks_eval.grid gks_eval.grid.table gks_eval.model.observe "
-    "gks_eval.training.run gks_eval.evidence.report.build"
+    "gks_eval.training.whole_library gks_eval.evidence.report.build"
 ).split()
 
 

@@ -18,7 +18,7 @@ from gks_eval.model.load_base import load_tokenizer
 from gks_eval.training.base import base_of, load_frozen_base
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
-from gks_eval.training.plan import make_plan
+from gks_eval.training.jobs import make_plan
 from gks_eval.util.paths import adapters_dir
 
 EXPERTS: Final = ("sentiment", "rewriting", "headline")

@@ -17,9 +17,9 @@ from gks_eval.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from gks_eval.training.estimate import Estimate
-    from gks_eval.training.plan import Job, Plan
-    from gks_eval.training.run import Outcome
+    from gks_eval.training.jobs import Job, TrainingPlan
     from gks_eval.training.watch import Step
+    from gks_eval.training.whole_library import TrainingOutcome
 
 __all__ = ["TrainingView", "clock", "quiet_training", "show_estimate"]
 
@@ -122,7 +122,7 @@ class TrainingView(Watcher):
     ) -> None:
         self._bars.stop()
 
-    def planned(self, plan: Plan, jobs: Sequence[Job]) -> None:
+    def planned(self, plan: TrainingPlan, jobs: Sequence[Job]) -> None:
         """Begin the library's bar, and say what the recipe should not leave unsaid."""
         self._library = self._bars.add_task("library", total=len(jobs), note="")
         self._others = len(jobs)
@@ -180,7 +180,7 @@ class TrainingView(Watcher):
             self._bars.remove_task(self._adapter)
             self._adapter = None
 
-    def table(self, outcome: Outcome, folder: Path) -> None:
+    def table(self, outcome: TrainingOutcome, folder: Path) -> None:
         """Print what was cut or left out, and where the library lies."""
         cut = {
             key: record

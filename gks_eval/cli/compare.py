@@ -11,7 +11,7 @@ import typer
 __all__ = ["register"]
 
 
-class Format(str, Enum):
+class CompareFormat(str, Enum):
     """How to show a comparison."""
 
     TERMINAL = "terminal"
@@ -45,8 +45,8 @@ def compare(
         str | None, typer.Option(help="Label of the baseline, if not the first run.")
     ] = None,
     fmt: Annotated[
-        Format, typer.Option("--format", "-f", help="How to show it.")
-    ] = Format.TERMINAL,
+        CompareFormat, typer.Option("--format", "-f", help="How to show it.")
+    ] = CompareFormat.TERMINAL,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
     ] = None,
@@ -67,7 +67,7 @@ def compare(
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
-    from gks_eval.evidence.compare import Settings
+    from gks_eval.evidence.compare import CompareOptions
     from gks_eval.evidence.compare import compare as build
     from gks_eval.evidence.excerpts import excerpts
     from gks_eval.evidence.runs import baseline_first, find_runs
@@ -82,28 +82,28 @@ def compare(
     found = baseline_first(find_runs(runs), baseline)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     with working("reading samples"):
-        comparison = build(found, Settings(metric, wanted, force, confidence, draws, seed))
+        comparison = build(found, CompareOptions(metric, wanted, force, confidence, draws, seed))
     tables = [leaderboard(comparison), difference_table(comparison)]
     tables[-1].notes.extend(f"{note}." for note in comparison.notes)
     if flips:
         texts = excerpts(found[0], flips_to_show(comparison, flips))
         tables.append(flip_table(comparison, texts, flips))
-    if fmt is Format.TERMINAL:
+    if fmt is CompareFormat.TERMINAL:
         from gks_eval.evidence.tables.terminal import render, show
 
         if output is None:
             show(tables)
             return
         text = render(tables)
-    elif fmt is Format.MARKDOWN:
+    elif fmt is CompareFormat.MARKDOWN:
         from gks_eval.evidence.tables.markdown import to_markdown
 
         text = to_markdown(tables)
-    elif fmt is Format.CSV:
+    elif fmt is CompareFormat.CSV:
         from gks_eval.evidence.tables.csv_file import to_csv
 
         text = to_csv(comparison)
-    elif fmt is Format.LATEX:
+    elif fmt is CompareFormat.LATEX:
         from gks_eval.evidence.tables.latex_table import to_latex
 
         text = to_latex(comparison)

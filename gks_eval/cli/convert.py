@@ -30,7 +30,7 @@ def mttl(
     from gks_eval.cli._bar import working
 
     with working("converting"):
-        from gks_eval.training.convert import convert_mttl
+        from gks_eval.training.conversion import convert_mttl
 
         done = convert_mttl(source, output, base_model=base_model, numbered=numbered)
     typer.echo(f"{output}: {len(done.experts)} experts: {', '.join(done.experts)}")
@@ -45,7 +45,7 @@ def bin_(
     from gks_eval.cli._bar import working
 
     with working("converting"):
-        from gks_eval.training.convert import convert_bin
+        from gks_eval.training.conversion import convert_bin
 
         written = convert_bin(folder)
     typer.echo(f"{written}: written; adapter_model.bin can be removed")

@@ -201,7 +201,7 @@ def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
 
 
 def _plan(grid: Grid) -> None:
-    from gks_eval.grid.plan import plan_grid
+    from gks_eval.grid.grid_plan import plan_grid
     from gks_eval.grid.table import plan_lines, plan_table, print_whole
     from gks_eval.util.process_group import ProcessGroup
     from gks_eval.util.quiet import quiet_libraries

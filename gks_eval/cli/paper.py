@@ -8,18 +8,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["register"]
+__all__ = ["PaperTasks", "register"]
 
 
-class Family(str, Enum):
-    """Which tasks to read."""
+class PaperTasks(str, Enum):
+    """Which tasks are compared with the paper."""
 
     GKS_PAPER = "gks_paper"
     GKS = "gks"
 
 
-class Format(str, Enum):
-    """How to show it."""
+class PaperFormat(str, Enum):
+    """How to print the tables."""
 
     TERMINAL = "terminal"
     MARKDOWN = "markdown"
@@ -40,14 +40,15 @@ def paper(
         list[str] | None, typer.Option(help="Only this table, such as phi3_english.")
     ] = None,
     family: Annotated[
-        Family, typer.Option(help="gks_paper_*: the authors' protocol; gks_*: lm-eval's prompts.")
-    ] = Family.GKS_PAPER,
+        PaperTasks,
+        typer.Option(help="gks_paper_*: the authors' protocol; gks_*: lm-eval's prompts."),
+    ] = PaperTasks.GKS_PAPER,
     plan: Annotated[
         str | None, typer.Option(help="Print what reproducing this table takes, and stop.")
     ] = None,
     fmt: Annotated[
-        Format, typer.Option("--format", "-f", help="How to show it.")
-    ] = Format.TERMINAL,
+        PaperFormat, typer.Option("--format", "-f", help="How to show it.")
+    ] = PaperFormat.TERMINAL,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
     ] = None,
@@ -82,17 +83,17 @@ def paper(
             )
         cells = [cell for cell in cells if cell.table in with_ours]
     tables = paper_tables(published, cells, family.value)
-    if fmt is Format.TERMINAL and output is None:
+    if fmt is PaperFormat.TERMINAL and output is None:
         show(tables)
         return
-    if fmt is Format.JSON:
+    if fmt is PaperFormat.JSON:
         import json
 
         content = {"schema": "gks_eval.paper/1", "source": published.source}
         text = json.dumps({**content, "cells": [cell.model_dump() for cell in cells]}, indent=1)
         text += "\n"
     else:
-        text = to_markdown(tables) if fmt is Format.MARKDOWN else render(tables)
+        text = to_markdown(tables) if fmt is PaperFormat.MARKDOWN else render(tables)
     if output is None:
         typer.echo(text, nl=False)
     else:

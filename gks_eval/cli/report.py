@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gks_eval.cli.paper import PaperTasks
+
 __all__ = ["register"]
-
-
-class Family(str, Enum):
-    """Which tasks to put beside the paper's."""
-
-    GKS_PAPER = "gks_paper"
-    GKS = "gks"
 
 
 def register(app: typer.Typer) -> None:
@@ -40,8 +34,8 @@ def report(
         str | None, typer.Option(help="Metric, or metric,filter; else each task's usual one.")
     ] = None,
     family: Annotated[
-        Family, typer.Option(help="Tasks to put beside the paper's values.")
-    ] = Family.GKS_PAPER,
+        PaperTasks, typer.Option(help="Tasks to put beside the paper's values.")
+    ] = PaperTasks.GKS_PAPER,
     max_samples: Annotated[
         int, typer.Option(min=0, help="Samples to keep; those that changed come first.")
     ] = 20_000,

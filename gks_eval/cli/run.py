@@ -19,7 +19,7 @@ from gks_eval.util.paths import task_folders
 
 __all__ = [
     "check_asked",
-    "check_output",
+    "check_output_path",
     "config_of",
     "folders_of_config",
     "harness_argv",
@@ -94,7 +94,7 @@ def folders_of_config(config: Mapping[str, Any]) -> list[str]:
     return [named] if isinstance(named, str) else [str(folder) for folder in named]
 
 
-def check_output(path: str) -> None:
+def check_output_path(path: str) -> None:
     """Make sure that results can be written to ``--output_path`` before anything is loaded.
 
     Args:
@@ -176,7 +176,7 @@ def _run_harness(arguments: Sequence[str]) -> None:
     parsed.include_path = include_paths(folders, folders_of_config(config))
     output = getattr(parsed, "output_path", None) or config.get("output_path")
     if output:
-        check_output(str(output))
+        check_output_path(str(output))
     asked = {**config, **{k: v for k, v in vars(parsed).items() if v is not None}}
     check_asked(asked, parsed.include_path[1:])
     if isinstance(given := getattr(parsed, "model_args", None), dict):

@@ -63,9 +63,9 @@ def train(
         from gks_eval.cli._training_view import TrainingView, quiet_training, show_estimate
         from gks_eval.training.estimate import estimate
         from gks_eval.training.fan_out import need_ray
+        from gks_eval.training.jobs import make_plan
         from gks_eval.training.loss_table import check_measurable
-        from gks_eval.training.plan import make_plan
-        from gks_eval.training.run import train_library
+        from gks_eval.training.whole_library import train_library
 
         plan = make_plan(recipe_file)
         if loss_table:

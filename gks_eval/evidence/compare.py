@@ -14,13 +14,13 @@ from gks_eval.evidence.recorded import recorded_notes
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import choose_metrics
 from gks_eval.evidence.stats.holm import holm
-from gks_eval.evidence.task_rows import Settings, TaskOutcome, task_outcome
+from gks_eval.evidence.task_rows import CompareOptions, TaskOutcome, task_outcome
 
-__all__ = ["Settings", "compare"]
+__all__ = ["CompareOptions", "compare"]
 
 
 def compare(
-    runs: Sequence[Run], settings: Settings | None = None, alone: bool = False
+    runs: Sequence[Run], settings: CompareOptions | None = None, alone: bool = False
 ) -> Comparison:
     """Compare runs with the first of them, the baseline.
 
@@ -34,7 +34,7 @@ def compare(
             versions, prompts, shots or limits without ``settings.force``.
         UsageError: A task, group or metric that no run has.
     """
-    settings = settings or Settings()
+    settings = settings or CompareOptions()
     if len(runs) < 2 and not alone:
         raise ResultsError(
             "a comparison needs two runs and found one; name another folder or results file."

@@ -13,7 +13,7 @@ from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import Scores
 from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.unpaired import mean_difference
-from gks_eval.evidence.task_rows import Settings, TaskOutcome
+from gks_eval.evidence.task_rows import CompareOptions, TaskOutcome
 
 __all__ = ["group_row"]
 
@@ -23,7 +23,7 @@ def group_row(
     key: str,
     runs: Sequence[Run],
     outcomes: Mapping[str, TaskOutcome],
-    settings: Settings,
+    settings: CompareOptions,
 ) -> tuple[Row | None, list[str], dict[str, list[str]]]:
     """Compare one of a group's averages; the row is None where no run has what it takes.
 
@@ -72,7 +72,7 @@ def group_row(
     return row, notes, lacking
 
 
-def _score(tasks: Mapping[str, Scores], weighted: bool, settings: Settings) -> Score:
+def _score(tasks: Mapping[str, Scores], weighted: bool, settings: CompareOptions) -> Score:
     parts = list(tasks.values())
     weights = group_weights([part.n for part in parts], weighted)
     value = weighted_mean(parts, weighted)
@@ -104,7 +104,7 @@ def _difference(
     scores: Mapping[str, Score],
     baseline: str,
     weighted: bool,
-    settings: Settings,
+    settings: CompareOptions,
 ) -> Difference:
     changes = {leaf: outcomes[leaf].changes.get(label) for leaf in leaves}
     paired = {leaf: change for leaf, change in changes.items() if change is not None}
@@ -137,7 +137,7 @@ def _unpaired(
     scores: Mapping[str, Score],
     baseline: str,
     weighted: bool,
-    settings: Settings,
+    settings: CompareOptions,
 ) -> Difference:
     spreads = []
     for run in (baseline, label):

@@ -18,7 +18,15 @@ from gks_eval.evidence.stats.unpaired import proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
 from gks_eval.util.yaml import FrozenModel, parse_typed
 
-__all__ = ["Cell", "PaperRow", "PaperTable", "PaperTables", "load_paper", "paper_n", "side_by_side"]
+__all__ = [
+    "PaperCell",
+    "PaperRow",
+    "PaperTable",
+    "PaperTables",
+    "load_paper",
+    "paper_n",
+    "side_by_side",
+]
 
 Family = Literal["gks_paper", "gks"]
 
@@ -69,7 +77,7 @@ class PaperTables(FrozenModel):
         return self.tables[name]
 
 
-class Cell(FrozenModel):
+class PaperCell(FrozenModel):
     """One number of the paper beside one's own.
 
     Attributes:
@@ -129,7 +137,7 @@ def paper_n(table: PaperTable, column: str) -> int | None:
 
 def side_by_side(
     paper: PaperTables, names: Sequence[str], runs: Sequence[Run], family: Family = "gks_paper"
-) -> list[Cell]:
+) -> list[PaperCell]:
     """Put runs beside the paper's cells.
 
     A run stands for the row that its label or folder names: ``gks-avg`` is ``gks_avg``. A
@@ -182,9 +190,11 @@ def _run_for(row: str, runs: Sequence[Run]) -> Run | None:
 
 def _cell(
     name: str, table: PaperTable, row: str, column: str, run: Run | None, family: Family
-) -> Cell:
+) -> PaperCell:
     paper = table.rows[row].values[table.columns.index(column)]
-    blank = Cell(table=name, row=row, column=column, paper=paper, paper_n=paper_n(table, column))
+    blank = PaperCell(
+        table=name, row=row, column=column, paper=paper, paper_n=paper_n(table, column)
+    )
     task_name = f"{family}_{column}"
     task = run.tasks.get(task_name) if run else None
     key = pick_key(task.metrics, "acc") if task else None
@@ -209,8 +219,8 @@ def _cell(
 
 
 def _with_verdicts(
-    cells: list[Cell], by_row: Mapping[str, Run | None], family: Family
-) -> list[Cell]:
+    cells: list[PaperCell], by_row: Mapping[str, Run | None], family: Family
+) -> list[PaperCell]:
     """Test the cells that can be tested, the two runs taken as independent."""
     tests: dict[int, float] = {}
     for index, cell in enumerate(cells):
@@ -236,7 +246,7 @@ def _same_model(table: PaperTable, run: Run) -> bool:
     return table.model in named or table.library in named
 
 
-def _untestable(cell: Cell, family: Family) -> str:
+def _untestable(cell: PaperCell, family: Family) -> str:
     if family != "gks_paper":
         return "another protocol than the authors'"
     if cell.other_model:
@@ -245,13 +255,13 @@ def _untestable(cell: Cell, family: Family) -> str:
 
 
 def _average(
-    name: str, table: PaperTable, row: str, run: Run | None, cells: Sequence[Cell]
-) -> Cell:
+    name: str, table: PaperTable, row: str, run: Run | None, cells: Sequence[PaperCell]
+) -> PaperCell:
     published = table.rows[row]
     note = ""
     if published.average_is_off:
         note = f"printed as {published.printed_avg:.2f}, which its row contradicts"
-    average = Cell(table=name, row=row, column="average", paper=published.mean, note=note)
+    average = PaperCell(table=name, row=row, column="average", paper=published.mean, note=note)
     ours = [cell for cell in cells if cell.row == row and cell.ours is not None]
     if run is None or len(ours) < len(table.columns):
         return average

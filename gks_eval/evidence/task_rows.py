@@ -15,11 +15,11 @@ from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.unpaired import mean_difference, proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
 
-__all__ = ["Settings", "TaskOutcome", "score_of", "task_outcome"]
+__all__ = ["CompareOptions", "TaskOutcome", "score_of", "task_outcome"]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CompareOptions:
     """How to compare.
 
     Attributes:
@@ -59,7 +59,7 @@ class TaskOutcome:
 
 
 def task_outcome(
-    name: str, key: str, runs: Sequence[Run], settings: Settings
+    name: str, key: str, runs: Sequence[Run], settings: CompareOptions
 ) -> TaskOutcome | None:
     """Compare every run that has task `name` and metric `key` with the first of `runs`.
 
@@ -109,7 +109,7 @@ def task_outcome(
     return TaskOutcome(row, flips, faults, scores, changes)
 
 
-def score_of(scores: Scores, settings: Settings) -> Score:
+def score_of(scores: Scores, settings: CompareOptions) -> Score:
     """Return a run's value with its interval: Wilson's, a bootstrap's, or from the stderr."""
     value, n = scores.metric.value, scores.n
     if scores.binary and n:
@@ -125,7 +125,7 @@ def score_of(scores: Scores, settings: Settings) -> Score:
     return Score(value=value, n=n, low=None, high=None, method="none")
 
 
-def _paired(label: str, change: Changes, settings: Settings) -> Difference:
+def _paired(label: str, change: Changes, settings: CompareOptions) -> Difference:
     measured = measure_task(change, settings.draws, settings.seed)
     low, high = measured.test.interval(settings.confidence) or (None, None)
     pairing = change.pairing
@@ -148,7 +148,7 @@ def _paired(label: str, change: Changes, settings: Settings) -> Difference:
     )
 
 
-def _unpaired(label: str, paired: Pair, settings: Settings) -> Difference:
+def _unpaired(label: str, paired: Pair, settings: CompareOptions) -> Difference:
     baseline, candidate = paired.first, paired.second
     low: float | None = None
     high: float | None = None

@@ -1,20 +1,20 @@
-"""Many settings over one load of the base model, each into a folder of its own, resumable.
+"""Many settings on one loaded base model, each in its own folder; a killed run is resumed.
 
 - `settings`: what a grid is, and the grammar of its settings
-- `run`: the walk over the settings on one loaded base
+- `runner`: runs all settings on one loaded base
 - `cell`: one setting, from its evaluation to its folder
 - `kept`: which settings are finished already
-- `plan`: what a grid will compute, counted by `weightless`, a model without weights
-- `evaluate`: lm-eval's evaluation, as these two ask for it
-- `tasks`: lm-eval's index with the package's tasks, and what a grid's tasks hold
-- `table`: the accuracies side by side
+- `grid_plan`: the size of a grid before it runs, counted by `weightless`, a model without weights
+- `evaluate`: lm-eval's evaluation, called by `cell` and `grid_plan`
+- `task_index`: lm-eval's index with the package's tasks, and the content of a grid's tasks
+- `table`: the table of accuracies
 """
 
 from __future__ import annotations
 
 from gks_eval.grid.cell import CELL_FILE
-from gks_eval.grid.run import run_grid
+from gks_eval.grid.runner import run_grid
 from gks_eval.grid.settings import Cell, Grid, parse_settings
-from gks_eval.grid.tasks import task_manager
+from gks_eval.grid.task_index import task_manager
 
 __all__ = ["CELL_FILE", "Cell", "Grid", "parse_settings", "run_grid", "task_manager"]

@@ -46,8 +46,8 @@ def cell_request(
     Args:
         cell: The setting.
         library: Its library.
-        base: As `gks_eval.grid.run.base_record` gives it.
-        content: What the tasks hold, as `gks_eval.grid.tasks.grid_content` gives it.
+        base: As `gks_eval.grid.runner.base_record` gives it.
+        content: What the tasks hold, as `gks_eval.grid.task_index.grid_content` gives it.
         grid: What the cell is one of.
     """
     routed = library is not None and cell.setting.uses_library

@@ -17,7 +17,7 @@ from gks_eval.grid.cell import CELL_FILE
 from gks_eval.library.starts import Starts
 
 if TYPE_CHECKING:
-    from gks_eval.grid.plan import GridPlan
+    from gks_eval.grid.grid_plan import GridPlan
 
 __all__ = ["accuracy_table", "plan_lines", "plan_table", "print_whole"]
 

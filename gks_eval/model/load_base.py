@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from gks_eval.errors import GksError, HubError, LibraryError, ResourceError, UsageError, reason
 from gks_eval.model.base_model import Quantization, ResolvedBase, check_quantization
 from gks_eval.model.quantized import keep_portable_layout
-from gks_eval.util.memory import is_out_of_memory
+from gks_eval.util.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch

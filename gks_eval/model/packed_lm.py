@@ -21,7 +21,7 @@ from gks_eval.scoring import (
 )
 from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
 from gks_eval.scoring.request_cache import CountingHook
-from gks_eval.scoring.whole_text import is_whole_text
+from gks_eval.scoring.whole_text_protocol import is_whole_text
 from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["PackedLM"]

@@ -10,7 +10,7 @@ from lm_eval.models.utils import has_bos_prefix
 
 from gks_eval.errors import DataError
 from gks_eval.scoring.unscorable import beyond_embeddings, too_long, warn_of
-from gks_eval.scoring.whole_text import is_whole_text, max_tokens, split_tokens
+from gks_eval.scoring.whole_text_protocol import is_whole_text, max_tokens, split_tokens
 from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["TokenPair", "TokenRequest", "TokenizingLM"]

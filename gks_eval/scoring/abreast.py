@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gks_eval.scoring.masks import Reach, additive, tree_mask
-from gks_eval.scoring.tree import Row
+from gks_eval.scoring.tree import TreeRow
 
 __all__ = ["Abreast", "lay_abreast"]
 
@@ -59,7 +59,7 @@ _CURRENT: ContextVar[Abreast] = ContextVar(NAME)
 
 
 def lay_abreast(
-    rows: Sequence[Row], reaches: Sequence[Reach], dtype: torch.dtype, device: torch.device
+    rows: Sequence[TreeRow], reaches: Sequence[Reach], dtype: torch.dtype, device: torch.device
 ) -> Abreast:
     """Prepare rows that start at the root of their trees.
 

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from gks_eval.scoring.model import NotPackable, TreeModel
 from gks_eval.scoring.tree import Sequence, build_row, to_sequences
+from gks_eval.scoring.tree_model import NotPackable, TreeModel
 
 __all__ = ["supports_packed", "tree_model"]
 

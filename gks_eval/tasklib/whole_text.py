@@ -19,7 +19,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from gks_eval.errors import UsageError
-from gks_eval.scoring.whole_text import PROTOCOL
+from gks_eval.scoring.whole_text_protocol import PROTOCOL
 from gks_eval.tasklib.faults import gold_index
 from gks_eval.tasklib.metrics import best_choice, token_counts
 from gks_eval.tasklib.task import GksTask

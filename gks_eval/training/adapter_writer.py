@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-__all__ = ["CURVE", "RECORD", "Factors", "is_finished", "write_adapter"]
+__all__ = ["CURVE", "RECORD", "Factors", "is_finished", "write_trained_adapter"]
 
 CURVE = "loss.jsonl"
 _READ, _WRITE = ".lora_A.weight", ".lora_B.weight"
@@ -63,7 +63,7 @@ class Factors:
         }
 
 
-def write_adapter(
+def write_trained_adapter(
     folder: Path,
     factors: Factors,
     shape: AdapterShape,

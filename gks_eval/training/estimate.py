@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from gks_eval.errors import CompatibilityError, GksError
 from gks_eval.library.peft_adapter import RECORD
 from gks_eval.model.device import recipe_device
-from gks_eval.training.checks import Checked, check_run
+from gks_eval.training.jobs import Job, TrainingPlan
 from gks_eval.training.limits import peak_memory_mb
-from gks_eval.training.plan import Job, Plan
+from gks_eval.training.preflight import Checked, check_run
 from gks_eval.training.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.training.sft import steps_of
 from gks_eval.training.start import attach_adapter
@@ -88,7 +88,7 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, only: Sequence[str] = (), output: Path | None = None, *, here: bool = True
+    plan: TrainingPlan, only: Sequence[str] = (), output: Path | None = None, *, here: bool = True
 ) -> Estimate:
     """Look at a recipe without training; local data are read, the hub's are not.
 
@@ -130,7 +130,7 @@ def _job(job: Job, checked: Checked, output: Path | None) -> JobEstimate:
     return JobEstimate(job.key, job.member.rows, None, steps)
 
 
-def _memory(plan: Plan, jobs: Sequence[Job], checked: Checked) -> Memory | None:
+def _memory(plan: TrainingPlan, jobs: Sequence[Job], checked: Checked) -> Memory | None:
     import torch
 
     from gks_eval.library.fit import linear_layers

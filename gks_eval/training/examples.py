@@ -11,13 +11,21 @@ from gks_eval.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "DataReport", "Example", "Pair", "chat_text", "encode_pair", "encode_pairs"]
+__all__ = [
+    "IGNORED",
+    "DataReport",
+    "Example",
+    "SourceTarget",
+    "chat_text",
+    "encode_pair",
+    "encode_pairs",
+]
 
 IGNORED = -100
 """The label that the loss passes over."""
 
 
-class Pair(NamedTuple):
+class SourceTarget(NamedTuple):
     """One row of an expert's data.
 
     Attributes:
@@ -146,7 +154,7 @@ def encode_pair(
 
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Iterable[Pair],
+    pairs: Iterable[SourceTarget],
     *,
     chat: bool,
     template: str,

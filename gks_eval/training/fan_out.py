@@ -11,9 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gks_eval.errors import GksError, ResourceError, UsageError, reason
-from gks_eval.training.library_writer import check_output
-from gks_eval.training.plan import make_plan
-from gks_eval.training.run import Outcome, finish_library, missing_adapters, train_library
+from gks_eval.training.jobs import make_plan
+from gks_eval.training.library_writer import check_library_output
+from gks_eval.training.whole_library import (
+    TrainingOutcome,
+    finish_library,
+    missing_adapters,
+    train_library,
+)
 
 __all__ = ["need_ray", "train_on_ray"]
 
@@ -30,7 +35,7 @@ def train_on_ray(
     cpus: float = 1.0,
     gpus: float = 0.0,
     told: Callable[[str], None] = lambda _: None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train the adapters that a library lacks as tasks on Ray.
 
     Args:
@@ -53,7 +58,7 @@ def train_on_ray(
 
     plan = make_plan(recipe_file)
     if not only:
-        check_output(output)
+        check_library_output(output)
     wanted = {job.key for job in plan.select(only)}
     lacking = [job.key for job in missing_adapters(plan, output) if job.key in wanted]
     for remark in plan.remarks():

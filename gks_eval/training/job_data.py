@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import DataError
-from gks_eval.training.examples import DataReport, Example, Pair, encode_pairs
-from gks_eval.training.plan import Job, digest
+from gks_eval.training.examples import DataReport, Example, SourceTarget, encode_pairs
+from gks_eval.training.jobs import Job, digest_of_json
 from gks_eval.training.recipe import ExpertSection, GeneralMember
 from gks_eval.training.sources import expert_rows, general_texts
 from gks_eval.training.windows import cut_first, cut_packed, window_example
@@ -66,7 +66,10 @@ def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> J
     train, held_out = examples[: len(examples) - held], examples[len(examples) - held :]
     report.count(train)
     return JobData(
-        train, held_out, report, digest([[list(e.input_ids), list(e.labels)] for e in examples])
+        train,
+        held_out,
+        report,
+        digest_of_json([[list(e.input_ids), list(e.labels)] for e in examples]),
     )
 
 
@@ -113,7 +116,7 @@ def _general_examples(
     if section.format == "plain":
         return [window_example(window, member.prompt, section.loss) for window in windows]
     pairs = [
-        Pair(
+        SourceTarget(
             number,
             str(tokenizer.decode(window[: member.prompt])),
             str(tokenizer.decode(window[member.prompt :])),

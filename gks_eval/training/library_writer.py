@@ -10,12 +10,12 @@ from gks_eval.library import writer
 from gks_eval.library.manifest import MANIFEST, LibraryConfig
 from gks_eval.library.peft_adapter import RECORD
 from gks_eval.model.base_model import beside_recipe
-from gks_eval.training.plan import Plan
+from gks_eval.training.jobs import TrainingPlan
 from gks_eval.util.files import read_json
 from gks_eval.util.versions import versions
 from gks_eval.util.yaml import load_typed
 
-__all__ = ["check_output", "is_foreign", "write_manifest"]
+__all__ = ["check_library_output", "is_foreign", "write_trained_manifest"]
 
 
 def is_foreign(output: Path) -> bool:
@@ -28,7 +28,7 @@ def is_foreign(output: Path) -> bool:
     return manifest.is_file() and "recipe" not in load_typed(manifest, LibraryConfig).provenance
 
 
-def check_output(output: Path) -> None:
+def check_library_output(output: Path) -> None:
     """Refuse a folder whose manifest would be overwritten though it is not ours.
 
     Raises:
@@ -42,7 +42,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def write_manifest(plan: Plan, output: Path) -> Path:
+def write_trained_manifest(plan: TrainingPlan, output: Path) -> Path:
     """Write library.yaml for a library whose adapters are all finished.
 
     Args:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from gks_eval.errors import GksError, ResourceError
 from gks_eval.util.files import disk_errors
-from gks_eval.util.memory import is_out_of_memory
+from gks_eval.util.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch

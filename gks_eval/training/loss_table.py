@@ -13,8 +13,8 @@ from gks_eval.model.quantized import keep_portable_layout
 from gks_eval.training.base import base_of, load_frozen_base
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import load_job_data
-from gks_eval.training.plan import Job, Plan
-from gks_eval.training.run import missing_adapters
+from gks_eval.training.jobs import Job, TrainingPlan
+from gks_eval.training.whole_library import missing_adapters
 from gks_eval.util.files import write_text
 
 __all__ = ["LOSS_TABLE", "check_measurable", "measure_losses"]
@@ -22,7 +22,7 @@ __all__ = ["LOSS_TABLE", "check_measurable", "measure_losses"]
 LOSS_TABLE = "held_out.json"
 
 
-def check_measurable(plan: Plan, library: Path, coming: Sequence[Job] = ()) -> None:
+def check_measurable(plan: TrainingPlan, library: Path, coming: Sequence[Job] = ()) -> None:
     """Refuse what `measure_losses` cannot measure.
 
     Args:
@@ -41,7 +41,7 @@ def check_measurable(plan: Plan, library: Path, coming: Sequence[Job] = ()) -> N
 
 
 def measure_losses(
-    plan: Plan,
+    plan: TrainingPlan,
     library: Path,
     *,
     rows: int | None = None,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from gks_eval.model.device import recipe_device
 from gks_eval.training.accumulation import share_of
-from gks_eval.training.adapter_writer import Factors, write_adapter
+from gks_eval.training.adapter_writer import Factors, write_trained_adapter
 from gks_eval.training.base import load_frozen_base
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import JobData, load_job_data
+from gks_eval.training.jobs import Job, TrainingPlan
 from gks_eval.training.limits import limits_told, peak_memory_mb, reset_peak_memory
 from gks_eval.training.loftq import start_from_loftq
-from gks_eval.training.plan import Job, Plan
 from gks_eval.training.sft import TrainingRun, steps_of, train_adapter
 from gks_eval.training.start import attach_adapter
 from gks_eval.training.watch import Watcher, step_callback
@@ -33,7 +33,7 @@ WORK = ".work"
 
 
 def train_job(
-    plan: Plan,
+    plan: TrainingPlan,
     job: Job,
     output: Path,
     fingerprint: str,
@@ -91,7 +91,7 @@ def train_job(
             if data.held_out:
                 record["held_out"] = _held_out(model, data)
             factors = Factors.of(model, recipe.adapter.save_dtype, job.key)
-            write_adapter(
+            write_trained_adapter(
                 output / job.key, factors, recipe.adapter, recipe.base_model, record, run.curve
             )
             shutil.rmtree(work, ignore_errors=True)
@@ -109,7 +109,7 @@ def _clear_other_work(folder: Path, fingerprint: str) -> None:
 
 
 def _record(
-    plan: Plan,
+    plan: TrainingPlan,
     job: Job,
     fingerprint: str,
     data: JobData,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import DataError, GksError, HubError, reason
-from gks_eval.training.examples import Pair
-from gks_eval.training.plan import Job, digest
+from gks_eval.training.examples import SourceTarget
+from gks_eval.training.jobs import Job, digest_of_json
 from gks_eval.training.recipe import ExpertMember, GeneralMember, Place
 from gks_eval.util.files import sha256_of
 
@@ -29,7 +29,7 @@ def identity(job: Job, root: Path) -> str:
         DataError: The local file is missing.
     """
     if job.member.file is None:
-        return digest(job.member.model_dump(mode="json", include=set(Place.model_fields)))
+        return digest_of_json(job.member.model_dump(mode="json", include=set(Place.model_fields)))
     path = root / job.member.file
     try:
         return sha256_of(path)
@@ -39,7 +39,7 @@ def identity(job: Job, root: Path) -> str:
         ) from error
 
 
-def expert_rows(job: Job, root: Path) -> list[Pair]:
+def expert_rows(job: Job, root: Path) -> list[SourceTarget]:
     """Return the rows of an expert, drawn and ordered by the job's seed.
 
     Raises:
@@ -49,11 +49,11 @@ def expert_rows(job: Job, root: Path) -> list[Pair]:
     member = job.member
     assert isinstance(member, ExpertMember)
     where = _name(member, root)
-    pairs: list[Pair] = []
+    pairs: list[SourceTarget] = []
     lacking = {c: values for c, values in member.where.items() if isinstance(values, list)}
     for number, row in _rows(member, root, member.where):
         source, target = (_text(row, c, where, number) for c in (member.source, member.target))
-        pairs.append(Pair(number, source, target))
+        pairs.append(SourceTarget(number, source, target))
         for column, values in lacking.items():
             lacking[column] = [value for value in values if value != row[column]]
     if not pairs:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.training.plan import Job, Plan
+from gks_eval.training.jobs import Job, TrainingPlan
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -37,7 +37,7 @@ class Step:
 class Watcher:
     """Hears of everything that happens; does nothing with it."""
 
-    def planned(self, plan: Plan, jobs: Sequence[Job]) -> None:
+    def planned(self, plan: TrainingPlan, jobs: Sequence[Job]) -> None:
         """A run over `jobs` begins."""
 
     def started(self, job: Job, steps: int) -> None:

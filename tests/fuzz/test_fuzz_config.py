@@ -14,7 +14,7 @@ from gks_eval.evidence.policy import GatePolicy
 from gks_eval.library.load import load_library
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.training.cluster_file import read_cluster_file
-from gks_eval.training.plan import make_plan
+from gks_eval.training.jobs import make_plan
 from gks_eval.util.yaml import load_typed
 
 LIBRARY: dict[str, Any] = {

@@ -18,7 +18,7 @@ from evidence_factory import sample, write_run
 from fuzzing import holds, json_files, json_text, spoilt
 from hypothesis import strategies as st
 
-from gks_eval.evidence.compare import Settings, compare
+from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.observed import find_observed
 from gks_eval.evidence.report.build import _json
 from gks_eval.evidence.report.items import collect
@@ -62,7 +62,7 @@ def two_runs(tmp_path: Path) -> Path:
 def shown(folder: Path) -> None:
     """Compare two runs and write every format."""
     runs = find_runs([str(folder / "old"), str(folder / "new")])
-    comparison = compare(runs, Settings(force=True, draws=20), alone=True)
+    comparison = compare(runs, CompareOptions(force=True, draws=20), alone=True)
     text = to_markdown([leaderboard(comparison)]) + to_latex(comparison) + to_csv(comparison)
     text += _json(vars_of(collect(runs, comparison, max_text=200)))
     text.encode()

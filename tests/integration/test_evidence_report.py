@@ -12,7 +12,7 @@ import pytest
 from evidence_factory import sample, write_run
 from report_pages import HOSTILE, grid, small_page
 
-from gks_eval.evidence.compare import Settings, compare
+from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import RoutingShares
 from gks_eval.evidence.report.build import Options, build_page
@@ -104,7 +104,7 @@ def test_layers_stand_in_the_order_of_the_model():
 def test_a_run_without_a_difference_has_no_place_in_the_plot(tmp_path):
     for label, task in (("base", "a"), ("arrow", "a"), ("other", "b")):
         write_run(tmp_path / label, {task: [1.0, 0.0] * 20})
-    comparison = compare(find_runs([str(tmp_path)]), Settings(force=True), alone=True)
+    comparison = compare(find_runs([str(tmp_path)]), CompareOptions(force=True), alone=True)
     forest = difference_forest(comparison, comparison)
     assert forest
     assert (forest.labels, [lane.name for lane in forest.lanes]) == (["arrow"], ["a"])
@@ -116,7 +116,7 @@ def _comparison(folder: Path) -> Comparison:
     for label, right in (("base", 20), ("arrow", 25)):
         scores = [1.0] * right + [0.0] * (40 - right)
         write_run(folder / label, dict.fromkeys("abcd", scores), groups=groups)
-    return compare(find_runs([str(folder)]), Settings(force=True), alone=True)
+    return compare(find_runs([str(folder)]), CompareOptions(force=True), alone=True)
 
 
 def test_a_task_stands_in_its_smallest_group_only(tmp_path):
@@ -162,7 +162,7 @@ def test_a_note_belongs_to_the_run_so_that_a_task_is_named_once(tmp_path):
     for label, n in (("base", 40), ("arrow", 40), ("other", 30)):
         rows = [sample(i, float(i % 2)) for i in range(n)]
         write_run(tmp_path / label, {"a": rows})
-    comparison = compare(find_runs([str(tmp_path)]), Settings(force=True), alone=True)
+    comparison = compare(find_runs([str(tmp_path)]), CompareOptions(force=True), alone=True)
     (body,) = sheet(difference_table(comparison)).bodies
     assert body.name == "a"
     assert [row[0][0] for row in body.rows] == ["arrow", "other [1]"]

@@ -22,9 +22,9 @@ from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
 from gks_eval.grid.cell import cell_request
 from gks_eval.grid.evaluate import _quiet_git
 from gks_eval.grid.kept import check_commit, differences
-from gks_eval.grid.run import make_lm, prepare
+from gks_eval.grid.runner import make_lm, prepare
 from gks_eval.grid.table import accuracy_table
-from gks_eval.grid.tasks import grid_content, task_manager
+from gks_eval.grid.task_index import grid_content, task_manager
 from gks_eval.grid.weightless import WeightlessLM
 from gks_eval.method.registry import MERGES, ROUTERS
 from gks_eval.util.grid_order import read_order

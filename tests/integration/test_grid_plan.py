@@ -15,7 +15,7 @@ from common import assert_sentence
 from gks_eval.cli.main import main
 from gks_eval.errors import UsageError
 from gks_eval.grid import CELL_FILE, Grid, run_grid
-from gks_eval.grid.plan import GridPlan, TaskSize, plan_grid
+from gks_eval.grid.grid_plan import GridPlan, TaskSize, plan_grid
 from gks_eval.grid.table import plan_lines
 
 LibraryOf = Callable[..., Path]

@@ -16,8 +16,8 @@ from common import assert_sentence
 
 from gks_eval.errors import DataError, ResourceError, UsageError
 from gks_eval.library.load import load_library
-from gks_eval.training.plan import make_plan
-from gks_eval.training.run import train_library
+from gks_eval.training.jobs import make_plan
+from gks_eval.training.whole_library import train_library
 
 ray = pytest.importorskip("ray", reason="pip install 'gks-eval[ray]'")
 pytestmark = [pytest.mark.filterwarnings("ignore")]

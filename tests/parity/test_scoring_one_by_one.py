@@ -69,7 +69,7 @@ ATTENTIONS = ("sdpa", "padded", "eager")
 def rows_as_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = getattr(getattr(request.node, "callspec", None), "params", {})
     if arguments.get("attention") == "padded":
-        monkeypatch.setattr("gks_eval.scoring.model.ABREAST_ON", set())
+        monkeypatch.setattr("gks_eval.scoring.tree_model.ABREAST_ON", set())
 
 
 def make(kind: str, attention: str = "sdpa", seed: int = 0) -> Any:

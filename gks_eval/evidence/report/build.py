@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 import gks_eval
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.compare import Settings, compare
+from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import find_observed
 from gks_eval.evidence.paper import Family, load_paper, side_by_side
@@ -36,7 +36,7 @@ class Options:
 
     Attributes:
         title: Its heading.
-        metric: As in `Settings`.
+        metric: As in `CompareOptions`.
         family: Tasks to put beside the paper's.
         most: Samples to keep at most.
         max_text: Characters of a prompt to keep.
@@ -62,7 +62,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     """
     options = options or Options()
     # A page shows what there is and says what is not comparable; refusing is for decisions.
-    comparison = compare(runs, Settings(metric=options.metric, force=True), alone=True)
+    comparison = compare(runs, CompareOptions(metric=options.metric, force=True), alone=True)
     observed = [find_observed(folder) for folder in folders]
     routes = [found for group, _ in observed for found in group]
     geometry = [found for _, group in observed for found in group]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gks_eval.evidence.comparison import Comparison
-from gks_eval.evidence.paper import Cell
+from gks_eval.evidence.paper import PaperCell
 
 __all__ = ["Forest", "Lane", "Mark", "difference_forest", "paper_forest", "ticks"]
 
@@ -96,7 +96,7 @@ def difference_forest(part: Comparison, whole: Comparison) -> Forest | None:
     return _placed(labels, lanes, [0.0, *(100 * v for v in values)], axis, zero=True)
 
 
-def paper_forest(cells: Sequence[Cell], table: str) -> Forest | None:
+def paper_forest(cells: Sequence[PaperCell], table: str) -> Forest | None:
     """Return one table's paper values (hollow) and ours; None where there is none of ours."""
     cells = [cell for cell in cells if cell.table == table]
     labels = list(dict.fromkeys(cell.row for cell in cells if cell.ours is not None))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gks_eval.evidence.paper import Cell, PaperTables
+from gks_eval.evidence.paper import PaperCell, PaperTables
 from gks_eval.evidence.tables.content import Table
 
 __all__ = ["paper_tables"]
 
 
-def paper_tables(paper: PaperTables, cells: Sequence[Cell], family: str) -> list[Table]:
+def paper_tables(paper: PaperTables, cells: Sequence[PaperCell], family: str) -> list[Table]:
     """Return one table for each of the paper's."""
     tables = []
     for name in dict.fromkeys(cell.table for cell in cells):
@@ -29,7 +29,7 @@ def paper_tables(paper: PaperTables, cells: Sequence[Cell], family: str) -> list
     return tables
 
 
-def _published(paper: PaperTables, name: str, cells: Sequence[Cell]) -> Table:
+def _published(paper: PaperTables, name: str, cells: Sequence[PaperCell]) -> Table:
     table = paper.tables[name]
     known = {cell.column: cell.paper_n for cell in cells if cell.column != "average"}
     rows = [
@@ -47,7 +47,7 @@ def _published(paper: PaperTables, name: str, cells: Sequence[Cell]) -> Table:
     return Table("", ["set", *table.rows, "n"], rows, {}, [f"{note}." for note in notes])
 
 
-def _beside(cells: Sequence[Cell]) -> Table:
+def _beside(cells: Sequence[PaperCell]) -> Table:
     rows = []
     remarks: dict[str, int] = {}
     for cell in cells:

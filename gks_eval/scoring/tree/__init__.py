@@ -1,17 +1,24 @@
-"""From requests to token trees: which tokens are computed, in which rows, exactly once each.
+"""From requests to token trees: which tokens are computed, and in which rows, exactly once.
 
 Pure Python: sequences in, plans and rows out; no model and no tensors.
 
 - `sequences`: requests truncated, deduplicated and sorted
 - `rows`: one row, a token tree written depth first
-- `plan`: which sequences share a row, and which rows share a precomputed trunk
+- `row_plan`: which sequences share a row, and which rows share a precomputed prefix
 - `shares`: which process computes which sequences
 """
 
 from __future__ import annotations
 
-from gks_eval.scoring.tree.plan import Group, Limits, PlannedRow, halves, next_batch, plan
-from gks_eval.scoring.tree.rows import Row, build_row
+from gks_eval.scoring.tree.row_plan import (
+    Group,
+    PlannedRow,
+    RowLimits,
+    halves,
+    next_batch,
+    plan_rows,
+)
+from gks_eval.scoring.tree.rows import TreeRow, build_row
 from gks_eval.scoring.tree.sequences import (
     Sequence,
     count_distinct_tokens,
@@ -22,16 +29,16 @@ from gks_eval.scoring.tree.shares import shares
 
 __all__ = [
     "Group",
-    "Limits",
     "PlannedRow",
-    "Row",
+    "RowLimits",
     "Sequence",
+    "TreeRow",
     "build_row",
     "count_distinct_tokens",
     "count_harness_tokens",
     "halves",
     "next_batch",
-    "plan",
+    "plan_rows",
     "shares",
     "to_sequences",
 ]

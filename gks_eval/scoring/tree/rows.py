@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from gks_eval.scoring.tree.sequences import Sequence, shared_inputs
 
-__all__ = ["Row", "build_row"]
+__all__ = ["TreeRow", "build_row"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TreeRow:
     """A token tree, possibly continuing a trunk that is computed elsewhere.
 
     Attributes:
@@ -36,7 +36,7 @@ class Row:
         return self.depths[-1] - self.depths[0] == len(self.depths) - 1
 
 
-def build_row(sequences: Seq[Sequence], trunk: int = 0) -> Row:
+def build_row(sequences: Seq[Sequence], trunk: int = 0) -> TreeRow:
     """Write the tree of some sequences.
 
     Args:
@@ -66,4 +66,4 @@ def build_row(sequences: Seq[Sequence], trunk: int = 0) -> Row:
         before = sequence
     for node in path:
         ends[node] = len(tokens)
-    return Row(tokens, depths, ends, scored)
+    return TreeRow(tokens, depths, ends, scored)

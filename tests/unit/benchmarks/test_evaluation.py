@@ -10,11 +10,11 @@ import torch
 from lm_eval.api.instance import Instance
 
 from benchmarks.evaluation import Scorers, TokenCounter, evaluate_collection, open_scorers
+from benchmarks.evaluation_items import Items
 from benchmarks.growth import random_requests
-from benchmarks.items import Items
-from benchmarks.model import three_transformers
 from benchmarks.sizes import QUICK
 from benchmarks.subject import Subject, open_subject
+from benchmarks.whole_model import three_transformers
 
 
 def items(*questions: tuple[str, list[str]]) -> Items:

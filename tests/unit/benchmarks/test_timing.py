@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.timing import interleave, per_second, ratio, timing_of
+from benchmarks.timing import per_second, ratio, time_interleaved, timing_of
 
 
 class Workshop:
@@ -28,13 +28,13 @@ class Workshop:
 
 def test_every_round_runs_each_once_and_who_begins_rotates() -> None:
     shop = Workshop(a=[1.0] * 6, b=[1.0] * 6, c=[1.0] * 6)
-    interleave(shop.contestants(), 4, clock=shop.clock)
+    time_interleaved(shop.contestants(), 4, clock=shop.clock)
     assert "".join(shop.log) == "abc" + "abc" + "bca" + "cab" + "abc"  # the first is the warm-up
 
 
 def test_medians_and_ranges_leave_the_warm_up_out() -> None:
     shop = Workshop(a=[50.0, 1.0, 2.0, 9.0], b=[50.0, 4.0, 4.0, 3.0])
-    found = interleave(shop.contestants(), 3, clock=shop.clock)
+    found = time_interleaved(shop.contestants(), 3, clock=shop.clock)
     assert found["a"].rounds == (1.0, 2.0, 9.0)
     assert (found["a"].median, found["a"].minimum, found["a"].maximum) == (2.0, 1.0, 9.0)
     assert found["b"].rounds == (4.0, 4.0, 3.0)
@@ -54,10 +54,10 @@ def test_two_ratios() -> None:
 
 def test_a_quick_call_is_repeated_within_a_measurement() -> None:
     shop = Workshop(a=[5.0, 0.25, *[0.25] * 8], b=[3.0] * 3)
-    found = interleave(shop.contestants(), 2, least_seconds=1.0, clock=shop.clock)
+    found = time_interleaved(shop.contestants(), 2, least_seconds=1.0, clock=shop.clock)
     assert found["a"].calls == 1  # its first call was long enough to go by
     shop = Workshop(a=[0.5, 0.25, *[0.25] * 8], b=[3.0] * 3)
-    found = interleave(shop.contestants(), 2, least_seconds=1.0, clock=shop.clock)
+    found = time_interleaved(shop.contestants(), 2, least_seconds=1.0, clock=shop.clock)
     assert found["a"].calls == 4
     assert found["a"].rounds == (0.25, 0.25)
     assert found["b"].calls == 1
@@ -66,7 +66,7 @@ def test_a_quick_call_is_repeated_within_a_measurement() -> None:
 def test_a_warm_up_of_its_own_takes_the_place_of_the_first_call() -> None:
     shop = Workshop(a=[7.0, 8.0])
     warmed: list[str] = []
-    found = interleave(
+    found = time_interleaved(
         shop.contestants(),
         2,
         warm_ups={"a": lambda: warmed.append("a")},
@@ -84,7 +84,7 @@ def test_the_device_is_waited_for_before_the_clock_is_read() -> None:
         log.append("clock")
         return float(len(log))
 
-    interleave(
+    time_interleaved(
         {"a": lambda: log.append("call")},
         1,
         synchronise=lambda: log.append("wait"),

@@ -12,7 +12,7 @@ import pytest
 
 from gks_eval.cli.run import (
     check_asked,
-    check_output,
+    check_output_path,
     config_of,
     folders_of_config,
     harness_argv,
@@ -120,13 +120,13 @@ def test_lm_evals_own_error_is_one_sentence_and_knows_our_model(toy_task: Path) 
 def test_an_output_that_cannot_be_written_is_told_at_once(tmp_path: Path, output: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot be written"):
-        check_output(str(tmp_path / output))
+        check_output_path(str(tmp_path / output))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("output", ["new/folder", "new/results.json", "results.json", "."])
 def test_an_output_that_can_be_written_is_left_alone(tmp_path: Path, output: str) -> None:
-    check_output(str(tmp_path / output))
+    check_output_path(str(tmp_path / output))
     assert list(tmp_path.iterdir()) == []
 
 

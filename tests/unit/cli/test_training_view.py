@@ -11,9 +11,9 @@ from rich.console import Console
 
 from gks_eval.cli._training_view import TrainingView, show_estimate
 from gks_eval.training.estimate import estimate
-from gks_eval.training.plan import make_plan
-from gks_eval.training.run import Outcome
+from gks_eval.training.jobs import make_plan
 from gks_eval.training.watch import Step
+from gks_eval.training.whole_library import TrainingOutcome
 
 RECORD: dict[str, Any] = {
     "steps": 4, "tokens_per_second": 100.0, "peak_memory_mb": 512, "loss_first": 3.0,
@@ -34,7 +34,7 @@ def shown(recipe: Path, *, terminal: bool) -> str:
         view.step(plan.jobs[1], Step(1, 4, 2.5, 100.0, 65.0))
         view._bars.refresh()  # on its own it draws ten times a second
         view.finished(plan.jobs[1], RECORD)
-    view.table(Outcome(("experts/upper",), ("general/en",), None), Path("lib"))
+    view.table(TrainingOutcome(("experts/upper",), ("general/en",), None), Path("lib"))
     return file.getvalue()
 
 

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from gks_eval.errors import ResultsError, UsageError
-from gks_eval.evidence.compare import Settings, compare
+from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison, Difference
 from gks_eval.evidence.gate import gate
 from gks_eval.evidence.policy import GatePolicy
@@ -273,7 +273,7 @@ def test_other_versions_and_shots_are_refused_unless_forced(factory, tmp_path, c
     with pytest.raises(ResultsError, match=f"comparable: a in y and x: {said}; run") as caught:
         compare(runs)
     assert "--force" in str(caught.value)
-    forced = compare(runs, Settings(force=True))
+    forced = compare(runs, CompareOptions(force=True))
     assert any(said in note for note in forced.notes)
     assert forced.forced
 
@@ -295,7 +295,7 @@ def test_other_prompts_are_refused_unless_forced(factory, tmp_path):
     runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
     with pytest.raises(ResultsError, match="other prompts in 8 of 8 pairs"):
         compare(runs)
-    assert compare(runs, Settings(force=True)).rows[0].differences[0].n == 8
+    assert compare(runs, CompareOptions(force=True)).rows[0].differences[0].n == 8
 
 
 def test_items_without_a_partner_are_counted(factory, tmp_path):
@@ -360,7 +360,7 @@ def test_many_faults_compared_by_force_are_one_note(factory, tmp_path):
     for name, version in (("x", 1.0), ("y", 2.0)):
         factory.write_run(tmp_path / name, tasks, version=version)
     runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
-    (note,) = compare(runs, Settings(force=True)).notes
+    (note,) = compare(runs, CompareOptions(force=True)).notes
     assert note.startswith("compared by force, 9 faults: t0 in y and x: version 1.0 against 2.0; ")
     assert note.endswith("; and 6 more")
 
@@ -374,7 +374,7 @@ def test_what_cannot_be_compared_is_refused(factory, tmp_path):
     with pytest.raises(ResultsError, match="two runs"):
         compare(runs[:1])
     with pytest.raises(UsageError, match=r"'acx'; did you mean 'acc'"):
-        compare(runs, Settings(metric="acx"))
+        compare(runs, CompareOptions(metric="acx"))
 
 
 def test_no_group_of_accuracies_detects_more_than_all(factory, tmp_path):
@@ -403,7 +403,7 @@ def test_an_unknown_task_or_group_is_named_with_the_nearest(planted, factory, tm
     runs = find_runs([str(tmp_path / "x"), str(tmp_path / "old")])
     for asked, near in (("arithmetics", "arithmetic"), ("average", "averages")):
         with pytest.raises(UsageError, match=f"group '{asked}'; did you mean '{near}'"):
-            compare(runs, Settings(tasks=("a", asked, "zzz")))
+            compare(runs, CompareOptions(tasks=("a", asked, "zzz")))
 
 
 def test_a_run_alone_has_scores_and_no_differences(planted):
@@ -420,14 +420,18 @@ def test_the_first_run_says_which_tasks_a_group_has(factory, tmp_path):
     factory.write_run(tmp_path / "x", scores, groups={"g": (("a",), True)})
     factory.write_run(tmp_path / "y", scores, groups={"g": (("a", "b"), True)})
     runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
-    assert [row.name for row in compare(runs, Settings(tasks=("g",))).rows] == ["a", "g"]
-    assert [row.name for row in compare(runs[::-1], Settings(tasks=("g",))).rows] == ["a", "b", "g"]
+    assert [row.name for row in compare(runs, CompareOptions(tasks=("g",))).rows] == ["a", "g"]
+    assert [row.name for row in compare(runs[::-1], CompareOptions(tasks=("g",))).rows] == [
+        "a",
+        "b",
+        "g",
+    ]
 
 
 def test_a_group_named_brings_its_tasks(planted):
-    comparison = compare(planted, Settings(tasks=("g",)))
+    comparison = compare(planted, CompareOptions(tasks=("g",)))
     assert [row.name for row in comparison.rows] == ["a", "b", "g"]
-    assert [row.name for row in compare(planted, Settings(tasks=("b",))).rows] == ["b"]
+    assert [row.name for row in compare(planted, CompareOptions(tasks=("b",))).rows] == ["b"]
 
 
 def test_the_same_files_give_the_same_numbers_in_any_company(planted, factory, tmp_path):
@@ -448,9 +452,9 @@ def test_the_baseline_can_be_chosen(planted):
 
 def test_filters_and_metrics_can_be_named(golden):
     runs = find_runs([str(golden / "llama-0"), str(golden / "llama-1")])
-    comparison = compare(runs, Settings(metric="exact_match,letters"))
+    comparison = compare(runs, CompareOptions(metric="exact_match,letters"))
     assert [row.metric for row in comparison.rows] == ["exact_match,letters"]
-    assert {row.metric for row in compare(runs, Settings(metric="acc_norm")).rows} == {
+    assert {row.metric for row in compare(runs, CompareOptions(metric="acc_norm")).rows} == {
         "acc_norm,none"
     }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gks_eval.evidence.compare import Settings, compare
+from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.gate import gate
 from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.results import read_results
@@ -309,7 +309,7 @@ def test_every_filter_is_shown_and_gated(factory, tmp_path):
         "g (strict)": "pass", "g (loose)": "regression",
     }  # fmt: skip
     assert verdict.exit_code == 1
-    one = compare(runs, Settings(metric="exact_match,strict"))
+    one = compare(runs, CompareOptions(metric="exact_match,strict"))
     assert [row.title for row in one.rows] == ["t", "g"]
     limits = {"tasks": {"t": {"metric": "exact_match,strict"}}, "only_listed": True}
     assert gate(*runs, GatePolicy.model_validate(limits)).exit_code == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.compare import Settings, compare
+from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.gate import gate
 from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.results import read_results
@@ -144,5 +144,5 @@ def test_what_no_row_accounts_for_is_named(factory, tmp_path):
 def test_tasks_without_the_metric_asked_for_are_named(factory, tmp_path):
     factory.write_run(tmp_path, {"a": [1.0, 0.0]})
     factory.write_run(tmp_path, {"b": [0.5, 0.2]}, metric="f1", stamp="2026-02-02T00-00-00.0")
-    comparison = compare(find_runs([str(tmp_path)]), Settings(metric="acc"), alone=True)
+    comparison = compare(find_runs([str(tmp_path)]), CompareOptions(metric="acc"), alone=True)
     assert comparison.notes == ["b has no acc and is left out"]

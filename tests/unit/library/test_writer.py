@@ -16,7 +16,7 @@ from gks_eval.errors import LibraryError
 from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
 from gks_eval.library.writer import check_folder_names, write_adapter
 from gks_eval.method.lora import LoraPair
-from gks_eval.training.convert import convert_mttl
+from gks_eval.training.conversion import convert_mttl
 
 LAYERS = [f"model.layers.{n}.self_attn.{name}" for n in (0, 1) for name in ("q_proj", "o_proj")]
 

@@ -13,7 +13,7 @@ from common import FAMILIES
 from gks_eval.library.load import load_library
 from gks_eval.method.setting import Setting
 from gks_eval.model.inject import attach
-from gks_eval.scoring.model import cache_argument
+from gks_eval.scoring.tree_model import cache_argument
 
 PAPER = Setting()
 EXACT = Setting(rule="delta", combine="outputs", subtract=("en", "de"), top_k=2)

@@ -12,9 +12,9 @@ from one_by_one import random_requests
 from gks_eval.scoring import PackedCounts, packed_log_likelihoods, supports_packed
 from gks_eval.scoring.abreast import lay_abreast
 from gks_eval.scoring.masks import Reach
-from gks_eval.scoring.model import TreeModel
 from gks_eval.scoring.support import tree_model
 from gks_eval.scoring.tree import build_row, to_sequences
+from gks_eval.scoring.tree_model import TreeModel
 
 REQUESTS = random_requests(4, 260)
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_a_model_that_cannot_lie_abreast_is_padded(
         raise ZeroDivisionError
 
     model = load_tiny(tiny_base("llama"))
-    monkeypatch.setattr("gks_eval.scoring.model.lay_abreast", refuses)
+    monkeypatch.setattr("gks_eval.scoring.tree_model.lay_abreast", refuses)
     assert supports_packed(model, max_length=128) is None
     tree = tree_model(model, CPU, 128)
     assert isinstance(tree, TreeModel)

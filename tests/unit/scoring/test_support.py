@@ -8,7 +8,7 @@ from common import load_tiny, tiny_config
 
 from gks_eval.scoring import supports_packed
 from gks_eval.scoring.masks import Reach
-from gks_eval.scoring.model import NotPackable, TreeModel
+from gks_eval.scoring.tree_model import NotPackable, TreeModel
 
 TINY = {
     "vocab_size": 50,

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from gks_eval.errors import DataError
 from gks_eval.scoring.tree import (
     Group,
-    Limits,
     PlannedRow,
+    RowLimits,
     Sequence,
     build_row,
     count_distinct_tokens,
     count_harness_tokens,
     halves,
     next_batch,
-    plan,
+    plan_rows,
     to_sequences,
 )
 
@@ -28,7 +28,7 @@ FRESH = settings(max_examples=60, deadline=None)
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=9)
 pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=25)
 limits = st.builds(
-    Limits,
+    RowLimits,
     row_tokens=st.integers(1, 12),
     batch_tokens=st.integers(1, 60),
     mask_cells=st.integers(1, 2000),
@@ -130,7 +130,7 @@ def test_a_row_is_the_tree_of_its_prefixes(requests, trunk):
 @given(pairs, limits, st.booleans())
 def test_a_plan_answers_everything_once(requests, sizes, trunks):
     sequences = to_sequences(with_long_prefixes(requests), 100)
-    groups = plan(sequences, sizes, trunks=trunks)
+    groups = plan_rows(sequences, sizes, trunks=trunks)
     assert trunks or not any(group.trunk for group in groups)
     check_plan(sequences, groups)
 
@@ -139,7 +139,7 @@ def test_a_plan_answers_everything_once(requests, sizes, trunks):
 @given(pairs, limits)
 def test_batches_keep_to_the_limits(requests, sizes):
     sequences = to_sequences(with_long_prefixes(requests), 100)
-    for group in plan(sequences, sizes):
+    for group in plan_rows(sequences, sizes):
         rows = group.rows
         while rows:
             count = next_batch(rows, sizes, len(group.trunk))
@@ -153,8 +153,8 @@ def test_batches_keep_to_the_limits(requests, sizes):
 @FRESH
 @given(pairs, limits)
 def test_a_plan_does_not_depend_on_the_order_of_requests(requests, sizes):
-    one = plan(to_sequences(requests, 100), sizes)
-    assert plan(to_sequences(requests[::-1], 100), sizes) == one
+    one = plan_rows(to_sequences(requests, 100), sizes)
+    assert plan_rows(to_sequences(requests[::-1], 100), sizes) == one
 
 
 def item(context: int, choices: int, length: int, *, first: int) -> list[tuple]:
@@ -170,7 +170,7 @@ def test_a_few_shot_prefix_is_computed_once():
         for context, continuation in item(30, 4, 5, first=n)
     ]
     sequences = to_sequences(requests, 2048)
-    (group,) = plan(sequences, Limits(256, 1024, 1 << 25))
+    (group,) = plan_rows(sequences, RowLimits(256, 1024, 1 << 25))
     assert list(group.trunk) == shots
     assert len(group.trunk) + sum(row.tokens for row in group.rows) == count_distinct_tokens(
         sequences
@@ -179,14 +179,14 @@ def test_a_few_shot_prefix_is_computed_once():
 
 def test_a_long_context_with_short_choices_becomes_a_trunk():
     sequences = to_sequences(item(3000, 4, 3, first=0), 4096)
-    (group,) = plan(sequences, Limits(256, 1024, 1 << 25))
+    (group,) = plan_rows(sequences, RowLimits(256, 1024, 1 << 25))
     assert len(group.trunk) == 2999  # the last context token is where scoring begins
     assert [row.tokens for row in group.rows] == [1 + 4 * 2]
 
 
 def test_a_long_text_alone_is_a_chain_at_the_root():
     sequences = to_sequences([([1], list(range(2000)))], 4096)
-    (group,) = plan(sequences, Limits(256, 1024, 1000))
+    (group,) = plan_rows(sequences, RowLimits(256, 1024, 1000))
     assert not group.trunk
     assert [(row.tokens, row.chain) for row in group.rows] == [(2000, True)]
 
@@ -205,7 +205,7 @@ def test_a_long_text_alone_is_a_chain_at_the_root():
 )
 def test_a_chain_is_one_path(texts, tokens, chain):
     sequences = to_sequences([([*text], [200]) for text in texts], 4096)
-    ((row,),) = (group.rows for group in plan(sequences, Limits(64, 1024, 1 << 20)))
+    ((row,),) = (group.rows for group in plan_rows(sequences, RowLimits(64, 1024, 1 << 20)))
     assert (row.tokens, row.chain) == (tokens, chain)
 
 
@@ -214,10 +214,10 @@ def test_a_short_text_between_two_that_part_does_not_join_them():
     context = list(range(300))
     requests = [(context, [5, 6, 1]), (context, [7]), (context, [8, 9, 1])]
     sequences = to_sequences(requests, 1024)
-    ((row,),) = (group.rows for group in plan(sequences, Limits(256, 1024, 1 << 20)))
+    ((row,),) = (group.rows for group in plan_rows(sequences, RowLimits(256, 1024, 1 << 20)))
     assert (row.tokens, row.chain) == (304, False)
     # So a context beyond a row is computed apart, not as one wide row with a mask.
-    (group,) = plan(sequences, Limits(64, 1024, 1 << 20))
+    (group,) = plan_rows(sequences, RowLimits(64, 1024, 1 << 20))
     assert (len(group.trunk), [row.tokens for row in group.rows]) == (299, [5])
 
 
@@ -226,7 +226,7 @@ def test_a_short_text_between_two_that_part_does_not_join_them():
     [(256, 0, 512, 16), (256, 100, 100, 16), (100, 0, 200, 6), (16, 0, 32, 4), (95, 1, 1, 5)],
 )
 def test_what_the_limits_imply(row_tokens, whole_tokens, whole, worth_sharing):
-    sizes = Limits(row_tokens, 1024, 1 << 20, whole_tokens=whole_tokens)
+    sizes = RowLimits(row_tokens, 1024, 1 << 20, whole_tokens=whole_tokens)
     assert (sizes.whole, sizes.worth_sharing) == (whole, worth_sharing)
 
 
@@ -249,7 +249,7 @@ def computed(groups: list[Group]) -> int:
     return sum(len(group.trunk) + sum(row.tokens for row in group.rows) for group in groups)
 
 
-def padded(groups: list[Group], sizes: Limits) -> int:
+def padded(groups: list[Group], sizes: RowLimits) -> int:
     """Tokens of all forwards, padding included."""
     total = 0
     for group in groups:
@@ -266,19 +266,19 @@ def padded(groups: list[Group], sizes: Limits) -> int:
 @pytest.mark.parametrize(
     ("sizes", "most"),
     [
-        (Limits(64, 256, 1 << 20), 1.1),
-        (Limits(16, 200, 1 << 20, padded=False, whole_tokens=128), 1.1),
+        (RowLimits(64, 256, 1 << 20), 1.1),
+        (RowLimits(16, 200, 1 << 20, padded=False, whole_tokens=128), 1.1),
         # Masks so small that rows are a few dozen tokens.
-        (Limits(32, 128, 3000), 1.6),
+        (RowLimits(32, 128, 3000), 1.6),
     ],
 )
 def test_likely_work_repeats_few_tokens(sizes, most, seed):
     sequences = likely_work(seed)
     distinct = count_distinct_tokens(sequences)
-    groups = plan(sequences, sizes)
+    groups = plan_rows(sequences, sizes)
     check_plan(sequences, groups)
     assert computed(groups) <= most * distinct
-    assert computed(groups) < computed(plan(sequences, sizes, trunks=False))
+    assert computed(groups) < computed(plan_rows(sequences, sizes, trunks=False))
     if sizes.padded:
         assert padded(groups, sizes) <= (most + 0.12) * distinct
 
@@ -286,7 +286,7 @@ def test_likely_work_repeats_few_tokens(sizes, most, seed):
 def test_small_items_fill_rows():
     requests = [request for n in range(100) for request in item(40, 4, 6, first=n)]
     sequences = to_sequences(requests, 2048)
-    (group,) = plan(sequences, Limits(256, 1024, 1 << 25))
+    (group,) = plan_rows(sequences, RowLimits(256, 1024, 1 << 25))
     tokens = sum(row.tokens for row in group.rows)
     assert tokens == count_distinct_tokens(sequences)
     assert tokens / (len(group.rows) * max(row.tokens for row in group.rows)) > 0.9
@@ -324,7 +324,7 @@ def rows_of(*tokens: int, chain: bool = False) -> list[PlannedRow]:
     ],
 )
 def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
-    sizes = Limits(256, batch_tokens, mask_cells)
+    sizes = RowLimits(256, batch_tokens, mask_cells)
     assert next_batch(rows, sizes, trunk) == expected
     assert trunk or next_batch(rows, sizes) == expected
 
@@ -345,14 +345,14 @@ def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, tr
     ],
 )
 def test_how_many_rows_abreast_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
-    sizes = Limits(256, batch_tokens, mask_cells, padded=False)
+    sizes = RowLimits(256, batch_tokens, mask_cells, padded=False)
     assert next_batch(rows, sizes, trunk) == expected
     assert trunk or next_batch(rows, sizes) == expected
 
 
 def test_a_row_is_halved_until_one_sequence_is_left():
     sequences = to_sequences(item(4, 3, 2, first=0), 64)
-    ((row,),) = (group.rows for group in plan(sequences, Limits(256, 256, 1 << 20)))
+    ((row,),) = (group.rows for group in plan_rows(sequences, RowLimits(256, 256, 1 << 20)))
     one, two = halves(row)
     assert one.members + two.members == row.members
     assert halves(one) == [one]
@@ -362,7 +362,7 @@ def test_a_row_is_halved_until_one_sequence_is_left():
 
 
 def test_nothing_gives_no_plan():
-    assert plan([], Limits(256, 1024, 1 << 20)) == []
+    assert plan_rows([], RowLimits(256, 1024, 1 << 20)) == []
     assert to_sequences([], 5) == []
     assert to_sequences([([1], []), ([], [])], 5) == []
 

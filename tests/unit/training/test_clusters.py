@@ -14,7 +14,7 @@ from gks_eval.errors import CompatibilityError, ConfigError, UsageError
 from gks_eval.method.lora import LoraPair
 from gks_eval.training.cluster_file import read_cluster_file, write_cluster_file
 from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
-from gks_eval.training.plan import make_plan
+from gks_eval.training.jobs import make_plan
 
 Adapters = dict[str, dict[str, LoraPair]]
 

@@ -14,9 +14,9 @@ from common import assert_sentence
 from transformers import AutoTokenizer
 
 from gks_eval.errors import DataError, GksError, HubError
-from gks_eval.training.examples import IGNORED, DataReport, Pair, encode_pairs
+from gks_eval.training.examples import IGNORED, DataReport, SourceTarget, encode_pairs
 from gks_eval.training.job_data import load_job_data
-from gks_eval.training.plan import make_plan
+from gks_eval.training.jobs import make_plan
 from gks_eval.training.sources import expert_rows, general_texts
 from gks_eval.training.windows import cut_first, cut_packed, window_example
 
@@ -29,7 +29,7 @@ def tokenizer(tiny_base: Callable[[str], Path]) -> Any:
 def encode(tokenizer: Any, pairs: list[tuple[str, str]], **options: Any) -> Any:
     report = DataReport()
     how = {"chat": True, "template": "{source}\n", "max_tokens": 512, "loss": "completion"}
-    rows = [Pair(number, *pair) for number, pair in enumerate(pairs, start=1)]
+    rows = [SourceTarget(number, *pair) for number, pair in enumerate(pairs, start=1)]
     return encode_pairs(tokenizer, rows, report=report, **(how | options)), report
 
 

@@ -13,9 +13,9 @@ from common import assert_sentence
 from safetensors.torch import save_file
 
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, ResourceError
+from gks_eval.training.jobs import make_plan
 from gks_eval.training.limits import limits_told, peak_memory_mb, reset_peak_memory
-from gks_eval.training.plan import make_plan
-from gks_eval.training.run import train_library
+from gks_eval.training.whole_library import train_library
 
 Recipes = Callable[..., Path]
 EXHAUSTED = {

@@ -16,16 +16,16 @@ import yaml
 from common import TARGETS, save_tiny_base
 
 import gks_eval.training.one_adapter as one_adapter
-from gks_eval.training.plan import make_plan
-from gks_eval.training.run import train_library
+from gks_eval.training.jobs import make_plan
+from gks_eval.training.whole_library import train_library
 
 Recipes = Callable[..., Path]
 
 RUN = """
 import json, sys
 from pathlib import Path
-from gks_eval.training.plan import make_plan
-from gks_eval.training.run import train_library
+from gks_eval.training.jobs import make_plan
+from gks_eval.training.whole_library import train_library
 from gks_eval.training.watch import Watcher
 
 class Scales(Watcher):

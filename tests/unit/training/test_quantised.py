@@ -17,11 +17,11 @@ from gks_eval.errors import UsageError
 from gks_eval.library.load import load_library
 from gks_eval.model.load_base import outline_of
 from gks_eval.training.base import base_of, load_frozen_base
+from gks_eval.training.jobs import make_plan
 from gks_eval.training.loftq import loftq_factors, start_from_loftq
-from gks_eval.training.plan import make_plan
 from gks_eval.training.recipe import AdapterShape, Recipe
-from gks_eval.training.run import train_library
 from gks_eval.training.start import attach_adapter
+from gks_eval.training.whole_library import train_library
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*bitsandbytes.*", "ignore:.*kernels.*", "ignore:.*MatMul8bitLt.*"

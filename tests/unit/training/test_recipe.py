@@ -16,7 +16,7 @@ from gks_eval.errors import ConfigError, ResourceError, UsageError
 from gks_eval.model.device import recipe_device
 from gks_eval.training.accumulation import share_of
 from gks_eval.training.estimate import estimate
-from gks_eval.training.plan import make_plan
+from gks_eval.training.jobs import make_plan
 from gks_eval.training.recipe import (
     ExpertMember,
     ExpertSection,
@@ -25,8 +25,8 @@ from gks_eval.training.recipe import (
     Schedule,
 )
 from gks_eval.training.recipe_words import NOT_HERE, WORDS
-from gks_eval.training.run import missing_adapters, train_library
 from gks_eval.training.sft import optimizer_for, steps_of
+from gks_eval.training.whole_library import missing_adapters, train_library
 from gks_eval.util.files import read_json, replaced_file, replaced_folder, write_text
 from gks_eval.util.paths import adapters_dir
 from gks_eval.util.yaml import load_typed, parse_typed

@@ -21,13 +21,13 @@ from gks_eval.training.recipe import (
 )
 from gks_eval.util.yaml import FrozenModel, load_typed
 
-__all__ = ["Job", "Plan", "digest", "make_plan"]
+__all__ = ["Job", "TrainingPlan", "digest_of_json", "make_plan"]
 
 PlaceT = TypeVar("PlaceT", bound=Place)
 SectionT = TypeVar("SectionT", ExpertSection, GeneralSection)
 
 
-def digest(value: Any) -> str:
+def digest_of_json(value: Any) -> str:
     """Return the SHA-256 of a JSON-able value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -60,7 +60,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A recipe, where it lies, and its jobs.
 
     Attributes:
@@ -76,7 +76,7 @@ class Plan:
     @property
     def recipe_hash(self) -> str:
         """SHA-256 of the recipe's content, whatever its layout and comments."""
-        return digest(self.recipe.model_dump(mode="json", exclude_defaults=True))
+        return digest_of_json(self.recipe.model_dump(mode="json", exclude_defaults=True))
 
     def fingerprint(self, job: Job, data: str) -> str:
         """Name everything that an adapter depends on, apart from software and machine.
@@ -88,7 +88,7 @@ class Plan:
             data: What stands for its data (`gks_eval.training.sources.identity`).
         """
         recipe = self.recipe
-        return digest(
+        return digest_of_json(
             {
                 "base": [recipe.base_model, recipe.revision],
                 "load": _dump(recipe.load, {"device"}),
@@ -128,7 +128,7 @@ class Plan:
         return tuple(j for j in self.jobs if not wanted or {j.name, j.key} & wanted)
 
 
-def make_plan(recipe_file: Path) -> Plan:
+def make_plan(recipe_file: Path) -> TrainingPlan:
     """Read a recipe and lay out its jobs.
 
     Raises:
@@ -150,7 +150,7 @@ def make_plan(recipe_file: Path) -> Plan:
             _job(recipe, "general", name, _filled(general.data, text), general)
             for name, text in general.members.items()
         ]
-    return Plan(recipe, root, tuple(jobs))
+    return TrainingPlan(recipe, root, tuple(jobs))
 
 
 def _dump(model: FrozenModel, without: set[str]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _job(
     if recipe.start == "shared":
         start_seed = recipe.seed
     else:
-        start_seed = int(digest([recipe.seed, kind, name])[:8], 16) % 2**31
+        start_seed = int(digest_of_json([recipe.seed, kind, name])[:8], 16) % 2**31
     return Job(kind, name, member, section, recipe.seed, start_seed)
 
 

@@ -14,7 +14,7 @@ import torch
 from benchmarks.bars import bars_of
 from benchmarks.machine import hardware
 from benchmarks.record import Record
-from benchmarks.request import Request
+from benchmarks.request import BenchmarkRequest
 from gks_eval.errors import ResourceError
 from gks_eval.util.versions import versions
 
@@ -23,7 +23,7 @@ __all__ = ["SEED", "run_bench"]
 SEED = 0
 
 
-def run_bench(request: Request, report: Callable[[str], None]) -> Record:
+def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Record:
     """Run the benchmark.
 
     Args:
@@ -48,7 +48,7 @@ def run_bench(request: Request, report: Callable[[str], None]) -> Record:
 
             found["layer"] = layer_rows(sizes, dtype=dtype, **how)
         if "model" in request.rows:
-            from benchmarks.model import slice_rows
+            from benchmarks.whole_model import slice_rows
 
             found["model"] = slice_rows(sizes, dtype=dtype, **how)
         if {"model", "evaluation", "growth"} & set(request.rows):
@@ -70,7 +70,7 @@ def run_bench(request: Request, report: Callable[[str], None]) -> Record:
     )
 
 
-def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) -> None:
+def _on_subject(request: BenchmarkRequest, found: dict[str, Any], how: dict[str, Any]) -> None:
     from benchmarks.subject import open_subject
 
     sizes = request.sizes()
@@ -81,7 +81,7 @@ def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) ->
         request.library, tiny=request.quick, device=request.device, dtype=dtype, seed=SEED
     ) as subject:
         if "model" in request.rows:
-            from benchmarks.model import subject_rows
+            from benchmarks.whole_model import subject_rows
 
             found["model"] += subject_rows(subject, sizes, **how)
         if not {"evaluation", "growth"} & set(request.rows):
@@ -98,9 +98,9 @@ def _on_subject(request: Request, found: dict[str, Any], how: dict[str, Any]) ->
             found["growth"] = growth_rows(subject, scorers.ours, sizes, dtype=dtype, **fewer)
 
 
-def _sets(request: Request) -> Any:
+def _sets(request: BenchmarkRequest) -> Any:
     # Before the model: data that are missing should be said at once.
-    from benchmarks.items import collections
+    from benchmarks.evaluation_items import collections
 
     return collections(request.items)
 

@@ -17,10 +17,10 @@ from gks_eval.library.load import load_library
 from gks_eval.library.peft_adapter import RECORD
 from gks_eval.library.peft_adapter import WEIGHTS_FILE as WEIGHTS
 from gks_eval.training.adapter_writer import CURVE
+from gks_eval.training.jobs import Job, make_plan
 from gks_eval.training.loss_table import LOSS_TABLE, measure_losses
-from gks_eval.training.plan import Job, make_plan
-from gks_eval.training.run import CURVES, missing_adapters, train_library
 from gks_eval.training.watch import Step, Watcher
+from gks_eval.training.whole_library import CURVES, missing_adapters, train_library
 from gks_eval.util.files import exclusive
 
 Recipes = Callable[..., Path]

@@ -21,9 +21,9 @@ from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import base_of
 from gks_eval.training.examples import DataReport, chat_text
 from gks_eval.training.job_data import load_job_data, separator_of
-from gks_eval.training.library_writer import check_output
+from gks_eval.training.jobs import Job, TrainingPlan
+from gks_eval.training.library_writer import check_library_output
 from gks_eval.training.loftq import check_quantised
-from gks_eval.training.plan import Job, Plan
 from gks_eval.training.recipe import GeneralMember
 from gks_eval.training.sources import identity
 from gks_eval.training.start import check_targets
@@ -72,7 +72,7 @@ class Checked:
 
 
 def check_run(
-    plan: Plan,
+    plan: TrainingPlan,
     jobs: Sequence[Job],
     output: Path | None,
     *,
@@ -103,7 +103,7 @@ def check_run(
     if output is not None:
         with _noted(faults):
             if whole:
-                check_output(output)
+                check_library_output(output)
             check_writable(output)
     for job in jobs:
         with _noted(faults):

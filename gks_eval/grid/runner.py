@@ -12,7 +12,7 @@ from gks_eval.errors import ResourceError, UsageError
 from gks_eval.grid.cell import cell_request, evaluate_cell
 from gks_eval.grid.kept import check_commit, finished
 from gks_eval.grid.settings import Cell, Grid, parse_settings
-from gks_eval.grid.tasks import grid_content, task_manager
+from gks_eval.grid.task_index import grid_content, task_manager
 from gks_eval.library.load import Library, load_library, read_manifest
 from gks_eval.model.base_model import ResolvedBase, content_stamp, resolve_base
 from gks_eval.tasklib.local_data import local_data

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gks_eval.scoring.tree import Limits
+from gks_eval.scoring.tree import RowLimits
 
 __all__ = ["choose_limits", "requests_worth"]
 
@@ -36,7 +36,7 @@ def choose_limits(
     abreast: bool,
     batch_tokens: int | None,
     row_tokens: int | None,
-) -> Limits:
+) -> RowLimits:
     """Choose what was not given.
 
     A row of N tokens costs N^2 in attention, so a CPU takes short rows, several to a batch. A
@@ -60,7 +60,7 @@ def choose_limits(
         if abreast:
             # Nothing is padded: rows need be no longer than sharing asks for.
             whole_tokens, row_tokens = 2 * row_tokens, row_tokens // 4
-    return Limits(
+    return RowLimits(
         row_tokens=max(1, min(row_tokens, batch_tokens)),
         batch_tokens=max(1, batch_tokens),
         mask_cells=(1 << 25) if on_cpu else (1 << 28),

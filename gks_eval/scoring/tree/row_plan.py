@@ -17,14 +17,14 @@ from math import ceil, isqrt
 
 from gks_eval.scoring.tree.sequences import Sequence, shared_inputs
 
-__all__ = ["Group", "Limits", "PlannedRow", "halves", "next_batch", "plan"]
+__all__ = ["Group", "PlannedRow", "RowLimits", "halves", "next_batch", "plan_rows"]
 
 ATTENTION_EVEN = 2048
 """Row length at which attention costs about what a small model's linear layers do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RowLimits:
     """How large rows and batches may be.
 
     Attributes:
@@ -130,7 +130,7 @@ class _Runs:
         yield start, stop
 
 
-def plan(sequences: Seq[Sequence], limits: Limits, *, trunks: bool = True) -> list[Group]:
+def plan_rows(sequences: Seq[Sequence], limits: RowLimits, *, trunks: bool = True) -> list[Group]:
     """Assign every sequence to one row.
 
     Args:
@@ -181,12 +181,12 @@ def plan(sequences: Seq[Sequence], limits: Limits, *, trunks: bool = True) -> li
     return groups
 
 
-def _piece(common: int, limits: Limits) -> int:
+def _piece(common: int, limits: RowLimits) -> int:
     # Tokens a row where every row repeats `common` of them: at most a third is repetition.
     return min(max(limits.whole, 3 * common), isqrt(limits.mask_cells))
 
 
-def _pays(new: int, old: int, tokens: int, size: int, limits: Limits) -> bool:
+def _pays(new: int, old: int, tokens: int, size: int, limits: RowLimits) -> bool:
     # Whether a trunk of `new` tokens beats rows of `size` that repeat what it adds to the `old`
     # one. In tokens: what is not repeated and not attended to at full width, against computing
     # the old trunk again and one more forward.
@@ -253,7 +253,7 @@ def _merged(clusters: list[PlannedRow], runs: _Runs, trunk: int) -> PlannedRow:
     return PlannedRow(tuple(members), tokens, chain=False)
 
 
-def next_batch(rows: Seq[PlannedRow], limits: Limits, trunk: int = 0) -> int:
+def next_batch(rows: Seq[PlannedRow], limits: RowLimits, trunk: int = 0) -> int:
     """Return how many of the leading `rows` go into one forward: at least one.
 
     Args:
@@ -278,7 +278,7 @@ def next_batch(rows: Seq[PlannedRow], limits: Limits, trunk: int = 0) -> int:
     return len(rows)
 
 
-def _next_unpadded(rows: Seq[PlannedRow], limits: Limits) -> int:
+def _next_unpadded(rows: Seq[PlannedRow], limits: RowLimits) -> int:
     tokens = cells = 0
     for count, row in enumerate(rows):
         tokens += row.tokens

@@ -11,15 +11,15 @@ import pytest
 import torch
 from common import assert_sentence
 
-from benchmarks.items import build_items, build_set, collections
+from benchmarks.evaluation_items import build_items, build_set, collections
 from benchmarks.machine import hardware
 from benchmarks.plot import FORMATS, check_plot, draw_growth
 from benchmarks.record import Growth, GrowthPoint
-from benchmarks.request import Request, rows_of
-from benchmarks.run import _out_of_memory
+from benchmarks.request import BenchmarkRequest, rows_of
 from benchmarks.sizes import FULL, QUICK
 from benchmarks.startup import TASK, _run, write_task
 from benchmarks.subject import open_subject
+from benchmarks.suite import _out_of_memory
 from benchmarks.timing import timing_of
 from gks_eval.errors import DataError, ResourceError, UsageError
 from gks_eval.tasklib.local_data import DATA_ROOT
@@ -30,14 +30,14 @@ HUB = Path(__file__).parents[2] / "data" / "hub"
 @pytest.mark.parametrize(
     ("request_", "parts"),
     [
-        (Request(rows=("layers",)), ("--rows", "'layer'")),
-        (Request(rows=()), ("--rows", "startup")),
-        (Request(dtype="float16"), ("--dtype", "float16")),
-        (Request(device="tpu"), ("tpu",)),
-        (Request(device="mps"), ("--device", "mps")),
+        (BenchmarkRequest(rows=("layers",)), ("--rows", "'layer'")),
+        (BenchmarkRequest(rows=()), ("--rows", "startup")),
+        (BenchmarkRequest(dtype="float16"), ("--dtype", "float16")),
+        (BenchmarkRequest(device="tpu"), ("tpu",)),
+        (BenchmarkRequest(device="mps"), ("--device", "mps")),
     ],
 )
-def test_arguments_are_checked_first(request_: Request, parts: tuple[str, ...]) -> None:
+def test_arguments_are_checked_first(request_: BenchmarkRequest, parts: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as caught:
         request_.check()
     assert_sentence(caught.value, *parts)
@@ -49,16 +49,16 @@ def test_rows_are_run_in_one_order() -> None:
 
 
 def test_sizes_follow_the_request() -> None:
-    assert Request(quick=True).sizes() == QUICK
-    assert Request().sizes() == FULL
-    assert Request(layers=32).sizes().slice.layers == 32
+    assert BenchmarkRequest(quick=True).sizes() == QUICK
+    assert BenchmarkRequest().sizes() == FULL
+    assert BenchmarkRequest(layers=32).sizes().slice.layers == 32
     assert FULL.slice.layers == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
     with pytest.raises(UsageError, match="--device cuda is not here"):
-        Request(device="cuda").check()
+        BenchmarkRequest(device="cuda").check()
 
 
 def test_pictures_of_a_known_format_only() -> None:

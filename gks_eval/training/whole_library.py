@@ -13,12 +13,12 @@ from gks_eval.errors import DataError
 from gks_eval.model.load_base import load_tokenizer
 from gks_eval.training.adapter_writer import CURVE, is_finished
 from gks_eval.training.base import base_of
-from gks_eval.training.checks import check_run
 from gks_eval.training.curves import draw_curves
-from gks_eval.training.library_writer import is_foreign, write_manifest
+from gks_eval.training.jobs import Job, TrainingPlan
+from gks_eval.training.library_writer import is_foreign, write_trained_manifest
 from gks_eval.training.limits import release_memory
 from gks_eval.training.one_adapter import WORK, train_job
-from gks_eval.training.plan import Job, Plan
+from gks_eval.training.preflight import check_run
 from gks_eval.training.sources import identity
 from gks_eval.training.watch import Watcher
 from gks_eval.util.files import exclusive
@@ -27,13 +27,13 @@ from gks_eval.util.process_group import ProcessGroup
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["CURVES", "Outcome", "finish_library", "missing_adapters", "train_library"]
+__all__ = ["CURVES", "TrainingOutcome", "finish_library", "missing_adapters", "train_library"]
 
 CURVES = "losses.png"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What a run left behind.
 
     Attributes:
@@ -48,8 +48,8 @@ class Outcome:
 
 
 def train_library(
-    plan: Plan, output: Path, *, only: Sequence[str] = (), watcher: Watcher | None = None
-) -> Outcome:
+    plan: TrainingPlan, output: Path, *, only: Sequence[str] = (), watcher: Watcher | None = None
+) -> TrainingOutcome:
     """Train the adapters of a recipe that the library does not have yet.
 
     Several processes may run this on one library, on several machines where the file system keeps
@@ -93,11 +93,11 @@ def train_library(
             release_memory()
     group.wait()
     if not group.is_main:
-        return Outcome(tuple(trained), (), None)
+        return TrainingOutcome(tuple(trained), (), None)
     return finish_library(plan, output, tuple(trained))
 
 
-def finish_library(plan: Plan, output: Path, trained: tuple[str, ...]) -> Outcome:
+def finish_library(plan: TrainingPlan, output: Path, trained: tuple[str, ...]) -> TrainingOutcome:
     """Draw the curves, and write the manifest if nothing is missing.
 
     Args:
@@ -115,18 +115,18 @@ def finish_library(plan: Plan, output: Path, trained: tuple[str, ...]) -> Outcom
         draw_curves(output, drawn, output / CURVES)
     has_experts = any(job.kind == "experts" for job in plan.jobs)
     if missing or not has_experts or is_foreign(output):
-        return Outcome(trained, missing, None)
-    manifest = write_manifest(plan, output)
+        return TrainingOutcome(trained, missing, None)
+    manifest = write_trained_manifest(plan, output)
     shutil.rmtree(output / WORK, ignore_errors=True)
-    return Outcome(trained, (), manifest)
+    return TrainingOutcome(trained, (), manifest)
 
 
-def missing_adapters(plan: Plan, output: Path) -> list[Job]:
+def missing_adapters(plan: TrainingPlan, output: Path) -> list[Job]:
     """Return the jobs whose adapter the library does not have, or has from another recipe."""
     return [job for job in plan.jobs if not _has(plan, job, output)]
 
 
-def _has(plan: Plan, job: Job, output: Path) -> bool:
+def _has(plan: TrainingPlan, job: Job, output: Path) -> bool:
     try:
         data = identity(job, plan.root)
     except DataError:  # its file is gone: of no account to a run over the others

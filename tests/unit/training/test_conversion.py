@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from gks_eval.errors import LibraryError, UsageError
 from gks_eval.library.load import load_library
-from gks_eval.training.convert import convert_bin, convert_mttl, peft_factors
+from gks_eval.training.conversion import convert_bin, convert_mttl, peft_factors
 
 WIDTH, LAYERS, RANK, ALPHA = 64, 2, 4, 16
 

@@ -16,7 +16,7 @@ from torch import nn
 from gks_eval.scoring.abreast import lay_abreast
 from gks_eval.scoring.head import Head
 from gks_eval.scoring.masks import Reach, additive, tree_mask
-from gks_eval.scoring.tree import Row
+from gks_eval.scoring.tree import TreeRow
 
 __all__ = ["NotPackable", "TreeModel", "Trunk", "cache_argument"]
 
@@ -96,7 +96,9 @@ class TreeModel:
             (keys[:, :, : len(tokens)], values[:, :, : len(tokens)]) for keys, values, *_ in cache
         ]
 
-    def hidden(self, rows: Seq[Row], trunk: Trunk, *, long: bool) -> tuple[torch.Tensor, list[int]]:
+    def hidden(
+        self, rows: Seq[TreeRow], trunk: Trunk, *, long: bool
+    ) -> tuple[torch.Tensor, list[int]]:
         """Run rows.
 
         Args:
@@ -131,7 +133,7 @@ class TreeModel:
         )
         return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
 
-    def _hidden_abreast(self, rows: Seq[Row]) -> tuple[torch.Tensor, list[int]]:
+    def _hidden_abreast(self, rows: Seq[TreeRow]) -> tuple[torch.Tensor, list[int]]:
         batch = lay_abreast(rows, list(self.reaches.values()), self.dtype, self.device)
         handles = dict(zip(self.reaches, batch.handles(), strict=True))
         with batch.attended(self.config):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gks_eval.tasklib.content import code_digest
+from gks_eval.tasklib.task_content import code_digest
 
 OWN = """
 from functools import partial
@@ -87,7 +87,7 @@ def test_lambdas_of_one_module_are_told_apart(folder: Path) -> None:
 
 def test_a_digest_is_the_same_in_another_process(folder: Path) -> None:
     (folder / "own.py").write_text(OWN.format(chosen="Text([made({'x', 'y'}), object(), text])"))
-    code = "import own; from gks_eval.tasklib.content import code_digest as d; print(d(own.chosen))"
+    code = "import own, gks_eval.tasklib.task_content as c; print(c.code_digest(own.chosen))"
     found = {
         subprocess.run(
             [sys.executable, "-c", code],

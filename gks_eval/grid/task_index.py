@@ -57,8 +57,8 @@ def grid_content(tasks: Any, grid: Grid) -> dict[str, Any]:
         UsageError: The items or the few-shot examples that are asked for are not there.
         GksError: The data of a task cannot be loaded.
     """
-    from gks_eval.tasklib.content import group_content, task_content
     from gks_eval.tasklib.task import GksTask, without_warnings
+    from gks_eval.tasklib.task_content import group_content, task_content
 
     asked = grid.evaluation
     samples = asked.get("samples") or {}

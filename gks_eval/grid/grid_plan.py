@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from gks_eval.grid.cell import CELL_FILE, cell_request
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.kept import finished
-from gks_eval.grid.run import base_record, make_lm, prepare
+from gks_eval.grid.runner import base_record, make_lm, prepare
 from gks_eval.grid.settings import Cell, Grid
-from gks_eval.grid.tasks import grid_content, task_manager
+from gks_eval.grid.task_index import grid_content, task_manager
 from gks_eval.tasklib.local_data import local_data
 
 __all__ = ["GridPlan", "TaskSize", "plan_grid"]

@@ -11,8 +11,8 @@ from one_by_one import one_by_one, random_requests
 from gks_eval.errors import DataError, ResourceError, UsageError
 from gks_eval.scoring import PackedCounts, packed_log_likelihoods, requests_worth
 from gks_eval.scoring.loglikelihood import TokenLogLikelihood
-from gks_eval.scoring.model import TreeModel
 from gks_eval.scoring.tree import count_distinct_tokens, to_sequences
+from gks_eval.scoring.tree_model import TreeModel
 
 MAX_LENGTH = 128
 REQUESTS = random_requests(1, 260)

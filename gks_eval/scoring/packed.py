@@ -14,24 +14,24 @@ import torch
 from torch import nn
 
 from gks_eval.errors import ResourceError, UsageError
+from gks_eval.scoring.batch_sizes import choose_limits
 from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
-from gks_eval.scoring.model import TreeModel, Trunk
 from gks_eval.scoring.progress import Progress
-from gks_eval.scoring.sizes import choose_limits
 from gks_eval.scoring.support import tree_model
 from gks_eval.scoring.tree import (
     Group,
-    Limits,
     PlannedRow,
+    RowLimits,
     Sequence,
     build_row,
     count_distinct_tokens,
     count_harness_tokens,
     halves,
     next_batch,
-    plan,
+    plan_rows,
     to_sequences,
 )
+from gks_eval.scoring.tree_model import TreeModel, Trunk
 
 __all__ = ["PackedCounts", "packed_log_likelihoods"]
 
@@ -138,7 +138,7 @@ def packed_log_likelihoods(
 class _Run:
     # One pass over sequences; its batch size only ever shrinks.
 
-    def __init__(self, tree: TreeModel, limits: Limits, counts: PackedCounts) -> None:
+    def __init__(self, tree: TreeModel, limits: RowLimits, counts: PackedCounts) -> None:
         self.tree = tree
         self.limits = limits
         self.counts = counts
@@ -155,7 +155,7 @@ class _Run:
             chosen = [one for one in sequences if self.tree.is_long(one.length) is long]
             self.counts.harness_tokens += count_harness_tokens(chosen)
             self.counts.distinct_tokens += count_distinct_tokens(chosen)
-            planned.append((long, chosen, plan(chosen, self.limits)))
+            planned.append((long, chosen, plan_rows(chosen, self.limits)))
         work = sum(
             len(group.trunk) + sum(row.tokens for row in group.rows)
             for _, _, groups in planned

@@ -15,7 +15,7 @@ from benchmarks.random_library import random_library
 from benchmarks.record import ModelRow
 from benchmarks.sizes import Sizes, Slice
 from benchmarks.subject import Subject
-from benchmarks.timing import Call, interleave, ratio, synchroniser
+from benchmarks.timing import Call, ratio, synchroniser, time_interleaved
 from gks_eval.library.fit import linear_shapes
 from gks_eval.library.load import Library
 from gks_eval.model.inject import attach
@@ -143,7 +143,7 @@ def _decode(transformer: Any, ids: torch.Tensor) -> Call:
     """Return what runs the last token on top of the others' keys and values, again and again."""
     from transformers import DynamicCache
 
-    from gks_eval.scoring.model import cache_argument
+    from gks_eval.scoring.tree_model import cache_argument
 
     cache = DynamicCache()
     kept = {cache_argument(transformer): cache, "use_cache": True}
@@ -167,7 +167,7 @@ def _row(
     least_seconds: float,
     device: str,
 ) -> ModelRow:
-    seconds = interleave(
+    seconds = time_interleaved(
         calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
     )
     batch, tokens, cached = shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gks_eval.scoring.tree import Group, Limits, plan, to_sequences
+from gks_eval.scoring.tree import Group, RowLimits, plan_rows, to_sequences
 
 LARGE = 1 << 20
 
@@ -19,8 +19,8 @@ def texts(*sizes: int) -> list[tuple]:
     return [([n] * size, [9]) for n, size in enumerate(sizes)]
 
 
-def planned(requests: list[tuple], sizes: Limits, *, trunks: bool = True) -> list[Group]:
-    return plan(to_sequences(requests, 4096), sizes, trunks=trunks)
+def planned(requests: list[tuple], sizes: RowLimits, *, trunks: bool = True) -> list[Group]:
+    return plan_rows(to_sequences(requests, 4096), sizes, trunks=trunks)
 
 
 def shape(groups: list[Group]) -> list[tuple[int, list[tuple[int, int]]]]:
@@ -32,25 +32,25 @@ def shape(groups: list[Group]) -> list[tuple[int, list[tuple[int, int]]]]:
 
 
 def test_up_to_twice_a_row_stays_together():
-    sizes = Limits(32, 1024, LARGE)
+    sizes = RowLimits(32, 1024, LARGE)
     assert shape(planned(choices(10, 9, 7), sizes)) == [(0, [(10 + 9 * 6, 9)])]
     # One choice more: ten times 6 tokens after a trunk of all but the last context token.
     assert shape(planned(choices(10, 10, 7), sizes)) == [(9, [(1 + 5 * 6, 5), (1 + 5 * 6, 5)])]
     apart = planned(choices(10, 10, 7), sizes, trunks=False)
     assert shape(apart) == [(0, [(64, 9), (16, 1)])]
-    own = Limits(32, 1024, LARGE, whole_tokens=70)
+    own = RowLimits(32, 1024, LARGE, whole_tokens=70)
     assert shape(planned(choices(10, 10, 7), own)) == [(0, [(70, 10)])]
 
 
 def test_twice_a_row_stays_together_even_where_a_trunk_would_pay():
-    sizes = Limits(256, 1024, LARGE)
+    sizes = RowLimits(256, 1024, LARGE)
     assert shape(planned(choices(401, 3, 38), sizes)) == [(0, [(401 + 3 * 37, 3)])]
     assert shape(planned(choices(402, 3, 38), sizes)) == [(401, [(1 + 3 * 37, 3)])]
 
 
 def test_rows_without_a_trunk_repeat_a_third_at_most():
     # 40 tokens are common: rows of up to 120, 41 + 19 * 4 = 117.
-    sizes = Limits(16, 1024, LARGE)
+    sizes = RowLimits(16, 1024, LARGE)
     apart = planned(choices(41, 30, 5), sizes, trunks=False)
     assert shape(apart) == [(0, [(117, 19), (85, 11)])]
     # What is longer than that alone has a row of its own.
@@ -63,13 +63,13 @@ def test_rows_without_a_trunk_repeat_a_third_at_most():
     [(101**2, [(101, 15), (101, 15)]), (101**2 - 1, [(97, 14), (97, 14), (49, 2)])],
 )
 def test_a_row_s_mask_keeps_to_the_limit(mask_cells, rows):
-    apart = planned(choices(41, 30, 5), Limits(16, 1024, mask_cells), trunks=False)
+    apart = planned(choices(41, 30, 5), RowLimits(16, 1024, mask_cells), trunks=False)
     assert shape(apart) == [(0, rows)]
 
 
 def test_a_trunk_must_save_twice_what_is_worth_sharing():
     # Two rows of at most 512. A trunk of 24 saves 24 and, of attention, 24 * 595 / 2048: under 32.
-    sizes = Limits(256, 1024, LARGE)
+    sizes = RowLimits(256, 1024, LARGE)
     kept = planned(choices(25, 30, 20), sizes)
     assert shape(kept) == [(0, [(25 + 25 * 19, 25), (25 + 5 * 19, 5)])]
     # One of 25 saves 25 + 25 * 596 / 2048 = 32.3.
@@ -82,25 +82,25 @@ def test_a_trunk_below_a_trunk_must_also_pay_for_that_one_again():
     shots = list(range(100, 200))
     requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
     requests += [(shots + [500] * 41, [1000 + n] * 5) for n in range(30)]
-    groups = planned(requests, Limits(16, 1024, LARGE))
+    groups = planned(requests, RowLimits(16, 1024, LARGE))
     assert shape(groups) == [(100, [(117, 19), (85, 11), *[(16, 4)] * 10])]
     # So too in longer rows: 40 + 40 * 573 / 2048 is less than 100.
     requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
     requests += [(shots + [500] * 41, [1000 + n] * 20) for n in range(28)]
-    groups = planned(requests, Limits(256, 1024, LARGE))
+    groups = planned(requests, RowLimits(256, 1024, LARGE))
     assert [len(group.trunk) for group in groups] == [100]
 
 
 def test_what_is_scored_is_never_in_a_trunk():
     # The choices share 14 tokens, but are scored from the fourth on: 3 are not worth a trunk.
     requests = [([0] * 4, [1] * 10 + [100 + n] * 10) for n in range(20)]
-    groups = planned(requests, Limits(16, 1024, LARGE))
+    groups = planned(requests, RowLimits(16, 1024, LARGE))
     assert shape(groups) == [(0, [(14 + 2 * 9, 2)] * 10)]
 
 
 def test_a_long_text_at_the_root_is_alone():
     # It needs no mask by itself, and would in a row with others.
-    groups = planned(texts(20, 5), Limits(95, 1024, LARGE, whole_tokens=10))
+    groups = planned(texts(20, 5), RowLimits(95, 1024, LARGE, whole_tokens=10))
     assert [(row.tokens, row.chain) for row in groups[0].rows] == [(20, True), (5, True)]
 
 
@@ -109,7 +109,7 @@ def test_a_long_text_leaves_a_trunk_where_its_mask_is_too_large(mask_cells, own)
     # 20 items after 100 common tokens, and one text of 50 more: 50 rows of 150 mask cells.
     shots = list(range(100, 200))
     requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
-    groups = planned([*requests, (shots + [500] * 40, [9] * 11)], Limits(16, 1024, mask_cells))
+    groups = planned([*requests, (shots + [500] * 40, [9] * 11)], RowLimits(16, 1024, mask_cells))
     items = [(16, 4)] * 10
     if own:
         assert shape(groups) == [(0, [(150, 1)]), (100, items)]
@@ -119,7 +119,7 @@ def test_a_long_text_leaves_a_trunk_where_its_mask_is_too_large(mask_cells, own)
 
 def test_large_pieces_go_where_they_leave_the_least_room():
     # 60 and 40, then 50, 30 and 20.
-    groups = planned(texts(30, 60, 20, 50, 40), Limits(100, 1024, LARGE))
+    groups = planned(texts(30, 60, 20, 50, 40), RowLimits(100, 1024, LARGE))
     assert sorted(row.members for row in groups[0].rows) == [(0, 2, 3), (1, 4)]
     assert [row.tokens for row in groups[0].rows] == [100, 100]
 
@@ -139,13 +139,13 @@ def test_large_pieces_go_where_they_leave_the_least_room():
     ],
 )
 def test_rows_are_of_equal_length_rather_than_the_last_one_short(sizes, rows):
-    assert shape(planned(texts(*sizes), Limits(100, 1024, LARGE))) == [(0, rows)]
+    assert shape(planned(texts(*sizes), RowLimits(100, 1024, LARGE))) == [(0, rows)]
 
 
 def test_rows_below_a_trunk_are_of_equal_length_too():
     shots = list(range(100, 200))
     requests = [(shots + context, text) for context, text in texts(*[20] * 12)]
-    assert shape(planned(requests, Limits(100, 1024, LARGE))) == [(100, [(80, 4)] * 3)]
+    assert shape(planned(requests, RowLimits(100, 1024, LARGE))) == [(100, [(80, 4)] * 3)]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_rows_below_a_trunk_are_of_equal_length_too():
 )
 def test_small_pieces_share_their_first_tokens_with_their_neighbours(row_tokens, members, rows):
     requests = [([7] * 3 + [n] * 17, [9]) for n in range(10)]
-    (group,) = planned(requests, Limits(row_tokens, 1024, LARGE))
+    (group,) = planned(requests, RowLimits(row_tokens, 1024, LARGE))
     assert [row.members for row in group.rows] == members
     assert [row.tokens for row in group.rows] == rows
 
@@ -169,7 +169,7 @@ def test_a_row_of_distant_pieces_counts_only_what_they_share():
         ([1, 3, 3, *[4] * 87], [9]),
         ([1, 3, 3, *[5] * 43], [9]),
     ]
-    groups = planned(requests, Limits(100, 1024, LARGE))
+    groups = planned(requests, RowLimits(100, 1024, LARGE))
     assert [(row.members, row.tokens) for row in groups[0].rows] == [
         ((0, 2), 40 + 46 - 1),
         ((1,), 90),
