@@ -71,7 +71,7 @@ def _markdown(found: dict[str, list[Method]]) -> str:
             "|---|---|---|---|---|",
         ]
         for method in methods:
-            parameters = "; ".join(
+            parameters = "<br>".join(
                 f"`{name}`{default}: {description}"
                 for name, default, description in _parameters(method, " = ")
             )

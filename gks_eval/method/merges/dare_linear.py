@@ -16,7 +16,7 @@ __all__ = ["dare_linear"]
     instead="on=delta",
 )
 def dare_linear(layer: Layer, parameters: Dropped) -> LoraPair:
-    """The weighted sum of entries dropped at random and divided by the density.
+    """The weighted sum of randomly kept entries, divided by the density.
 
     Every entry is kept with the probability ``density``, so that the expectation is the sum of the
     tensors, times lambda. Seed and name of the layer determine the choice. The expectation of a

@@ -16,7 +16,7 @@ __all__ = ["dare_ties"]
     instead="on=delta",
 )
 def dare_ties(layer: Layer, parameters: DroppedElected) -> LoraPair:
-    """The mean of the entries of the elected sign, after DARE's random dropping.
+    """The mean of the entries with the elected sign, among randomly kept entries.
 
     Entries are kept with the probability ``density`` and divided by it. The sign of an entry is
     that of its sum over the experts, and the entries of that sign are averaged, times lambda. Seed

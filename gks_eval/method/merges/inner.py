@@ -25,7 +25,7 @@ class Inner(Parameters):
         description="Multiplies the inner merge; by default 1, for sums 1/E.",
     )
     density: float = Field(default=0.2, gt=0, le=1, description="Share of the entries kept.")
-    seed: int = Field(default=0, ge=0, description="Chooses the entries that DARE drops.")
+    seed: int = Field(default=0, ge=0, description="Seed of DARE's random choice.")
 
 
 def inner_merge(

@@ -10,7 +10,7 @@ __all__ = ["mean"]
 
 @merge(paper="Wortsman et al. 2022, https://arxiv.org/abs/2203.05482")
 def mean(layer: Layer, parameters: Parameters) -> LoraPair:
-    """The average of the updates, the exact ``mean(dW_e)``.
+    """The exact mean of the updates dW_e.
 
     Stacked factors, whose rank is the sum of the ranks; ranks and scalings may differ.
     """

@@ -56,13 +56,13 @@ class Elected(Pruned):
 class Dropped(Pruned):
     """Parameters of a merge that drops entries at random and adds up the others."""
 
-    seed: int = Field(default=0, ge=0, description="Chooses the entries.")
+    seed: int = Field(default=0, ge=0, description="Seed of the random choice.")
 
 
 class DroppedElected(Elected):
     """Parameters of a merge that drops entries at random and averages those of one sign."""
 
-    seed: int = Field(default=0, ge=0, description="Chooses the entries.")
+    seed: int = Field(default=0, ge=0, description="Seed of the random choice.")
 
 
 def on_factors(parameters: Pruned) -> bool:

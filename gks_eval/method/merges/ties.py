@@ -16,7 +16,7 @@ __all__ = ["ties"]
     instead="on=delta",
 )
 def ties(layer: Layer, parameters: Elected) -> LoraPair:
-    """The mean of the entries of the elected sign, out of each expert's largest ones.
+    """The mean of the entries with the elected sign, among each expert's largest.
 
     Of every tensor the ``density`` of largest magnitude is kept. The sign of an entry is that of
     its sum over the experts, and the entries of that sign are averaged, times lambda. Density and

@@ -15,6 +15,6 @@ class Scaled(Parameters):
     scale: float = Field(
         default=1.0,
         allow_inf_nan=False,
-        description="Multiplies what is subtracted; a negative one adds it.",
+        description="Multiplies what is subtracted; a negative value adds it.",
         json_schema_extra={"since": "0.2.0"},
     )
