@@ -63,7 +63,7 @@ def check_fit(library: Library, model: nn.Module, base: str) -> None:
             layers that its config names, or it holds weights that are not the base's.
     """
     shapes = linear_shapes(model)
-    for adapter in (*library.experts.values(), *library.general.values()):
+    for adapter in library.adapters:
         where = f"library {library.name} does not fit {base}"
         _check_shapes(adapter, shapes, model, where)
         _check_targets(adapter, shapes, model, where)

@@ -154,17 +154,17 @@ def _setting(given: Setting | str) -> Setting:
 
 
 def _warn_of_loftq(library: Library, model: nn.Module) -> None:
-    adapters = (*library.experts.values(), *library.general.values())
-    started = [adapter.name for adapter in adapters if str(adapter.init).lower() == "loftq"]
-    layers = [layer for name, layer in routable_layers(model).items() if name in library.modules]
+    started = [one for one in library.adapters if str(one.init).lower() == "loftq"]
+    found = routable_layers(model)
+    layers = [found[name] for one in started for name in one.pairs]
     # On the meta device nothing is quantised yet, or the weights are offloaded.
-    if started and any(not (m.get_parameter("weight").is_meta or is_quantized(m)) for m in layers):
+    if any(not (m.get_parameter("weight").is_meta or is_quantized(m)) for m in layers):
         logger.warning(
             "Library %s: %s started from LoftQ, so their updates also make up for the error of a "
             "4-bit base, and this base is not quantised; load it with load_in_4bit=True, unless "
             "its weights are LoftQ's own.",
             library.name,
-            ", ".join(started),
+            ", ".join(one.name for one in started),
         )
 
 

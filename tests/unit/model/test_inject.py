@@ -9,7 +9,15 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from common import FAMILIES, TARGETS, assert_sentence, load_tiny, relative_error, save_library
+from common import (
+    FAMILIES,
+    TARGETS,
+    assert_sentence,
+    edit_json,
+    load_tiny,
+    relative_error,
+    save_library,
+)
 from torch import nn
 
 from gks_eval.errors import CompatibilityError, UsageError
@@ -376,3 +384,25 @@ def test_a_model_in_bfloat16_stays_near_float32(
     flips = int((shares[0] != shares[1]).any(1).sum())
     # About one decision in twenty-five differs between the two types on real models.
     assert flips <= 0.15 * len(shares[0]), f"{flips} of {len(shares[0])} decisions differ"
+
+
+@pytest.mark.parametrize("loftq", ["alpha", "beta"])
+def test_loftq_concerns_the_layers_of_its_own_adapters(
+    loftq: str,
+    tmp_path: Path,
+    tiny_base: Callable[..., Path],
+    tiny_model: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from transformers import BitsAndBytesConfig
+
+    folder = save_library(
+        tmp_path, tiny_base("phi3"), "phi3", experts=("alpha", "beta"), general=(),
+        adapters={"beta": {"target_modules": ["lm_head"]}},
+    )  # fmt: skip
+    edit_json(folder / "experts" / loftq / "adapter_config.json", init_lora_weights="loftq")
+    model = tiny_model("phi3", quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+    attach(model, load_library(str(folder)), "arrow;preset=exact").detach()
+    # bitsandbytes leaves the head as it is.
+    warned = [record.getMessage() for record in caplog.records if "LoftQ" in record.getMessage()]
+    assert [loftq in message for message in warned] == ([] if loftq == "alpha" else [True])
