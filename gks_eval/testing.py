@@ -55,6 +55,9 @@ def check_rule(rule: Rule, **parameters: Any) -> None:
     """
     _check_declaration(rule, Rule)
     chosen = rule.parameters(**parameters)
+    if rule.joint is not None:
+        _check_joint(rule, chosen)
+        return
     for count in (1, 3):
         task, general = _pair(0), [_pair(10 + n) for n in range(count)]
         residual = _without_writing(partial(rule, task, general, chosen), [task, *general])
@@ -72,6 +75,17 @@ def check_rule(rule: Rule, **parameters: Any) -> None:
     twin = [LoraPair(task.A.clone(), task.B.clone(), task.scaling)]
     assert rule(task, twin, chosen).delta().isfinite().all(), "A zero residual is finite."
     _check_unequal(rule.equal_factors, lambda odd: rule(task, [odd], chosen))
+
+
+def _check_joint(rule: Rule, chosen: Parameters) -> None:
+    for experts in _libraries():
+        changed = _without_writing(partial(rule.residuals, experts, [], chosen), experts)
+        assert len(changed) == len(experts), "A joint rule returns one residual per expert."
+        for found, expert in zip(changed, experts, strict=True):
+            _check_pair(found, expert, "the residual")
+        if rule.after_merge is not None:
+            merged = rule.after_merge(changed[0], experts, chosen)
+            _check_pair(merged, experts[0], "the merged adapter")
 
 
 def check_router(router: Router, **parameters: Any) -> None:

@@ -36,10 +36,11 @@ def main(references: list[str]) -> None:
         if job.name in EXPERTS
     }
     losses = [mean_loss(model, rows[name]) for name in EXPERTS]
+    rules = [rule for rule in RULES.names() if RULES.get(rule).joint is None]
     print(f"base: loss {_mean(losses):.2f}, {sum(map(len, rows.values()))} rows", flush=True)
     for reference in references:
         library = load_library(reference)
-        for rule in (None, *RULES.names()):
+        for rule in (None, *rules):
             tally = StartsTally(EXPERTS, rule or "none")
             for module in library.modules:
                 tasks = [library.experts[name].pairs[module] for name in EXPERTS]

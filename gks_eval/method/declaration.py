@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from gks_eval.errors import CompatibilityError
+
 if TYPE_CHECKING:
     import torch
     from pydantic.fields import FieldInfo
@@ -30,6 +32,7 @@ __all__ = [
     "Router",
     "Rule",
     "Tokens",
+    "joint_rule",
     "merge",
     "router",
     "rule",
@@ -85,18 +88,26 @@ class Method:
 
 @dataclass(frozen=True)
 class Rule(Method):
-    """A way of subtracting general adapters from a task adapter, at one layer.
+    """What is done to task adapters before they are mixed or merged, at one layer.
+
+    Most rules subtract general adapters from every task adapter alone. A joint rule changes all
+    task adapters of the layer together and subtracts no general adapter.
 
     Attributes:
         residual: ``(task, general, parameters) -> residual``; `general` holds at least one pair.
         general_part: For a rule that is linear in the updates, ``dW = dW_t - dW_part``: returns the
             part from ``(general, parameters)``. None for all other rules.
         equal_factors: Whether task and general adapters must have one rank and one scaling.
+        joint: For a joint rule, ``(tasks, parameters) -> residuals``; None for all others.
+        after_merge: For a joint rule, ``(merged, tasks, parameters) -> merged``, applied to what a
+            merge made of the residuals; None for nothing.
     """
 
     residual: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]
     general_part: Callable[[Sequence[LoraPair], Any], LoraPair] | None
     equal_factors: bool
+    joint: Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]] | None = None
+    after_merge: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair] | None = None
 
     @property
     def linear(self) -> bool:
@@ -113,10 +124,32 @@ class Rule(Method):
             and there is nothing to subtract from.
 
         Raises:
-            CompatibilityError: The rule needs equal shapes, ranks or scalings and finds others.
+            CompatibilityError: The rule needs equal shapes, ranks or scalings and finds others, or
+                subtracts no general adapter.
         """
+        if self.joint is not None and general:
+            raise CompatibilityError(
+                f"rule={self.name} subtracts no general adapter; use subtract=none."
+            )
         chosen = self.parameters() if parameters is None else parameters
         return self.residual(task, general, chosen) if general and not task.missing else task
+
+    def residuals(
+        self,
+        tasks: Sequence[LoraPair],
+        general: Sequence[LoraPair],
+        parameters: Parameters | None = None,
+    ) -> list[LoraPair]:
+        """Return the residuals of all task adapters; the task adapters where `general` is empty.
+
+        A joint rule changes the task adapters, and `general` must be empty.
+
+        Raises:
+            CompatibilityError: As for a single task adapter.
+        """
+        if self.joint is None or general:
+            return [self(task, general, parameters) for task in tasks]
+        return list(self.joint(tasks, self.parameters() if parameters is None else parameters))
 
 
 @dataclass(frozen=True)
@@ -245,6 +278,22 @@ def rule(
     return declare
 
 
+def joint_rule(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    after_merge: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair] | None = None,
+) -> Callable[[Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]]], Rule]:
+    """Declare the decorated function as a joint rule; see `rule`."""
+
+    def declare(function: Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]]) -> Rule:
+        common = _common(function, paper, parameters, needs)
+        return Rule(*common, _alone, None, False, function, after_merge)
+
+    return declare
+
+
 def router(
     *,
     paper: str,
@@ -276,6 +325,12 @@ def merge(
         return Merge(*common, function, equal_factors, instead)
 
     return declare
+
+
+def _alone(task: LoraPair, general: Sequence[LoraPair], parameters: Any) -> LoraPair:
+    """Return an adapter that is alone, which no joint rule changes."""
+    del general, parameters
+    return task
 
 
 def _common(

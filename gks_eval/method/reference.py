@@ -35,10 +35,13 @@ def reference_update(
         name: The layer's name.
     """
     rule, rule_parameters = setting.rule_method()
-    residuals = [rule(pair, general, rule_parameters) for pair in experts]
+    residuals = rule.residuals(experts, general, rule_parameters)
     if setting.merge:
         merge, merge_parameters = setting.merge_method()
-        residuals = [merge(Layer(name, residuals), merge_parameters)]
+        merged = merge(Layer(name, residuals), merge_parameters)
+        if rule.after_merge is not None:
+            merged = rule.after_merge(merged, experts, rule_parameters)
+        residuals = [merged]
     router, router_parameters = setting.router_method()
     layer = Layer(name, [pair.to(torch.float32) for pair in residuals])
     prepared = router(layer, router_parameters)

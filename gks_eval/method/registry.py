@@ -139,6 +139,7 @@ RULES: Final = Registry(
         "factors": f"{_HOME}.rules.factors:factors",
         "delta": f"{_HOME}.rules.delta:delta",
         "orthogonal": f"{_HOME}.rules.orthogonal:orthogonal",
+        "pico": f"{_HOME}.rules.pico:pico",
     },
 )
 ROUTERS: Final = Registry(

@@ -101,13 +101,16 @@ def build(
     experts = [pair.to(torch.float32) for pair in experts]
     general = [pair.to(torch.float32) for pair in general]
     rule, rule_parameters = setting.rule_method()
-    residuals = [rule(pair, general, rule_parameters) for pair in experts]
+    residuals = rule.residuals(experts, general, rule_parameters)
     if measure is not None:
         measure(experts, general, residuals)
     mixed, once = residuals, None
     if setting.merge:
         merge, merge_parameters = setting.merge_method()
-        mixed = residuals = [merge(Layer(name, residuals), merge_parameters)]
+        merged = merge(Layer(name, residuals), merge_parameters)
+        if rule.after_merge is not None:
+            merged = rule.after_merge(merged, experts, rule_parameters)
+        mixed = residuals = [merged]
     router, router_parameters = setting.router_method()
     if general and rule.general_part is not None and router.sums_to_one and not setting.merge:
         # The mixture is taken over the task adapters and the general part subtracted once; only

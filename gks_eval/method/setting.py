@@ -58,7 +58,8 @@ class Setting(BaseModel):
     Attributes:
         subtract: General adapters whose mean is subtracted; ``("avg",)`` stands for all that the
             library has, ``()`` for none.
-        rule: How it is subtracted: a name in `gks_eval.method.registry.RULES`.
+        rule: How it is subtracted: a name in `gks_eval.method.registry.RULES`. With a joint rule,
+            `subtract` is empty, also by default.
         combine: Whether factors or outputs of the experts are mixed, see `gks_eval.method.routed`.
         router: A name in ``ROUTERS``, ``merge:NAME`` with a name in ``MERGES``, the name of one
             expert (``expert:NAME`` where a router has that name), or ``none`` for the base alone.
@@ -84,13 +85,18 @@ class Setting(BaseModel):
         if router != expert and expert not in ROUTERS and expert != "none":
             values["router"] = router = expert
         rule = str(values.get("rule", cls.model_fields["rule"].default))
+        if RULES.get(rule).joint is not None and values.setdefault("subtract", ()):
+            given_word = "+".join(values["subtract"])
+            raise UsageError(
+                f"rule={rule} subtracts no general adapter, and subtract={given_word} was given; "
+                "use subtract=none or another rule."
+            )
         for method in _methods(rule, router):
             fields = method.parameters.fields()
             own = {name: value for name, value in loose.items() if name in fields}
             values |= checked(method.parameters, own).model_dump(exclude_unset=True)
         for name in loose.keys() - values.keys():  # of another method: ignored, but not nonsense
-            method = next(m for m in _all_methods() if name in m.parameters.fields())
-            checked(method.parameters, {name: loose[name]})
+            _check_of_another(name, loose[name])
         return values
 
     @classmethod
@@ -184,6 +190,11 @@ class Setting(BaseModel):
         """The merge that makes one adapter of all experts, if one does."""
         return self.router.removeprefix(MERGE) if self.router.startswith(MERGE) else None
 
+    @property
+    def applies_rule(self) -> bool:
+        """Whether the rule changes the experts: it subtracts something or is a joint rule."""
+        return bool(self.subtract) or RULES.get(self.rule).joint is not None
+
     def rule_method(self) -> tuple[Rule, Parameters]:
         """Return the rule and its parameters."""
         method = RULES.get(self.rule)
@@ -218,7 +229,7 @@ class Setting(BaseModel):
             return []
         return [
             (method, self._parameters_of(method))
-            for method in _methods(self.rule if self.subtract else None, self.router)
+            for method in _methods(self.rule if self.applies_rule else None, self.router)
         ]
 
     def fitted(self, experts: int) -> Setting:
@@ -249,7 +260,7 @@ class Setting(BaseModel):
         kept: dict[str, Any] = {"router": self.router, "subtract": list(self.subtract)}
         if self.merge is None:
             kept["combine"] = self.combine
-        if self.subtract:
+        if self.applies_rule:
             kept["rule"] = self.rule
         for method, parameters in self.methods():
             values = parameters.model_dump()
@@ -294,6 +305,23 @@ def _all_methods() -> list[Method]:
 
 def _parameter_names() -> frozenset[str]:
     return frozenset(name for method in _all_methods() for name in method.parameters.fields())
+
+
+def _check_of_another(name: str, value: object) -> None:
+    """Check that some method takes the value.
+
+    Raises:
+        UsageError: None does; the sentence is that of the first.
+    """
+    faults = []
+    for method in _all_methods():
+        if name in method.parameters.fields():
+            try:
+                checked(method.parameters, {name: value})
+                return
+            except UsageError as error:
+                faults.append(error)
+    raise faults[0]
 
 
 def _since(field: FieldInfo) -> bool:

@@ -80,7 +80,7 @@ def test_scaling_and_balance_of_the_factors_do_not_matter() -> None:
     torch.testing.assert_close(prototype(stacked), prototype(pair), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES.names())
+@pytest.mark.parametrize("rule", ["factors", "delta", "orthogonal"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("width_in", [10, 300])
 def test_a_zero_residual_has_the_prototype_zero(rule: str, count: int, width_in: int) -> None:

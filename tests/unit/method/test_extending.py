@@ -68,6 +68,7 @@ def test_the_pages_methods_pass_the_pages_tests(monkeypatch: pytest.MonkeyPatch)
     space["test_first_row"]()
     check_router(space["first_row"], sharpness=3.0)
     check_rule(space["only_b"])
+    check_rule(space["less_of_the_mean"])
     check_merge(space["largest"])
 
 

@@ -35,6 +35,11 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("lag", {}),
     ("lag", {"shortlist": 2, "top_k": 2}),
 ]
+RULE_ROWS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("factors", "delta", "orthogonal", "pico")),
+    *((name, {"scale": -0.5}) for name in ("factors", "delta", "orthogonal")),
+    ("pico", {"rescale": "each"}),
+]
 MERGE_ROWS: list[tuple[str, dict[str, Any]]] = [
     ("mean", {}),
     ("task_arithmetic", {}),
@@ -66,9 +71,9 @@ SOME += [no_update(SHAPE), random_pair(rank=7, seed=3)]
 SUBTRACTED = [random_pair(rank=3, seed=4), no_update(SHAPE), random_pair(seed=5)]
 
 
-@pytest.mark.parametrize("name", RULES.names())
-def test_rules(name: str) -> None:
-    check_rule(RULES.get(name))
+@pytest.mark.parametrize(("name", "parameters"), RULE_ROWS)
+def test_rules(name: str, parameters: dict[str, Any]) -> None:
+    check_rule(RULES.get(name), **parameters)
 
 
 @pytest.mark.parametrize(("name", "parameters"), METHODS)
@@ -122,7 +127,8 @@ def test_merges_count_experts_that_leave_the_layer_alone_as_zero(
     torch.testing.assert_close(found.delta(), expected.delta(), rtol=1e-5, atol=1e-5)
 
 
-def test_every_router_and_merge_has_a_row() -> None:
+def test_every_method_has_a_row() -> None:
+    assert {name for name, _ in RULE_ROWS} == {*RULES.names()}
     assert {name for name, _ in METHODS} == {*ROUTERS.names()}
     assert {name for name, _ in MERGE_ROWS} == {*MERGES.names()}
 
@@ -276,7 +282,7 @@ def test_the_list_of_methods_fits_100_columns() -> None:
 
 
 @pytest.mark.parametrize("subtract", [(), ("en",)])
-@pytest.mark.parametrize("rule", RULES.names())
+@pytest.mark.parametrize("rule", ["factors", "delta", "orthogonal"])
 def test_the_mean_of_updates_is_the_even_mixture_of_outputs(
     rule: str, subtract: tuple[str, ...]
 ) -> None:

@@ -104,8 +104,9 @@ NOT_POSITIVE = "needs a number above 0"
           (0, 0.0, -1, "nan", "inf", float("nan"), float("inf"), "hot", None, False)),
         *(({"scale": value}, [f"scale={value}", "needs a number"]) for value in
           ("x", "nan", float("inf"), None, True)),
+        ({"rule": "pico", "subtract": "en+de"}, ["rule=pico", "subtract=en+de", "subtract=none"]),
         ({"rule": "factor"}, ["rule=factor", "did you mean 'factors'"]),
-        ({"rule": None}, ["rule=None", "known: delta, factors, orthogonal"]),
+        ({"rule": None}, ["rule=None", "known: delta, factors, orthogonal, pico"]),
         ({"combine": "output"}, ["combine=output", "did you mean 'outputs'"]),
         ({"combine": "delta"}, ["combine=delta", "known: factors, outputs"]),
         ({"preset": "papr"}, ["preset=papr", "did you mean 'paper'"]),
@@ -184,6 +185,7 @@ SAME = [
     (Setting(temperature=1), Setting(temperature=1.0)),
     (Setting(), Setting(scale=1)),  # as in identities that were written before there was a scale
     (Setting(subtract=()), Setting(subtract=(), scale=2)),
+    (Setting(rule="pico"), Setting(rule="pico", subtract=(), scale=2)),
 ]
 DIFFERENT = [
     Setting(),
@@ -199,6 +201,8 @@ DIFFERENT = [
     Setting(temperature=2.0),
     Setting(scale=-1),
     Setting(scale=0.5),
+    Setting(rule="pico"),
+    Setting(rule="pico", rescale="each"),
 ]
 
 

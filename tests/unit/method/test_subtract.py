@@ -8,13 +8,18 @@ import torch
 from common import dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
+from gks_eval.method.declaration import Layer
 from gks_eval.method.lora import LoraPair
-from gks_eval.method.registry import RULES
+from gks_eval.method.reference import reference_update
+from gks_eval.method.registry import MERGES, RULES
+from gks_eval.method.routed import build, routed_update
 from gks_eval.method.rules.delta import mean_update
 from gks_eval.method.rules.scale import Scaled
+from gks_eval.method.setting import Setting
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12}
 COUNTS = (1, 2, 3)
+SUBTRACTING = [name for name in RULES.names() if RULES.get(name).joint is None]
 
 
 def subtract(task: LoraPair, general: list[LoraPair], rule: str) -> LoraPair:
@@ -137,14 +142,14 @@ def test_what_agrees_is_zero_and_the_rest_is_kept_however_weak() -> None:
         assert relative_error(residual.B[:, n], expected_B[:, n]) < 1e-5
 
 
-@pytest.mark.parametrize("rule", RULES.names())
+@pytest.mark.parametrize("rule", SUBTRACTING)
 def test_zero_general_adapter_changes_no_update(rule: str) -> None:
     task = pairs(1)[0]
     zero = LoraPair(torch.zeros_like(task.A), torch.zeros_like(task.B), task.scaling)
     torch.testing.assert_close(subtract(task, [zero], rule).delta(), dense(task), **TIGHT)
 
 
-@pytest.mark.parametrize("rule", RULES.names())
+@pytest.mark.parametrize("rule", SUBTRACTING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_task_equal_to_the_general_leaves_nothing(rule: str, dtype: torch.dtype) -> None:
     task = random_pair(seed=1, dtype=dtype)
@@ -153,13 +158,13 @@ def test_a_task_equal_to_the_general_leaves_nothing(rule: str, dtype: torch.dtyp
     assert left.abs().max() <= 8 * torch.finfo(dtype).eps * dense(task).abs().max()
 
 
-@pytest.mark.parametrize("rule", RULES.names())
+@pytest.mark.parametrize("rule", SUBTRACTING)
 def test_nothing_to_subtract_returns_the_task(rule: str) -> None:
     task = pairs(1)[0]
     assert subtract(task, [], rule) is task
 
 
-@pytest.mark.parametrize("rule", RULES.names())
+@pytest.mark.parametrize("rule", SUBTRACTING)
 @pytest.mark.parametrize("count", COUNTS)
 def test_inputs_are_never_written_to(rule: str, count: int) -> None:
     task, general = pairs(1)[0], pairs(count, 20)
@@ -186,7 +191,7 @@ def test_unequal_scalings_need_the_exact_rule(rule: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 0.25, 1.0, 2.0])
-@pytest.mark.parametrize("rule", RULES.names())
+@pytest.mark.parametrize("rule", SUBTRACTING)
 def test_scale_multiplies_what_is_subtracted(rule: str, scale: float) -> None:
     task, general = pairs(1)[0], pairs(2, 20)
     found = RULES.get(rule)(task, general, Scaled(scale=scale))
@@ -200,3 +205,77 @@ def test_scale_multiplies_what_is_subtracted(rule: str, scale: float) -> None:
     change, unit = found.delta() - dense(task), subtract(task, general, rule).delta() - dense(task)
     linear = torch.allclose(change, scale * unit, atol=1e-12)
     assert linear == (rule == "delta" or scale in (0.0, 1.0))
+
+
+def crowded(experts: list[LoraPair]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return the experts' updates and what Pico makes of them, from the eigenvectors of B B^T."""
+    gram = sum(pair.scaling**2 * pair.B @ pair.B.T for pair in experts)
+    values, vectors = torch.linalg.eigh(gram)
+    projector = torch.eye(len(gram), dtype=torch.float64)
+    for value, vector in zip(values.clamp_min(0), vectors.T, strict=True):
+        factor = 1 / (1 + (len(experts) - 1) * float(value) / max(float(values.sum()), 1e-300))
+        projector -= (1 - factor) * torch.outer(vector, vector)
+    updates = [dense(pair) for pair in experts]
+    return updates, [projector @ update for update in updates]
+
+
+LIBRARIES = {
+    "one": pairs(1),
+    "equal ranks": pairs(3),
+    "odd ranks": [random_pair(r, scaling=r / 2, seed=r, dtype=torch.float64) for r in (1, 3, 5)],
+    "one is zero": [*pairs(2), LoraPair(pairs(1)[0].A, torch.zeros_like(pairs(1)[0].B), 4.0)],
+    "more directions than outputs": pairs(7, width_out=9),
+}
+
+
+@pytest.mark.parametrize("experts", LIBRARIES.values(), ids=LIBRARIES.keys())
+@pytest.mark.parametrize("rescale", ["none", "each", "merged"])
+def test_pico_scales_shared_output_directions_down(experts: list[LoraPair], rescale: str) -> None:
+    rule = RULES.get("pico")
+    chosen = rule.parameters(rescale=rescale)
+    found = rule.residuals(experts, [], chosen)
+    before, after = crowded(experts)
+    for one, task, whole, expected in zip(found, experts, before, after, strict=True):
+        if rescale == "each" and expected.norm() > 0:
+            expected = expected * whole.norm() / expected.norm()
+        torch.testing.assert_close(one.delta(), expected, **TIGHT)
+        assert torch.equal(one.A, task.A)
+    merge = MERGES.get("mean")(Layer("", found))
+    assert rule.after_merge is not None
+    merged = rule.after_merge(merge, experts, chosen).delta()
+    expected = merge.delta()
+    if rescale == "merged":
+        norm = sum(float(update.norm()) for update in before) / len(before)
+        expected = expected * norm / expected.norm()
+    torch.testing.assert_close(merged, expected, **TIGHT)
+
+
+def test_pico_of_experts_with_one_common_direction() -> None:
+    # B_1 = [b c], B_2 = [b d], all orthonormal: S^2 = 2, 1, 1, so b has the share 1/2 and the
+    # factor 1 / (1 + 1/2) = 2/3, c and d the share 1/4 and the factor 4/5.
+    eye = torch.eye(5, dtype=torch.float64)
+    experts = [LoraPair(eye[:2], eye[:, [0, n]]) for n in (1, 2)]
+    for n, found in enumerate(RULES.get("pico").residuals(experts, []), 1):
+        expected = torch.zeros(5, 2, dtype=torch.float64)
+        expected[0, 0], expected[n, 1] = 2 / 3, 4 / 5
+        torch.testing.assert_close(found.B, expected, **TIGHT)
+
+
+@pytest.mark.parametrize("router", ["merge:mean", "merge:ties", "merge:svd", "arrow", "uniform"])
+@pytest.mark.parametrize("rescale", ["merged", "each"])
+def test_pico_in_a_setting(router: str, rescale: str) -> None:
+    experts = [random_pair(seed=n) for n in range(3)]
+    setting = Setting(router=router, rule="pico", rescale=rescale, combine="outputs", top_k=2)
+    assert setting.subtract == ()
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    found, _ = routed_update(x, build(experts, [], setting, dtype=torch.float32))
+    slow, _ = reference_update(x, experts, [], setting)
+    assert relative_error(found, slow) < 1e-5
+    plain = Setting(router=router, combine="outputs", subtract=(), top_k=2)
+    other, _ = routed_update(x, build(experts, [], plain, dtype=torch.float32))
+    assert relative_error(found, other) > 0.01
+
+
+def test_pico_subtracts_no_general_adapter() -> None:
+    with pytest.raises(CompatibilityError, match="rule=pico subtracts no general adapter"):
+        subtract(pairs(1)[0], pairs(1, 20), "pico")
