@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from gks_eval.errors import ResultsError
+from gks_eval.util.json_file import JsonFile
 from gks_eval.util.yaml import FrozenModel
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 SCHEMA: Final = "gks_eval.bench/1"
+_FILE: Final = JsonFile(f"benchmark record ({SCHEMA})", ResultsError, "run the benchmark again")
 
 
 class Timing(FrozenModel):
@@ -285,13 +287,4 @@ def read_record(path: Path) -> Record:
     Raises:
         ResultsError: It cannot be read, or is of another form.
     """
-    try:
-        return Record.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in fault["loc"]) or "the file"
-        raise ResultsError(
-            f"{path} is not a benchmark record of the form {SCHEMA}: {where}: {fault['msg']}."
-        ) from None
+    return _FILE.read_as(path, Record)

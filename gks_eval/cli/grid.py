@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import typer
 from gks_eval.cli import _complete
 from gks_eval.cli._lm_eval import lm_eval_told
 from gks_eval.errors import UsageError
+from gks_eval.util.json_file import JsonFile, parse_json
 
 if TYPE_CHECKING:
     from gks_eval.grid import Grid
@@ -184,9 +184,11 @@ def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
     shape = (
         """a JSON object of item numbers by task, such as {"gks_piqa": [0, 7]}, or a file of it"""
     )
+    file = JsonFile("file of item numbers", UsageError, "see --help")
     try:
-        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        inline = text.lstrip().startswith("{")
+        found = parse_json(text.encode("utf-8", "replace")) if inline else file.read(Path(text))
+    except (ValueError, UsageError):
         raise UsageError(f"--samples {text[:60]!r} is not {shape}.") from None
     if not isinstance(found, dict) or not found:
         raise UsageError(f"--samples {text[:60]!r} is not {shape}.")

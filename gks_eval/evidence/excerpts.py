@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.samples import iter_rows
+from gks_eval.evidence.samples import SAMPLES
 
 __all__ = ["excerpts", "prompt_of"]
 
@@ -24,7 +24,7 @@ def excerpts(
         path = run.tasks[task].samples if task in run.tasks else None
         if path is None:
             continue
-        for _, row in iter_rows(path):
+        for _, row in SAMPLES.lines(path):
             item = row.get("doc_id")
             if isinstance(item, int) and item in doc_ids:
                 text = " ".join(prompt_of(row).split())

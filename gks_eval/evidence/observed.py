@@ -8,12 +8,12 @@ too, so that a change of meaning needs a new number.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.json_text import parse
+from gks_eval.util.json_file import JsonFile
 from gks_eval.util.yaml import FrozenModel
 
 __all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "find_observed"]
@@ -21,8 +21,8 @@ __all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "find_observed"]
 Share = Annotated[float, Field(ge=-1e-6, le=1.0 + 1e-6)]
 Cosine = Annotated[float, Field(ge=-1.0 - 1e-4, le=1.0 + 1e-4)]
 Size = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-MAX_BYTES = 1 << 27
-ModelT = TypeVar("ModelT", bound=BaseModel)
+_ROUTES: Final = JsonFile("routing file", ResultsError, "write it again", limit=1 << 27)
+_GEOMETRY: Final = JsonFile("geometry file", ResultsError, "write it again", limit=1 << 27)
 
 
 class TaskRouting(FrozenModel):
@@ -134,30 +134,13 @@ def find_observed(folder: Path) -> tuple[list[RoutingShares], list[LibraryGeomet
         ResultsError: One of them is broken or of another schema.
     """
     routes = [
-        _read(path, RoutingShares)
+        _ROUTES.read_as(path, RoutingShares)
         for path in sorted(folder.rglob("routes*.json"))
         if path.stem == "routes" or path.stem.startswith("routes_")
     ]
     geometry = [
-        _read(path, LibraryGeometry)
+        _GEOMETRY.read_as(path, LibraryGeometry)
         for path in sorted(folder.rglob("geometry*.json"))
         if path.stem == "geometry" or path.stem.startswith("geometry_")
     ]
     return routes, geometry
-
-
-def _read(path: Path, model: type[ModelT]) -> ModelT:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ResultsError(f"{path} is larger than 128 MiB, which no such file is.")
-        return model.model_validate(parse(path.read_bytes()))
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ResultsError(
-            f"{path} is not what its name says: {where}: {first['msg'].lower()}; write it again."
-        ) from None
-    except (ValueError, RecursionError):
-        raise ResultsError(f"{path} is broken or only half written; write it again.") from None

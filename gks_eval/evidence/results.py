@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.json_text import parse
 from gks_eval.evidence.records import (
     GroupResult,
     Metric,
@@ -21,10 +20,18 @@ from gks_eval.evidence.records import (
     TaskResult,
     is_finite,
 )
+from gks_eval.util.json_file import JsonFile
 
 __all__ = ["read_results", "timestamp_of"]
 
-MAX_BYTES = 1 << 28
+_FILE: Final = JsonFile(
+    "results file of lm-eval",
+    ResultsError,
+    "delete it or run the evaluation again",
+    limit=1 << 28,
+    constants=True,
+)
+
 MAX_ITEMS = 1 << 40
 # lm-eval stamps its files with datetime.isoformat(), ":" replaced by "-".
 _STAMP = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
@@ -76,7 +83,7 @@ def read_results(path: Path) -> ResultsFile:
     Raises:
         ResultsError: It is missing, not complete JSON, too large, or not lm-eval's.
     """
-    raw = _parse(path)
+    raw = _FILE.read_as(path, _Raw)
     # lm-eval 0.4.0 to 0.4.11 list a task in no group as a group without members.
     members = {name: kids for name, kids in raw.group_subtasks.items() if kids and name not in kids}
     tasks = {
@@ -99,34 +106,6 @@ def read_results(path: Path) -> ResultsFile:
         unaveraged=tuple(name for name in found if name not in groups),
         info=_info(raw),
     )
-
-
-def _parse(path: Path) -> _Raw:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ResultsError(f"{path} is larger than 256 MiB, which no results file is.")
-        data = parse(path.read_bytes())
-    except FileNotFoundError:
-        raise ResultsError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise ResultsError(f"{path} is not UTF-8; run the evaluation again.") from None
-    except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise ResultsError(
-            f"{path} is broken or only half written{where}; delete it or run the evaluation again."
-        ) from None
-    if not isinstance(data, dict):
-        raise ResultsError(f"{path} is no results file of lm-eval: it holds no JSON object.")
-    try:
-        return _Raw.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ResultsError(
-            f"{path} is no results file of lm-eval: {where}: {first['msg'].lower()}."
-        ) from None
 
 
 def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskResult:

@@ -7,13 +7,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gks_eval.errors import ResultsError
-from gks_eval.evidence.json_text import parse
 from gks_eval.evidence.records import TaskResult
+from gks_eval.util.json_file import JsonFile
 
-__all__ = ["Item", "ItemKey", "TaskSamples", "filtered_rows", "iter_rows", "read_samples"]
+__all__ = ["SAMPLES", "Item", "ItemKey", "TaskSamples", "filtered_rows", "read_samples"]
+
+SAMPLES: Final = JsonFile(
+    "line of samples", ResultsError, "run the evaluation again", limit=1 << 28, constants=True
+)
 
 ItemKey = tuple[str, int]
 
@@ -47,31 +51,6 @@ class TaskSamples:
     by_filter: Mapping[str, Sequence[Item]]
 
 
-def iter_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, row) of a samples file.
-
-    Raises:
-        ResultsError: A line is not a complete JSON object.
-    """
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = parse(line)
-                except (ValueError, RecursionError):
-                    row = None
-                if not isinstance(row, dict):
-                    raise ResultsError(
-                        f"{path} is broken or only half written (line {number}); run the "
-                        "evaluation again."
-                    )
-                yield number, row
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from None
-
-
 def filtered_rows(task: TaskResult, path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Yield (filter, line number, row) of a task's samples.
 
@@ -82,7 +61,7 @@ def filtered_rows(task: TaskResult, path: Path) -> Iterator[tuple[str, int, dict
     """
     filters = list(dict.fromkeys(key.partition(",")[2] for key in task.keys)) or ["none"]
     seen: Counter[int] = Counter()
-    for number, row in iter_rows(path):
+    for number, row in SAMPLES.lines(path):
         if "filter" in row or "metrics" in row:
             yield _text(row, "filter", path, number), number, row
         else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+
+from gks_eval.util.json_file import parse_json
 
 __all__ = ["variant_names"]
 
@@ -34,7 +35,8 @@ def variant_names(models: Mapping[str, tuple[str, str]]) -> dict[str, str]:
 def _arguments(text: str) -> dict[str, str]:
     if text.startswith("{"):
         try:
-            return {str(name): str(value) for name, value in json.loads(text).items()}
+            found = parse_json(text.encode("utf-8", "replace"), constants=True)
+            return {str(name): str(value) for name, value in found.items()}
         except (ValueError, AttributeError):
             return {"": text}
     pairs = (part.partition("=") for part in text.split(","))

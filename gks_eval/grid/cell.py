@@ -22,6 +22,7 @@ from gks_eval.grid.settings import Cell, Grid
 from gks_eval.library.load import Library
 from gks_eval.model.base_model import content_stamp
 from gks_eval.util.files import disk_errors, write_text
+from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
@@ -82,11 +83,10 @@ def record_of(folder: Path) -> dict[str, Any] | None:
         if folder.exists():
             raise ResultsError(f"{folder} is there but is no finished cell; move it away.")
         return None
-    try:
-        record = dict(json.loads(file.read_text(encoding="utf-8")))
-        return {**record, "request": dict(record["request"])}
-    except (ValueError, KeyError, TypeError, OSError):
-        raise ResultsError(f"{file} cannot be read; delete {folder} to run it again.") from None
+    record = read_or_empty(file)
+    if not isinstance(record.get("request"), dict):
+        raise ResultsError(f"{file} cannot be read; delete {folder} to run it again.")
+    return record
 
 
 def evaluate_cell(
@@ -204,7 +204,8 @@ def _is_complete(written: Path, rows: Mapping[str, int]) -> bool:
     # lm-eval logs a failed write as a warning and goes on: read what must be there.
     try:
         (results,) = written.glob("results_*.json")
-        json.loads(results.read_text(encoding="utf-8"))
+        if not read_or_empty(results):
+            return False
         for task, count in rows.items():
             (path,) = written.glob(f"samples_{task}_2*.jsonl")  # a date follows, not a longer name
             text = path.read_bytes()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gks_eval.grid.cell import CELL_FILE, cell_request
+from gks_eval.grid.cell import cell_request, record_of
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.kept import finished
 from gks_eval.grid.runner import base_record, make_lm, prepare
@@ -108,8 +107,7 @@ def plan_grid(grid: Grid) -> GridPlan:
 def _rate(finished: Sequence[Cell], grid: Grid) -> float | None:
     tokens = seconds = 0.0
     for cell in finished:
-        path = grid.output / cell.slug / CELL_FILE
-        spent = json.loads(path.read_text(encoding="utf-8")).get("spent", {})
+        spent = (record_of(grid.output / cell.slug) or {}).get("spent", {})
         tokens += spent.get("distinct_tokens", 0)
         seconds += spent.get("seconds", 0)
     return tokens / seconds if tokens and seconds else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from gks_eval.errors import ResultsError
-from gks_eval.grid.cell import CELL_FILE, record_of
+from gks_eval.grid.cell import record_of
 
 __all__ = ["check_commit", "differences", "finished"]
 
@@ -129,7 +128,7 @@ def check_commit(folders: Sequence[Path], commit: str | None) -> None:
         ResultsError: One ran on another commit.
     """
     for folder in folders:
-        record = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))
+        record = record_of(folder) or {}
         made = record.get("commit")
         if commit and made and commit != made:
             raise ResultsError(

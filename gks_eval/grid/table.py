@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rich.table import Table
 from gks_eval.errors import ResultsError
 from gks_eval.grid.cell import CELL_FILE
 from gks_eval.library.starts import Starts
+from gks_eval.util.json_file import read_or_empty
 
 if TYPE_CHECKING:
     from gks_eval.grid.grid_plan import GridPlan
@@ -123,9 +123,9 @@ def print_whole(table: Table) -> None:
 
 def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int], Starts | None]:
     try:
-        label = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["label"]
+        label = read_or_empty(folder / CELL_FILE)["label"]
         (path,) = folder.glob("results_*.json")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_or_empty(path)
         counts = {task: n["effective"] for task, n in content["n-samples"].items()}
         results = {task: dict(metrics) for task, metrics in content["results"].items()}
         starts = content["config"].get("gks_eval", {}).get("starts")

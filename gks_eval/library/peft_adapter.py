@@ -24,7 +24,8 @@ from gks_eval.library.peft_config import (
     refuse_unsupported,
 )
 from gks_eval.method.lora import LoraPair
-from gks_eval.util.files import read_json, sha256_of
+from gks_eval.util.files import sha256_of
+from gks_eval.util.json_file import read_or_empty
 
 __all__ = ["CONFIG_FILE", "RECORD", "WEIGHTS_FILE", "Adapter", "read_adapter"]
 
@@ -117,7 +118,7 @@ def read_adapter(folder: Path, name: str) -> Adapter:
             "weights belong to different adapters, copy both again."
         )
     weights_sha256 = sha256_of(weights)
-    started = read_json(folder / RECORD).get("init")
+    started = read_or_empty(folder / RECORD).get("init")
     return Adapter(
         name=name,
         folder=folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
@@ -14,13 +13,13 @@ from typing import Any, Final
 import regex
 
 from gks_eval.errors import LibraryError
+from gks_eval.util.json_file import JsonFile
 
 __all__ = ["CONFIG_FILE", "Scaling", "Targets", "read_config", "refuse_unsupported"]
 
 CONFIG_FILE: Final = "adapter_config.json"
-
-# PEFT's own are of a few kilobytes.
-_MAX_CONFIG_BYTES: Final = 4 << 20
+# PEFT's own are a few kilobytes long.
+_FILE: Final = JsonFile("LoRA config", LibraryError, "copy it again", limit=4 << 20, constants=True)
 
 # Patterns come from whoever made the adapter, and a bad one can keep an engine busy for years.
 _MATCH_SECONDS: Final = 0.5
@@ -58,16 +57,8 @@ def read_config(folder: Path, name: str) -> tuple[dict[str, Any], bytes]:
             f"{folder} (adapter {name!r}) has no {CONFIG_FILE}; point at the folder that PEFT's "
             "save_pretrained wrote."
         )
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise LibraryError(f"{path} is larger than 4 MiB, which no LoRA config is; check it.")
-        raw = path.read_bytes()
-        config = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise LibraryError(f"{path} is no readable JSON ({error}); copy it again.") from None
-    if not isinstance(config, dict):
-        raise LibraryError(f"{path} holds no JSON object; copy it again.")
-    return config, raw
+    raw = _FILE.read_bytes(path)
+    return _FILE.parse(raw, path), raw
 
 
 def refuse_unsupported(config: Mapping[str, Any], folder: Path, name: str) -> None:

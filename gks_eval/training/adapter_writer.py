@@ -13,7 +13,8 @@ from gks_eval.library import writer
 from gks_eval.library.peft_adapter import CONFIG_FILE, RECORD, WEIGHTS_FILE
 from gks_eval.method.lora import LoraPair
 from gks_eval.training.recipe import AdapterShape
-from gks_eval.util.files import read_json, sha256_of
+from gks_eval.util.files import sha256_of
+from gks_eval.util.json_file import read_or_empty
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +98,7 @@ def write_trained_adapter(
 
 def is_finished(folder: Path, fingerprint: str) -> bool:
     """Say whether a folder holds the adapter of this fingerprint, unharmed."""
-    record = read_json(folder / RECORD)
+    record = read_or_empty(folder / RECORD)
     weights = folder / WEIGHTS_FILE
     return (
         record.get("fingerprint") == fingerprint

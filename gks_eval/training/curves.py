@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from gks_eval.errors import LibraryError
 from gks_eval.training.adapter_writer import CURVE
 from gks_eval.util.files import replaced_file
+from gks_eval.util.json_file import JsonFile
 
 __all__ = ["draw_curves"]
+
+_FILE: Final = JsonFile("line of a loss curve", LibraryError, "train the adapter again")
 
 
 def draw_curves(library: Path, keys: Sequence[str], picture: Path) -> None:
@@ -33,8 +37,7 @@ def draw_curves(library: Path, keys: Sequence[str], picture: Path) -> None:
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, key in zip(grid.flat, keys, strict=False):
-        lines = (library / key / CURVE).read_text(encoding="utf-8").splitlines()
-        steps = [json.loads(line) for line in lines]
+        steps = [step for _, step in _FILE.lines(library / key / CURVE)]
         axes.plot([s["step"] for s in steps], [s["loss"] for s in steps], linewidth=1.2)
         axes.set_title(key, fontsize=9)
         axes.grid(alpha=0.3)

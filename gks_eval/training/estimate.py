@@ -16,7 +16,7 @@ from gks_eval.training.preflight import Checked, check_run
 from gks_eval.training.recipe import ExpertSection, GeneralMember, Recipe
 from gks_eval.training.sft import steps_of
 from gks_eval.training.start import attach_adapter
-from gks_eval.util.files import read_json
+from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.process_group import ProcessGroup
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def estimate(
 def _job(job: Job, checked: Checked, output: Path | None) -> JobEstimate:
     schedule = job.section.schedule
     if output is not None and job.key in checked.finished:
-        record = read_json(output / job.key / RECORD)
+        record = read_or_empty(output / job.key / RECORD)
         return JobEstimate(
             job.key, record.get("rows"), record.get("tokens"), record.get("steps"), finished=True
         )

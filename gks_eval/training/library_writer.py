@@ -11,7 +11,7 @@ from gks_eval.library.manifest import MANIFEST, LibraryConfig
 from gks_eval.library.peft_adapter import RECORD
 from gks_eval.model.base_model import beside_recipe
 from gks_eval.training.jobs import TrainingPlan
-from gks_eval.util.files import read_json
+from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.versions import versions
 from gks_eval.util.yaml import load_typed
 
@@ -56,7 +56,7 @@ def write_trained_manifest(plan: TrainingPlan, output: Path) -> Path:
         ResourceError: The disk is full, or the folder cannot be written.
     """
     recipe = plan.recipe
-    records = {job.key: read_json(output / job.key / RECORD) for job in plan.jobs}
+    records = {job.key: read_or_empty(output / job.key / RECORD) for job in plan.jobs}
     manifest: dict[str, Any] = {"base_model": beside_recipe(recipe.base_model, plan.root)}
     revision = recipe.revision or next(iter(records.values())).get("base_revision")
     if revision:

@@ -8,7 +8,6 @@ same update, not paged).
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import shutil
 import time
@@ -69,7 +68,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     whole: list[tuple[int, Path]] = []
     for checkpoint in folder.glob("checkpoint-*"):
         if (checkpoint / WHOLE).is_file():
-            whole.append((int(checkpoint.name.rpartition("-")[2]), checkpoint))
+            whole.append((_step(checkpoint), checkpoint))
         else:
             shutil.rmtree(checkpoint, ignore_errors=True)
     return max(whole)[1] if whole else None
@@ -207,7 +206,4 @@ def _curve(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def _step(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return 0
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return int(state["global_step"])
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gks_eval.errors import DataError, GksError, HubError, reason
 from gks_eval.training.examples import SourceTarget
 from gks_eval.training.jobs import Job, digest_of_json
 from gks_eval.training.recipe import ExpertMember, GeneralMember, Place
 from gks_eval.util.files import sha256_of
+from gks_eval.util.json_file import JsonFile
 
 __all__ = ["expert_rows", "general_texts", "identity"]
+
+_ROWS: Final = JsonFile(
+    "row of training data",
+    DataError,
+    "write one JSON object per line, in UTF-8, or name a .parquet file",
+    limit=1 << 28,
+    constants=True,
+)
 
 Row = Mapping[str, Any]
 
@@ -105,7 +113,8 @@ def _rows(place: Place, root: Path, where: Mapping[str, Any]) -> Iterator[tuple[
     # The number is the row's own in its file, whatever `where` passes over.
     if place.file is not None:
         path = root / place.file
-        rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+        lines = (row for _, row in _ROWS.lines(path))
+        rows = _parquet(path) if path.suffix == ".parquet" else lines
     else:
         rows = _hub(place)
     wanted = {c: v if isinstance(v, list) else [v] for c, v in where.items()}
@@ -149,23 +158,6 @@ def _read_text(path: Path) -> str:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; check the path in the recipe.") from error
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    # Split on "\n" alone: str.splitlines would also cut at U+2028, which JSON allows in strings.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path} line {number}: not JSON ({error}); a file of rows is .parquet or has a"
-                " JSON object a line."
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path} line {number}: not a JSON object; write one row a line.")
-        yield row
 
 
 def _parquet(path: Path) -> Iterator[Row]:

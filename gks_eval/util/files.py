@@ -6,7 +6,6 @@ import contextlib
 import errno
 import glob
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -14,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from gks_eval.errors import ResourceError, UsageError
 
@@ -27,7 +26,6 @@ __all__ = [
     "disk_errors",
     "draft_folder",
     "exclusive",
-    "read_json",
     "replaced_file",
     "replaced_folder",
     "sha256_of",
@@ -45,15 +43,6 @@ def sha256_of(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             sha.update(block)
     return sha.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object, or an empty one where the file is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 @contextlib.contextmanager

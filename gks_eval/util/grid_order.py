@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from gks_eval.util.json_file import read_or_empty
+
 __all__ = ["read_order", "write_order"]
 
 _FILE: Final = "grid.json"
@@ -14,10 +16,7 @@ _FILE: Final = "grid.json"
 
 def read_order(folder: Path) -> list[str]:
     """Return the settings' folders in their order; none where nothing is recorded."""
-    try:
-        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []  # it decides an order only
+    found = read_or_empty(folder / _FILE).get("settings")
     return [str(name) for name in found] if isinstance(found, list) else []
 
 

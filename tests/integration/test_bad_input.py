@@ -110,7 +110,7 @@ LIBRARIES = {
 ADAPTERS = {
     "no config": (LibraryError, ["experts/beta", "has no adapter_config.json", "save_pretrained"],
         lambda f: (f / CONFIG).unlink()),
-    "config no JSON": (LibraryError, ["adapter_config.json is no readable JSON", "copy it again"],
+    "config no JSON": (LibraryError, ["adapter_config.json is broken or only", "copy it again"],
         text(CONFIG, '{"r": 4,')),
     "config a list": (LibraryError, ["adapter_config.json holds no JSON object"],
         text(CONFIG, "[1]")),

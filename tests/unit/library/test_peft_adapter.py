@@ -105,9 +105,10 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda f: ((f / CONFIG_FILE).unlink(), (f / CONFIG_FILE).mkdir()),
         ["has no adapter_config.json"],
     ),
-    "config cut short": (text('{"r": 4,'), [CONFIG_FILE, "no readable JSON", "copy it again"]),
-    "config not UTF-8": (text(b'{"r": "\xff"}'), [CONFIG_FILE, "no readable JSON"]),
-    "config nested": (text("[" * 100_000), [CONFIG_FILE, "no readable JSON"]),
+    "config cut short": (text('{"r": 4,'), [CONFIG_FILE, "half written (line 1)", "copy it again"]),
+    "config not UTF-8": (text(b'{"r": "\xff"}'), [CONFIG_FILE, "is not UTF-8 at byte 7"]),
+    "config nested": (text("[" * 100_000), [CONFIG_FILE, "nested too deeply"]),
+    "config with a key twice": (text('{"r": 4, "r": 8}'), [CONFIG_FILE, "the key 'r' twice"]),
     "config a list": (text("[1]"), [CONFIG_FILE, "no JSON object", "copy it again"]),
     "no weights": (
         lambda f: (f / WEIGHTS_FILE).unlink(),

@@ -161,8 +161,8 @@ def test_held_out_rows_are_not_trained_on(recipe_file: Any, tokenizer: Any) -> N
 BAD_ROWS = {
     "no column": ('{"source": "a"}', "no column 'target'"),
     "empty": ('{"source": "a", "target": " "}', "column 'target' is empty"),
-    "not JSON": ('{"source": "a", "target": "b"}\n{', "line 2: not JSON"),
-    "not an object": ("[1]", "not a JSON object"),
+    "not JSON": ('{"source": "a", "target": "b"}\n{', "half written (line 2)"),
+    "not an object": ("[1]", "no JSON object (line 1)"),
     "nothing": ("", "it is empty"),
     "a number": ('{"source": "a", "target": 3}', "column 'target' holds 3, not text"),
     "null": ('{"source": "a", "target": null}', "column 'target' is empty"),
@@ -185,7 +185,7 @@ def test_a_wrong_encoding_and_a_missing_file_end_in_a_sentence(
     plan = make_plan(recipe_file(experts={"members": {"x": {"file": "bad.jsonl"}}}))
     with pytest.raises(DataError) as missing:
         expert_rows(plan.jobs[0], tmp_path)
-    assert_sentence(missing.value, "bad.jsonl", "No such file")
+    assert_sentence(missing.value, "bad.jsonl", "does not exist")
     (tmp_path / "bad.jsonl").write_bytes('{"source": "é"}'.encode("latin-1"))
     with pytest.raises(DataError) as encoding:
         expert_rows(plan.jobs[0], tmp_path)

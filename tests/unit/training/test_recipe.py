@@ -27,7 +27,8 @@ from gks_eval.training.recipe import (
 from gks_eval.training.recipe_words import NOT_HERE, WORDS
 from gks_eval.training.sft import optimizer_for, steps_of
 from gks_eval.training.whole_library import missing_adapters, train_library
-from gks_eval.util.files import read_json, replaced_file, replaced_folder, write_text
+from gks_eval.util.files import replaced_file, replaced_folder, write_text
+from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.paths import adapters_dir
 from gks_eval.util.yaml import load_typed, parse_typed
 
@@ -199,7 +200,7 @@ def test_the_bundled_demo_library_is_the_one_of_its_recipe() -> None:
     size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
     assert size <= 10_000_000
     for job in plan.jobs:
-        held_out = read_json(folder / job.key / "training.json")["held_out"]
+        held_out = read_or_empty(folder / job.key / "training.json")["held_out"]
         assert held_out["adapter"] < held_out["base"], job.key
 
 
