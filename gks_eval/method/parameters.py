@@ -36,6 +36,9 @@ def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Param
 
 def _expectation(field: FieldInfo) -> str:
     """Say which values a parameter takes, from its type and bounds."""
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "expected" in extra:
+        return f"needs {extra['expected']}"
     # An optional one is None only where its default follows from the library.
     types = [one for one in get_args(field.annotation) if one is not type(None)]
     wanted = types[0] if len(types) == 1 else field.annotation

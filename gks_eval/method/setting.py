@@ -21,6 +21,7 @@ from gks_eval.method.declaration import Merge, Method, Parameters, Router, Rule
 from gks_eval.method.grammar import EXPERT, MERGE, languages, read_kind, word
 from gks_eval.method.parameters import checked
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
+from gks_eval.method.stand_ins import STAND_INS, StandIns
 
 __all__ = ["NOT_GIVEN", "PRESETS", "Combine", "NotGiven", "Setting", "digest", "setting_arguments"]
 
@@ -97,7 +98,20 @@ class Setting(BaseModel):
             values |= checked(method.parameters, own).model_dump(exclude_unset=True)
         for name in loose.keys() - values.keys():  # of another method: ignored, but not nonsense
             _check_of_another(name, loose[name])
+        joint = RULES.get(rule).joint is not None
+        if values.get("experts") == "rescaled" and not joint and not values.get("subtract", True):
+            values["subtract"] = ("avg",)  # whose residual gives the norm
         return values
+
+    @model_validator(mode="after")
+    def _with_what_is_replaced(self) -> Setting:
+        stand_ins = self.stand_ins
+        if stand_ins.general != "own" and not self.subtract:
+            raise UsageError(
+                f"general={stand_ins.general} replaces what is subtracted, and nothing is; name "
+                f"the general adapters, as gks:avg;general={stand_ins.general}."
+            )
+        return self
 
     @classmethod
     def from_arguments(
@@ -175,7 +189,9 @@ class Setting(BaseModel):
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters of the rule and of the router or merge, by name, defaults included."""
-        chosen = [self._parameters_of(method) for method in _methods(self.rule, self.router)]
+        methods = [m for m in _methods(self.rule, self.router) if m is not STAND_INS]
+        chosen = [self._parameters_of(method) for method in methods]
+        chosen += [self.stand_ins] if self.stand_ins.used else []
         return {name: value for one in chosen for name, value in one.model_dump().items()}
 
     @property
@@ -194,6 +210,13 @@ class Setting(BaseModel):
     def applies_rule(self) -> bool:
         """Whether the rule changes the experts: it subtracts something or is a joint rule."""
         return bool(self.subtract) or RULES.get(self.rule).joint is not None
+
+    @property
+    def stand_ins(self) -> StandIns:
+        """What takes the place of general adapters and experts."""
+        chosen = self._parameters_of(STAND_INS)
+        assert isinstance(chosen, StandIns)
+        return chosen
 
     def rule_method(self) -> tuple[Rule, Parameters]:
         """Return the rule and its parameters."""
@@ -230,6 +253,7 @@ class Setting(BaseModel):
         return [
             (method, self._parameters_of(method))
             for method in _methods(self.rule if self.applies_rule else None, self.router)
+            if method is not STAND_INS or self.stand_ins.used
         ]
 
     def fitted(self, experts: int) -> Setting:
@@ -291,7 +315,7 @@ def _is_expert(router: str) -> bool:
 
 
 def _methods(rule: str | None, router: str) -> list[Method]:
-    found: list[Method] = [] if rule is None else [RULES.get(rule)]
+    found: list[Method] = [STAND_INS] if rule is None else [RULES.get(rule), STAND_INS]
     if router.startswith(MERGE):
         found.append(MERGES.get(router.removeprefix(MERGE)))
     elif router in ROUTERS:
@@ -300,7 +324,7 @@ def _methods(rule: str | None, router: str) -> list[Method]:
 
 
 def _all_methods() -> list[Method]:
-    return [*RULES.usable(), *ROUTERS.usable(), *MERGES.usable()]
+    return [*RULES.usable(), STAND_INS, *ROUTERS.usable(), *MERGES.usable()]
 
 
 def _parameter_names() -> frozenset[str]:

@@ -59,7 +59,8 @@ class Attachment:
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
         setting = self.library.check(_setting(setting))
-        by_factors = setting.subtract and setting.rule_method()[0].equal_factors
+        own = setting.subtract and not setting.stand_ins.used
+        by_factors = own and setting.rule_method()[0].equal_factors
         experts = self.library.chosen_experts(setting)
         tally = StartsTally(experts, setting.rule) if experts and by_factors else None
         for name, update in self.layers.items():
