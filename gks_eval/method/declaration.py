@@ -142,14 +142,16 @@ class Rule(Method):
     ) -> list[LoraPair]:
         """Return the residuals of all task adapters; the task adapters where `general` is empty.
 
-        A joint rule changes the task adapters, and `general` must be empty.
+        A joint rule changes the task adapters, and `general` must be empty. A task adapter that
+        leaves the layer alone counts as a zero update and stays as it is.
 
         Raises:
             CompatibilityError: As for a single task adapter.
         """
         if self.joint is None or general:
             return [self(task, general, parameters) for task in tasks]
-        return list(self.joint(tasks, self.parameters() if parameters is None else parameters))
+        found = self.joint(tasks, self.parameters() if parameters is None else parameters)
+        return [old if old.missing else new for old, new in zip(tasks, found, strict=True)]
 
 
 @dataclass(frozen=True)

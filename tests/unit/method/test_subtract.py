@@ -9,7 +9,7 @@ from common import dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.method.declaration import Layer
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, RULES
 from gks_eval.method.routed import build, routed_update
@@ -224,6 +224,7 @@ LIBRARIES = {
     "equal ranks": pairs(3),
     "odd ranks": [random_pair(r, scaling=r / 2, seed=r, dtype=torch.float64) for r in (1, 3, 5)],
     "one is zero": [*pairs(2), LoraPair(pairs(1)[0].A, torch.zeros_like(pairs(1)[0].B), 4.0)],
+    "one lacks the layer": [*pairs(2), no_update((24, 16)).to(torch.float64)],
     "more directions than outputs": pairs(7, width_out=9),
 }
 
@@ -240,6 +241,7 @@ def test_pico_scales_shared_output_directions_down(experts: list[LoraPair], resc
             expected = expected * whole.norm() / expected.norm()
         torch.testing.assert_close(one.delta(), expected, **TIGHT)
         assert torch.equal(one.A, task.A)
+        assert one.missing == task.missing
     merge = MERGES.get("mean")(Layer("", found))
     assert rule.after_merge is not None
     merged = rule.after_merge(merge, experts, chosen).delta()
