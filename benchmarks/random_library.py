@@ -54,7 +54,7 @@ def random_library(
         kind: {name: f"{kind}/{name}" for name in members} for kind, members in names.items()
     }
     text = yaml.safe_dump(manifest, sort_keys=False)
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(text, encoding="utf-8", newline="")
     return load_library(str(folder))
 
 

@@ -255,5 +255,5 @@ def _run(grid: Grid) -> None:
     spent = time.monotonic() - started
     told = f"Results in {grid.output} ({spent:.0f} s)."
     if total > 1:
-        told += f" To test the differences: gks-eval compare {shlex.quote(str(grid.output))}"
+        told += f" To test the differences: gks-eval compare {shlex.quote(grid.output.as_posix())}"
     console.print(told, markup=False, highlight=False, soft_wrap=True)

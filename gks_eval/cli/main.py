@@ -7,6 +7,7 @@ only when its command runs, so that ``--help`` stays fast.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Annotated, Any, Final, NoReturn
 
@@ -99,6 +100,7 @@ def exit_with_sentence(app: typer.Typer, name: str) -> NoReturn:
         app: The application.
         name: What its error sentences start with.
     """
+    _escape_unprintable()
     try:
         status = app(standalone_mode=False)
     except GksError as error:
@@ -116,6 +118,13 @@ def exit_with_sentence(app: typer.Typer, name: str) -> NoReturn:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         _end(name, what, ResourceError.exit_code)
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _escape_unprintable() -> None:
+    # Windows' terminals and pipes often have an encoding of 256 characters.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end(name: str, sentence: str, status: int) -> NoReturn:

@@ -129,7 +129,7 @@ def baseline_first(runs: Sequence[Run], label: str | None) -> list[Run]:
 def _split_label(source: str) -> tuple[str | None, str]:
     label, equals, rest = source.partition("=")
     # A path may hold "=" itself: what exists as written is a path.
-    if equals and label and rest and "/" not in label and not _is_there(source):
+    if equals and label and rest and not re.search(r"[/\\]", label) and not _is_there(source):
         return label, rest
     return None, source
 

@@ -9,12 +9,11 @@ from typing import Final
 from gks_eval.errors import UsageError
 from gks_eval.method.grammar import VALUED
 from gks_eval.method.registry import ROUTERS
+from gks_eval.util.paths import is_portable_name
 
 __all__ = ["split_name"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.+-]{0,62}[A-Za-z0-9_+-])?")
-# What Windows takes for a device.
-_DEVICE: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?")
 
 
 def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
@@ -36,7 +35,7 @@ def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
         return None, text
     if re.search(r"[:;]", name):  # the argument of a setting without a name
         return None, text
-    if not _NAME.fullmatch(name) or _DEVICE.fullmatch(name) or name in plain:
+    if not _NAME.fullmatch(name) or not is_portable_name(name) or name in plain:
         raise UsageError(
             f"setting {text!r}: {name!r} cannot be a short name; use at most 64 letters, digits "
             "and _ . + -, and no word that is a setting itself."

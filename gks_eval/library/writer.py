@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
@@ -16,11 +15,9 @@ from gks_eval.library.manifest import MANIFEST, LibraryConfig
 from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 from gks_eval.method.lora import LoraPair
 from gks_eval.util.files import replaced_folder, sha256_of, write_text
+from gks_eval.util.paths import unportable
 
 __all__ = ["check_folder_names", "write_adapter", "write_manifest"]
-
-# Names that Windows keeps for devices, with any extension, and the dot that it cuts off.
-_NOT_ON_WINDOWS: Final = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*\.")
 
 
 def check_folder_names(names: Iterable[str], where: str) -> None:
@@ -33,19 +30,8 @@ def check_folder_names(names: Iterable[str], where: str) -> None:
     Raises:
         LibraryError: Windows reserves a name, or two share a folder where case is ignored.
     """
-    seen: set[str] = set()
-    for name in names:
-        if _NOT_ON_WINDOWS.fullmatch(name):
-            raise LibraryError(
-                f"{where}: {name!r:.80} cannot be a folder on Windows; give that expert another "
-                "name."
-            )
-        if name.casefold() in seen:
-            raise LibraryError(
-                f"{where}: two experts would share the folder {name!r:.80}, since Windows and "
-                "macOS ignore case; give one of them another name."
-            )
-        seen.add(name.casefold())
+    for name, why in unportable(names):
+        raise LibraryError(f"{where}: {name!r:.80} {why}; give that expert another name.")
 
 
 def write_adapter(
@@ -102,7 +88,7 @@ def write_adapter(
         sha256 = sha256_of(aside / WEIGHTS_FILE)
         _dump(aside / CONFIG_FILE, content)
         for name, text in (texts or {}).items():
-            (aside / name).write_text(text, encoding="utf-8")
+            (aside / name).write_text(text, encoding="utf-8", newline="")
         if record is not None:
             _dump(aside / record[0], {**record[1], "sha256": sha256})
     return sha256
@@ -158,7 +144,7 @@ def _commonest(values: Iterable[float]) -> float:
 def _dump(path: Path, value: Mapping[str, Any]) -> None:
     # PEFT's configuration holds a few enums and sets.
     text = json.dumps(value, indent=2, sort_keys=True, default=_plain)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8", newline="")
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import errno
 import gc
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +83,10 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
-        trim(0)
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # in glibc only
+        if trim is not None:
+            trim(0)
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -97,7 +97,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii", newline="")
 
 
 def peak_memory_mb(device: torch.device) -> int:
@@ -106,6 +106,13 @@ def peak_memory_mb(device: torch.device) -> int:
 
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        import psutil  # a dependency of accelerate
+
+        memory = psutil.Process().memory_info()
+        return round(int(getattr(memory, "peak_wset", memory.rss)) / 2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Kilobytes on Linux, bytes on macOS.
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

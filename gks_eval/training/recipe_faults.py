@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from gks_eval.util.paths import unportable
+
 __all__ = ["senseless", "told_again"]
 
 _ONLY_HUB = ("config", "data_files", "revision", "split")
@@ -67,6 +69,8 @@ def _section(kind: str, section: Mapping[str, Any]) -> Iterator[_Fault]:
             yield (kind, "prompt"), "it must say where the source goes: {source}"
         if clusters and not members and not _placed(data):
             yield (kind,), "has no rows: give `data` a `file` or `hub`"
+    for name, why in unportable(map(str, members)):
+        yield (kind, "members", name), f"{why}; choose another name"
     for name, member in members.items():
         if isinstance(member, Mapping):
             loc = (kind, "members", str(name))

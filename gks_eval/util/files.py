@@ -32,6 +32,8 @@ __all__ = [
     "write_text",
 ]
 
+_OPEN_ELSEWHERE: Final = (5, 32)
+"""Windows' ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION."""
 _LOCK: Final = ".lock"
 _LOCK_SECONDS: Final = 1.0
 
@@ -60,6 +62,11 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; make room and run the same command again, it goes on"
                 " where it stopped."
             ) from error
+        if getattr(error, "winerror", None) in _OPEN_ELSEWHERE and path.exists():
+            raise ResourceError(
+                f"{path} cannot be replaced while another program has it open; close it there and"
+                " run the same command again."
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ResourceError(
                 f"{path}: cannot be written ({error.strerror}); give a folder of yours with"
@@ -81,8 +88,8 @@ def check_writable(folder: Path) -> None:
     """
     with disk_errors(folder):
         place = folder.absolute()
-        while not (place.exists() or place.is_symlink()):
-            place = place.parent
+        while not (place.exists() or place.is_symlink()) and place != place.parent:
+            place = place.parent  # on Windows a missing drive is its own parent
         with tempfile.TemporaryFile(dir=place):
             pass
 

@@ -6,14 +6,47 @@ A wheel carries them in ``gks_eval/_data/``; a checkout has them beside the pack
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from gks_eval.errors import UsageError
 
-__all__ = ["adapters_dir", "bundled", "cache_dir", "task_folders", "tasks_dir"]
+__all__ = [
+    "adapters_dir",
+    "bundled",
+    "cache_dir",
+    "is_portable_name",
+    "task_folders",
+    "tasks_dir",
+    "unportable",
+]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+_NOT_ON_WINDOWS: Final = re.compile(
+    r"(?i:con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³]) *(?:\..*)?"  # devices
+    r"|.*[<>:\"/\\|?*\x00-\x1f].*"
+    r"|.*[. ]",
+    re.DOTALL,
+)
+
+
+def is_portable_name(name: str) -> bool:
+    """Tell whether a file or folder can have this name on Linux, macOS and Windows."""
+    return bool(name) and not _NOT_ON_WINDOWS.fullmatch(name)
+
+
+def unportable(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each name that cannot be a folder next to the others on every system, and why."""
+    seen: set[str] = set()
+    for name in names:
+        if not is_portable_name(name):
+            yield name, "cannot be a folder on Windows"
+        elif name.casefold() in seen:
+            yield name, "would share a folder with another one, since Windows and macOS ignore case"
+        seen.add(name.casefold())
 
 
 def _data_dir(name: str) -> Path:

@@ -144,6 +144,8 @@ def test_every_word_is_one_of_theirs_and_every_answer_a_key_of_a_recipe() -> Non
         ({"experts": {"members": {"a": {}}}}, "members.a: has no rows"),
         ({"experts": {"members": {"1e3": {"file": "a"}}}}, "'1e3' is no usable name: lm-eval"),
         ({"general": {"members": {"None": {"file": "a"}}}}, "reads it as true, false or none"),
+        ({"experts": {"members": {"nul": {"file": "a"}}}}, "cannot be a folder on Windows"),
+        ({"experts": {"members": {"b": {"file": "a"}, "B": {"file": "a"}}}}, "ignore case"),
         ({"experts": {"format": "plain", "prompt": "x"}}, "{source}"),
         ({"experts": {"members": {"a": {"file": "a", "split": "x"}}}}, "belongs to `hub`"),
     ],
