@@ -56,13 +56,17 @@ class Elected(Pruned):
 class Dropped(Pruned):
     """Parameters of a merge that drops entries at random and adds up the others."""
 
+    # Not 0.2: on the factors, an entry that is kept grows by 1 / density in A and in B.
+    density: float = Field(default=0.5, gt=0, le=1, description="Share of the entries kept.")
     seed: int = Field(default=0, ge=0, description="Seed of the random choice.")
 
 
-class DroppedElected(Elected):
+class DroppedElected(Dropped):
     """Parameters of a merge that drops entries at random and averages those of one sign."""
 
-    seed: int = Field(default=0, ge=0, description="Seed of the random choice.")
+    weight: float = Field(
+        default=1.0, alias="lambda", allow_inf_nan=False, description="Multiplies the result."
+    )
 
 
 def on_factors(parameters: Pruned) -> bool:
