@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ResultsError,
         UsageError,
     )
+    from gks_eval.library.export import export
     from gks_eval.library.load import load_library
     from gks_eval.method.lora import LoraPair
     from gks_eval.method.setting import Setting
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "attach",
     "embedded_model",
+    "export",
     "load_library",
     "tasks_dir",
 ]
@@ -66,6 +68,7 @@ _HOMES = {
     "UsageError": "errors",
     "attach": "model.inject",
     "embedded_model": "model.embedded",
+    "export": "library.export",
     "load_library": "library.load",
     "tasks_dir": "util.paths",
 }

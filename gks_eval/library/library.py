@@ -117,6 +117,12 @@ class Library:
                     f"name; known: {known_languages}."
                 )
         self._check_stand_ins(setting)
+        for name in self.chosen_experts(setting):
+            if setting.subtract and (done := self.experts[name].subtracted):
+                raise UsageError(
+                    f"library {self.name}: {', '.join(done)} was subtracted from expert {name!r} "
+                    "when it was exported; use subtract=none, which routes the residuals."
+                )
         try:
             setting = setting.fitted(len(self.experts))
         except UsageError as error:

@@ -83,6 +83,7 @@ class LibraryConfig(FrozenModel):
             when they are missing.
         hashes: SHA-256 of the weights file of an adapter, by ``experts/<name>`` or
             ``general/<language>``; checked on loading.
+        license: Of the adapters, as the hub writes it, such as ``apache-2.0``.
         provenance: Anything about where the adapters come from; carried along unread.
     """
 
@@ -93,6 +94,7 @@ class LibraryConfig(FrozenModel):
     load: LoadConfig = LoadConfig()
     made_by: list[str] = Field(default_factory=list)
     hashes: dict[str, str] = Field(default_factory=dict)
+    license: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("experts")

@@ -6,6 +6,7 @@ Whatever a routed layer could not reproduce exactly is refused rather than appro
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from gks_eval.method.lora import LoraPair
 from gks_eval.util.files import sha256_of
 from gks_eval.util.json_file import read_or_empty
 
-__all__ = ["CONFIG_FILE", "RECORD", "WEIGHTS_FILE", "Adapter", "read_adapter"]
+__all__ = ["CONFIG_FILE", "EXPORT", "RECORD", "WEIGHTS_FILE", "Adapter", "read_adapter"]
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 PICKLED: Final = (
@@ -36,6 +37,7 @@ PICKLED: Final = (
     "adapter_model.pth",
     "adapter_model.ckpt",
 )
+EXPORT: Final = "gks_export"  # where the header of the weights says what an export subtracted
 RECORD: Final = "training.json"  # what `gks-eval train` says of an adapter
 
 _KEY = re.compile(
@@ -74,6 +76,7 @@ class Adapter:
         targets: Which layers its config names.
         copies: Weights of the base that PEFT saved along, such as ``lm_head.weight``: their names
             in the base, and their keys in the weights file.
+        subtracted: What an export has subtracted from it already, such as ``("en", "de")``.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Adapter:
     init: Any
     targets: Targets = field(repr=False)
     copies: Mapping[str, str] = field(repr=False)
+    subtracted: tuple[str, ...] = ()
 
 
 def read_adapter(folder: Path, name: str) -> Adapter:
@@ -118,7 +122,9 @@ def read_adapter(folder: Path, name: str) -> Adapter:
             "weights belong to different adapters, copy both again."
         )
     weights_sha256 = sha256_of(weights)
-    started = read_or_empty(folder / RECORD).get("init")
+    exported = _export_record(weights)
+    started = exported.get("init") or read_or_empty(folder / RECORD).get("init")
+    subtracted = exported.get("subtracted")
     return Adapter(
         name=name,
         folder=folder,
@@ -129,7 +135,19 @@ def read_adapter(folder: Path, name: str) -> Adapter:
         init="loftq" if started == "loftq" else config.get("init_lora_weights"),
         targets=targets,
         copies=copies,
+        subtracted=tuple(map(str, subtracted)) if isinstance(subtracted, list) else (),
     )
+
+
+def _export_record(weights: Path) -> dict[str, Any]:
+    """Return what `gks_eval.library.export` wrote into the header; empty for other adapters."""
+    with safe_open(weights, framework="pt") as file:
+        text = (file.metadata() or {}).get(EXPORT, "{}")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _pair(

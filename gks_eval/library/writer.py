@@ -65,7 +65,7 @@ def write_adapter(
         ResourceError: The disk is full, or the folder cannot be written.
     """
     from peft import LoraConfig
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     fields = {**config, **_ranks(pairs)}
     content = LoraConfig(
@@ -84,7 +84,8 @@ def write_adapter(
         for letter, factor in (("A", pair.A), ("B", pair.B))
     }
     with replaced_folder(folder) as aside:
-        save_file(tensors, aside / WEIGHTS_FILE, metadata={"format": "pt", **(metadata or {})})
+        weights = save(tensors, metadata={"format": "pt", **(metadata or {})})
+        (aside / WEIGHTS_FILE).write_bytes(_in_order(weights))
         sha256 = sha256_of(aside / WEIGHTS_FILE)
         _dump(aside / CONFIG_FILE, content)
         for name, text in (texts or {}).items():
@@ -139,6 +140,16 @@ def _alpha(pair: LoraPair) -> float:
 
 def _commonest(values: Iterable[float]) -> float:
     return Counter(values).most_common(1)[0][0]
+
+
+def _in_order(weights: bytes) -> bytes:
+    """Return a safetensors file with sorted metadata; safetensors leaves their order to chance."""
+    start, length = 8, int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[start : start + length])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + weights[start + length :]
 
 
 def _dump(path: Path, value: Mapping[str, Any]) -> None:

@@ -26,7 +26,18 @@ from gks_eval.method.declaration import Layer, LayerRouter, Tokens
 from gks_eval.method.lora import LoraPair, same_factors
 from gks_eval.method.setting import Setting
 
-__all__ = ["RoutedWeights", "build", "routed_update", "to_device", "wide_product"]
+__all__ = [
+    "Measure",
+    "RoutedWeights",
+    "build",
+    "residual_pairs",
+    "routed_update",
+    "to_device",
+    "wide_product",
+]
+
+Measure = Callable[[Sequence[LoraPair], Sequence[LoraPair], Sequence[LoraPair]], None]
+"""Called with the experts, the general adapters and the residuals, in float32."""
 
 WIDENED_AT_ONCE = 256
 """Tokens whose 16-bit activations are widened for their scores at a time, on a CPU."""
@@ -78,8 +89,7 @@ def build(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     name: str = "",
-    measure: Callable[[Sequence[LoraPair], Sequence[LoraPair], Sequence[LoraPair]], None]
-    | None = None,
+    measure: Measure | None = None,
 ) -> RoutedWeights:
     """Prepare one layer.
 
@@ -91,7 +101,7 @@ def build(
             the router's directions stay in float32 and have a product of their own.
         device: Where the layer computes.
         name: The layer's name.
-        measure: Called with the experts, the general adapters and the residuals, in float32.
+        measure: As for `residual_pairs`.
 
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule, merge or combination needs
@@ -101,16 +111,8 @@ def build(
     experts = [pair.to(torch.float32) for pair in experts]
     general = [pair.to(torch.float32) for pair in general]
     rule, rule_parameters = setting.rule_method()
-    residuals = rule.residuals(experts, general, rule_parameters)
-    if measure is not None:
-        measure(experts, general, residuals)
+    residuals = residual_pairs(experts, general, setting, name, measure)
     mixed, once = residuals, None
-    if setting.merge:
-        merge, merge_parameters = setting.merge_method()
-        merged = merge(Layer(name, residuals), merge_parameters)
-        if rule.after_merge is not None:
-            merged = rule.after_merge(merged, experts, rule_parameters)
-        mixed = residuals = [merged]
     router, router_parameters = setting.router_method()
     if general and rule.general_part is not None and router.sums_to_one and not setting.merge:
         # The mixture is taken over the task adapters and the general part subtracted once; only
@@ -145,6 +147,43 @@ def build(
         experts=len(mixed),
         present=None if present is None else present.to(device),
     )
+
+
+def residual_pairs(
+    experts: Sequence[LoraPair],
+    general: Sequence[LoraPair],
+    setting: Setting,
+    name: str = "",
+    measure: Measure | None = None,
+) -> list[LoraPair]:
+    """Return the residuals of all experts at one layer, or the pair that a merge makes of them.
+
+    Args:
+        experts: The task adapters.
+        general: The general adapters whose mean is subtracted; empty for none.
+        setting: Rule and merge, and their parameters.
+        name: The layer's name.
+        measure: Called with the experts, the general adapters and the residuals.
+
+    Returns:
+        Pairs in float32.
+
+    Raises:
+        CompatibilityError: Ranks or scalings differ where the rule or merge needs them equal.
+    """
+    experts = [pair.to(torch.float32) for pair in experts]
+    general = [pair.to(torch.float32) for pair in general]
+    rule, rule_parameters = setting.rule_method()
+    residuals = rule.residuals(experts, general, rule_parameters)
+    if measure is not None:
+        measure(experts, general, residuals)
+    if not setting.merge:
+        return residuals
+    merge, merge_parameters = setting.merge_method()
+    merged = merge(Layer(name, residuals), merge_parameters)
+    if rule.after_merge is not None:
+        merged = rule.after_merge(merged, experts, rule_parameters)
+    return [merged]
 
 
 def routed_update(

@@ -23,7 +23,16 @@ from gks_eval.method.parameters import checked
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 from gks_eval.method.stand_ins import STAND_INS, StandIns
 
-__all__ = ["NOT_GIVEN", "PRESETS", "Combine", "NotGiven", "Setting", "digest", "setting_arguments"]
+__all__ = [
+    "NOT_GIVEN",
+    "PRESETS",
+    "Combine",
+    "NotGiven",
+    "Setting",
+    "as_setting",
+    "digest",
+    "setting_arguments",
+]
 
 Combine = Literal["factors", "outputs"]
 
@@ -297,6 +306,23 @@ class Setting(BaseModel):
     def digest(self, **more: Any) -> str:
         """Return a short hash of `identity` and whatever else is to be told apart."""
         return digest({"setting": self.identity(), **more})
+
+
+def as_setting(given: Setting | str) -> Setting:
+    """Return a setting that may be given as text in the grid's grammar.
+
+    Raises:
+        UsageError: The text does not follow the grammar, or names an argument of the model.
+    """
+    if isinstance(given, Setting):
+        return given
+    setting, others = Setting.parse(given)
+    if others:
+        raise UsageError(
+            f"setting {given!r}: {next(iter(others))} belongs to the model gks_arrow and not to a "
+            "setting; leave it out."
+        )
+    return setting
 
 
 def setting_arguments() -> frozenset[str]:

@@ -17,7 +17,7 @@ from gks_eval.library.load import Library
 from gks_eval.library.starts import Starts, StartsTally
 from gks_eval.method.hook import Observer, RoutedUpdate
 from gks_eval.method.routed import build
-from gks_eval.method.setting import Setting
+from gks_eval.method.setting import Setting, as_setting
 from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout
 from gks_eval.util.process_group import ProcessGroup
 
@@ -58,7 +58,7 @@ class Attachment:
             UsageError: The library has not what the setting names.
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
-        setting = self.library.check(_setting(setting))
+        setting = self.library.check(as_setting(setting))
         own = setting.subtract and not setting.stand_ins.used
         by_factors = own and setting.rule_method()[0].equal_factors
         experts = self.library.chosen_experts(setting)
@@ -125,7 +125,7 @@ def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attach
         CompatibilityError: The adapters do not fit the model or the setting.
         UsageError: The library has not what the setting names, or one is attached already.
     """
-    setting = library.check(_setting(setting))
+    setting = library.check(as_setting(setting))
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
     if any(isinstance(hook, RoutedUpdate) for hook in hooks):
         raise UsageError("the model already carries a library; detach that one first.")
@@ -140,18 +140,6 @@ def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attach
         raise
     logger.info("Attached library %s to %d linear layers.", library.name, len(attachment.layers))
     return attachment
-
-
-def _setting(given: Setting | str) -> Setting:
-    if isinstance(given, Setting):
-        return given
-    setting, others = Setting.parse(given)
-    if others:
-        raise UsageError(
-            f"setting {given!r}: {next(iter(others))} belongs to the model gks_arrow and not to a "
-            "setting; leave it out."
-        )
-    return setting
 
 
 def _warn_of_loftq(library: Library, model: nn.Module) -> None:

@@ -196,8 +196,9 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         draft = folder / target.name
         draft.mkdir()
         yield draft
-        for file in draft.iterdir():
-            file.chmod(_public_mode())
+        for file in draft.rglob("*"):
+            if file.is_file():
+                file.chmod(_public_mode())
         old = folder / f"{target.name}.old"
         if target.exists():
             target.replace(old)

@@ -31,6 +31,7 @@ PROMISED = {
     "UsageError": "gks_eval.errors",
     "attach": "gks_eval.model.inject",
     "embedded_model": "gks_eval.model.embedded",
+    "export": "gks_eval.library.export",
     "load_library": "gks_eval.library.load",
     "tasks_dir": "gks_eval.util.paths",
 }

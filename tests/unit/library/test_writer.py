@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from common import assert_sentence, load_tiny, random_pair
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from gks_eval.errors import LibraryError
@@ -82,13 +83,19 @@ def test_a_pattern_fits_its_own_layer_only(tmp_path: Path) -> None:
 
 def test_equal_factors_give_equal_bytes_and_all_files_are_there(tmp_path: Path) -> None:
     content = {layer: pair.to(torch.bfloat16) for layer, pair in pairs([4] * 4, [4.0] * 4).items()}
-    record = ("record.json", {"b": 1})
-    write(tmp_path / "one", content, record=record, texts={"curve": "1\n"})
-    write(tmp_path / "two", dict(reversed(content.items())), record=record, texts={"curve": "1\n"})
+    more: dict[str, Any] = {
+        "record": ("record.json", {"b": 1}),
+        "texts": {"curve": "1\n"},
+        "metadata": {str(n): "ü" * n for n in range(9)},
+    }
+    write(tmp_path / "one", content, **more)
+    write(tmp_path / "two", dict(reversed(content.items())), **more)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
     assert one == two
     assert set(one) == {CONFIG_FILE, WEIGHTS_FILE, "record.json", "curve"}
     held = load_file(tmp_path / "one" / WEIGHTS_FILE)
+    with safe_open(tmp_path / "one" / WEIGHTS_FILE, framework="pt") as file:
+        assert file.metadata() == {"format": "pt", **more["metadata"]}
     key = f"base_model.model.{LAYERS[0]}.lora_A.weight"
     assert held[key].dtype == torch.bfloat16
     assert torch.equal(held[key], content[LAYERS[0]].A)

@@ -1,0 +1,199 @@
+"""The model card of an exported library: README.md as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import yaml
+
+from gks_eval.library.hub import HubSource
+from gks_eval.library.load import Library
+from gks_eval.method.grammar import EXPERT
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.registry import ROUTERS
+from gks_eval.method.setting import Setting
+
+__all__ = ["CARD", "Facts", "model_card"]
+
+CARD: Final = "README.md"
+_EMBEDDED: Final = "embedded:"
+
+_LOAD: Final = """\
+{needed}from transformers import AutoModelForCausalLM
+
+folder = "."  # this folder, or the name of its repository on the hub
+base = AutoModelForCausalLM.from_pretrained({base})
+"""
+_WITH_PEFT: Final = """\
+With PEFT:
+
+```python
+from peft import PeftModel
+{load}model = PeftModel.from_pretrained(base, folder)
+```
+"""
+_WITH_ARROW: Final = """\
+With PEFT's Arrow, which mixes the experts' outputs{mixing}. `use_gks=True` would subtract again:
+
+```python
+from peft import ArrowConfig, create_arrow_model
+{load}model = create_arrow_model(
+    base_model=base,
+    task_specific_adapter_paths=[f"{{folder}}/{{path}}" for path in {paths}],
+    arrow_config=ArrowConfig(top_k={top_k}, router_temperature={temperature}, use_gks=False),
+)
+```
+"""
+_WITH_GKS_EVAL: Final = """\
+With lm-eval and gks_eval, in this folder; on the hub, `library` is the name of the repository:
+
+```sh
+lm_eval --model gks_arrow --model_args {} --tasks ...
+```
+"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says beyond library and setting.
+
+    Attributes:
+        title: Its heading.
+        record: Where the adapters come from, as in ``library.yaml``.
+        license: Of the adapters; None where it is not known.
+        places: The folder of each adapter, relative to the card, by name.
+        adapters: Their updates.
+        hashes: SHA-256 of their weights.
+        rank: What they were truncated to, if they were.
+    """
+
+    title: str
+    record: Mapping[str, Any]
+    license: str | None
+    places: Mapping[str, str]
+    adapters: Mapping[str, Mapping[str, LoraPair]]
+    hashes: Mapping[str, str]
+    rank: int | None
+
+
+def model_card(library: Library, setting: Setting, facts: Facts) -> str:
+    """Return the card: front matter, method, adapters with hashes, how to use them.
+
+    Args:
+        library: The source.
+        setting: What was exported of it.
+        facts: All else.
+    """
+    base = library.config.base_model
+    front = {
+        # The hub takes only names of its own here.
+        **({"base_model": base} if HubSource.looks_like(base) else {}),
+        "library_name": "peft",
+        "license": facts.license or "unknown",
+        "tags": ["lora", "gks-eval", *(["genknowsub"] if setting.subtract else [])],
+    }
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {facts.title}\n",
+        _method(library, setting, facts),
+        _table(facts),
+        "## Use\n",
+        *_usage(base, setting, facts),
+        "## Provenance\n",
+        _provenance(facts),
+    ]
+    return "\n".join(parts)
+
+
+def _method(library: Library, setting: Setting, facts: Facts) -> str:
+    count = len(facts.places)
+    first = f"{count} LoRA adapters" if count > 1 else "One LoRA adapter"
+    lines = [f"{first} for `{library.config.base_model}`, exported by gks_eval."]
+    languages = library.languages(setting)
+    if languages:
+        rule, _ = setting.rule_method()
+        lines.append(
+            "General knowledge is already subtracted from each expert, by the rule "
+            f"`{rule.name}` ({rule.paper}). General adapters: {', '.join(languages)}."
+        )
+    else:
+        lines.append("Nothing is subtracted from the experts.")
+    if setting.merge is not None:
+        merge, _ = setting.merge_method()
+        experts = ", ".join(library.experts)
+        lines.append(f"The experts {experts} are merged by `{merge.name}` ({merge.paper}).")
+    elif setting.expert is None:
+        router, _ = setting.router_method()
+        lines.append(f"The router `{router.name}` mixes them per token ({router.paper}).")
+    if facts.rank is not None:
+        error = facts.record["relative_error"]
+        lines.append(
+            f"Updates are truncated to rank {facts.rank} by SVD; the relative Frobenius error "
+            f"over all layers is {error:.3g}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _table(facts: Facts) -> str:
+    rows = ["| adapter | rank | layers | SHA-256 of the weights |", "|---|---|---|---|"]
+    for name, pairs in facts.adapters.items():
+        ranks = sorted({pair.rank for pair in pairs.values()})
+        shown = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        rows.append(f"| `{name}` | {shown} | {len(pairs)} | `{facts.hashes[name]}` |")
+    return "\n".join(rows) + "\n"
+
+
+def _usage(base: str, setting: Setting, facts: Facts) -> list[str]:
+    embedded = base.startswith(_EMBEDDED)
+    name = base.removeprefix(_EMBEDDED)
+    load = _LOAD.format(
+        needed="import gks_eval\n" if embedded else "",
+        base=f"gks_eval.embedded_model({name!r})" if embedded else repr(name),
+    )
+    one, place = next(iter(facts.places.items()))
+    if place == ".":
+        router = f"{EXPERT}{one}" if one in ROUTERS else one
+        arguments = {"library": ".", "subtract": "none", "router": router}
+        return [_WITH_PEFT.format(load=load), _with_gks_eval(arguments)]
+    method, parameters = setting.router_method()
+    given = {name: value for name, value in parameters.model_dump().items() if value is not None}
+    combine = mixes_by(setting, facts.rank)
+    arguments = {"library": ".", "subtract": "none", "router": setting.router, "combine": combine}
+    parts = [_with_gks_eval(arguments | given)]
+    if combine != setting.combine:
+        parts.append(
+            "The setting mixes the experts' factors. That depends on how an update is written as a "
+            f"product, and these adapters are written another way: use combine={combine}.\n"
+        )
+    if method.name == "arrow":
+        mixing = "" if setting.combine == "outputs" else "; the setting mixes their factors"
+        parts.append(
+            _WITH_ARROW.format(load=load, mixing=mixing, paths=[*facts.places.values()], **given)
+        )
+    return parts
+
+
+def _with_gks_eval(arguments: Mapping[str, Any]) -> str:
+    return _WITH_GKS_EVAL.format(",".join(f"{name}={value}" for name, value in arguments.items()))
+
+
+def mixes_by(setting: Setting, rank: int | None) -> str:
+    """Return the combine that gives the setting's function with the exported adapters.
+
+    Mixing factors depends on how an update is written as a product. Truncated updates are written
+    another way, and so are residuals of a linear rule under a router with a basis of its own,
+    which writes task adapters in it and not residuals.
+    """
+    router, _ = setting.router_method()
+    rule, _ = setting.rule_method()
+    apart = bool(setting.subtract) and rule.linear and router.sums_to_one
+    kept = rank is None and not (apart and router.basis is not None)
+    return setting.combine if kept else "outputs"
+
+
+def _provenance(facts: Facts) -> str:
+    record = {name: value for name, value in facts.record.items() if value not in (None, [])}
+    text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    return f"`library.yaml` records where the adapters come from:\n\n```yaml\n{text}```\n"

@@ -1,0 +1,259 @@
+"""A library and a setting -> a library of plain PEFT adapters: what the setting adds to the base.
+
+Exported are the residuals that a router mixes, one adapter per expert, or the one adapter of a
+setting that has no choice (``expert:NAME``, ``merge:NAME``). What was subtracted is recorded in
+``library.yaml`` and in the header of each weights file, so that it is not subtracted again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from gks_eval.errors import LibraryError, UsageError
+from gks_eval.library.card import CARD, Facts, model_card
+from gks_eval.library.load import Library, load_library
+from gks_eval.library.manifest import MANIFEST, LibraryConfig
+from gks_eval.library.peft_adapter import CONFIG_FILE, EXPORT, WEIGHTS_FILE, Adapter
+from gks_eval.library.peft_check import check_with_peft
+from gks_eval.library.peft_config import read_config
+from gks_eval.library.truncation import Truncation, truncated
+from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.routed import residual_pairs
+from gks_eval.method.setting import Setting, as_setting
+from gks_eval.util.files import check_writable, disk_errors, replaced_folder
+from gks_eval.util.versions import versions
+from gks_eval.util.yaml import load_typed
+
+__all__ = ["Exported", "export"]
+
+_EXPERTS: Final = "experts"
+# Of the record, what a later run of the same command may find otherwise.
+_RUN: Final = ("versions", "relative_error")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, or found as it would have been written.
+
+    Attributes:
+        folder: The new library.
+        adapters: The folder of each adapter, by name.
+        truncation: The errors of ``rank``; None where it was not given, or nothing was written.
+        kept: Whether the folder held this export already.
+    """
+
+    folder: Path
+    adapters: Mapping[str, Path]
+    truncation: Truncation | None
+    kept: bool
+
+    @property
+    def files(self) -> list[str]:
+        """Return all files of the export, relative to its folder."""
+        parts = [path.relative_to(self.folder) for path in self.adapters.values()]
+        own = [part / name for part in parts for name in (CONFIG_FILE, WEIGHTS_FILE)]
+        return [MANIFEST, CARD, *(path.as_posix() for path in own)]
+
+
+def export(
+    library: Library,
+    setting: Setting | str,
+    folder: str | Path,
+    rank: int | None = None,
+    *,
+    license: str | None = None,
+) -> Exported:
+    """Write the adapters of a setting as a library of PEFT folders, whole or not at all.
+
+    Args:
+        library: Where the adapters come from.
+        setting: Which residuals, or which one adapter; as text in the grid's grammar.
+        folder: The new library's folder; it must not exist, be empty, or hold this export.
+        rank: Truncates every update to this rank, by its SVD; by default updates are exact.
+        license: Of the new adapters; by default the library's.
+
+    Raises:
+        UsageError: The setting has no adapter, or an argument has no usable value.
+        CompatibilityError: The adapters do not allow the setting.
+        LibraryError: The folder holds something else, an adapter cannot be exported, or PEFT reads
+            another update from what was written.
+        ResourceError: The disk is full, or the folder cannot be written.
+    """
+    setting = library.check(as_setting(setting))
+    folder = Path(folder).resolve()
+    if not setting.uses_library:
+        raise UsageError("setting base has no adapter to export; name another, such as gks:avg.")
+    if rank is not None and rank < 1:
+        raise UsageError(f"rank={rank} is no rank; give 1 or more, or leave it out.")
+    if license and library.config.license and license != library.config.license:
+        raise UsageError(
+            f"license={license:.80} is not the one of library {library.name} "
+            f"({library.config.license}); leave it out, or correct its {MANIFEST}."
+        )
+    names = tuple(name.replace(":", "-") for name in library.mixed_adapters(setting))
+    check_folder_names(names, f"library {library.name}")
+    _refuse_copies(library, setting)
+    alone = setting.merge is not None or setting.expert is not None
+    places = {names[0]: "."} if alone else {name: f"{_EXPERTS}/{name}" for name in names}
+    record = _record(library, setting, rank)
+    license = license or library.config.license
+    if _is_there(folder, record, license):
+        return Exported(folder, {n: folder / place for n, place in places.items()}, None, True)
+    found, truncation = _adapters(library, setting, names, rank)
+    if truncation is not None:
+        record["relative_error"] = float(f"{truncation.total:.6g}")
+    started = {str(adapter.init).lower() for adapter in _sources(library, setting)}
+    header = {**record, **({"init": "loftq"} if "loftq" in started else {})}
+    configs = _configs(library, setting, names, found)
+    record["versions"] = versions()
+    with replaced_folder(folder) as aside:
+        hashes = {
+            name: write_adapter(
+                aside / places[name],
+                pairs,
+                base_model=library.config.base_model,
+                config=configs[name],
+                metadata={EXPORT: json.dumps(header, sort_keys=True)},
+            )
+            for name, pairs in found.items()
+        }
+        manifest = {
+            "base_model": library.config.base_model,
+            "revision": library.config.revision,
+            "experts": places,
+            "load": library.config.load.model_dump(),
+            "license": license,
+            "hashes": {f"{_EXPERTS}/{name}": sha256 for name, sha256 in hashes.items()},
+            "provenance": {"exported": record},
+        }
+        manifest = {key: value for key, value in manifest.items() if value is not None}
+        write_manifest(aside, manifest, "Written by `gks-eval export`.")
+        facts = Facts(folder.name, record, license, places, found, hashes, rank)
+        (aside / CARD).write_text(model_card(library, setting, facts), encoding="utf-8")
+        load_library(str(aside))
+        for name, pairs in found.items():
+            check_with_peft(aside / places[name], pairs)
+    return Exported(folder, {n: folder / p for n, p in places.items()}, truncation, False)
+
+
+def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, Any]:
+    # A path of this machine stays on it.
+    local = Path(library.name).expanduser().exists()
+    return {
+        "library": library.path.parent.resolve().name if local else library.name,
+        "content_hash": library.content_hash,
+        "setting": setting.identity(),
+        "subtracted": list(library.languages(setting)),
+        "rank": rank,
+    }
+
+
+def _is_there(folder: Path, record: Mapping[str, Any], license: str | None) -> bool:
+    """Return whether the folder holds this export whole; refuse one that holds anything else."""
+    check_writable(folder.parent)
+    with disk_errors(folder):
+        if folder.is_file():
+            raise UsageError(f"{folder} is a file; name a folder.")
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return False
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        config = load_typed(manifest, LibraryConfig)
+        held = config.provenance.get("exported")
+        if isinstance(held, dict):
+            same = {key: value for key, value in held.items() if key not in _RUN} == record
+            if same and config.license == license:
+                load_library(str(folder))
+                return True
+            raise LibraryError(
+                f"{folder} holds another export ({held.get('setting')!s:.200}); give another "
+                "folder, or delete this one."
+            )
+    raise LibraryError(
+        f"{folder} is not empty and holds no export; give another folder, or an empty one."
+    )
+
+
+def _sources(library: Library, setting: Setting) -> list[Adapter]:
+    return [
+        *(library.experts[name] for name in library.chosen_experts(setting)),
+        *(library.general[name] for name in library.languages(setting)),
+    ]
+
+
+def _refuse_copies(library: Library, setting: Setting) -> None:
+    for adapter in _sources(library, setting):
+        if adapter.copies:
+            raise LibraryError(
+                f"{adapter.folder / WEIGHTS_FILE}: adapter {adapter.name!r} holds "
+                f"{next(iter(adapter.copies.values()))}, a weight of the base, which an export "
+                "leaves out unseen; save the adapter with save_embedding_layers=False."
+            )
+
+
+def _adapters(
+    library: Library, setting: Setting, names: tuple[str, ...], rank: int | None
+) -> tuple[dict[str, dict[str, LoraPair]], Truncation | None]:
+    """Return the updates of each new adapter by layer, and what truncating them lost."""
+    sources = library.chosen_experts(setting)
+    found: dict[str, dict[str, LoraPair]] = {name: {} for name in names}
+    truncation = None if rank is None else Truncation(rank)
+    for module in library.modules:
+        residuals = residual_pairs(*library.layer(module, setting), setting, module)
+        for number, (name, pair) in enumerate(zip(names, residuals, strict=True)):
+            if setting.merge is None and module not in library.experts[sources[number]].pairs:
+                continue
+            if pair.scaling <= 0:  # PEFT's is a quotient of positive numbers
+                pair = LoraPair(pair.A, pair.scaling * pair.B)
+            if truncation is not None:
+                pair = truncated(pair, truncation, module)
+            found[name][module] = pair
+    return found, truncation
+
+
+def _configs(
+    library: Library,
+    setting: Setting,
+    names: tuple[str, ...],
+    found: Mapping[str, Mapping[str, LoraPair]],
+) -> dict[str, dict[str, Any]]:
+    """Return the fields of each new adapter's config that say which layers it updates."""
+    sources = [library.experts[name] for name in library.chosen_experts(setting)]
+    if setting.merge is None:
+        return {name: _targets(one) for name, one in zip(names, sources, strict=True)}
+    first = sources[0]
+    if all(replace(one.targets, path=first.targets.path) == first.targets for one in sources):
+        return {names[0]: _targets(first)}
+    return {names[0]: {**_targets(first), **_NO_TARGETS, "target_modules": sorted(found[names[0]])}}
+
+
+_NO_TARGETS: Final[dict[str, Any]] = {
+    "exclude_modules": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+}
+
+
+def _targets(adapter: Adapter) -> dict[str, Any]:
+    targets = adapter.targets
+    modules = targets.modules
+    if modules is None or targets.all_linear:
+        # Both depend on the model; the last parts of the names say the same of this one.
+        modules = tuple({layer.rpartition(".")[2] for layer in adapter.pairs})
+    config, _ = read_config(adapter.folder, adapter.name)
+    return {
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        "exclude_modules": _plain(targets.exclude),
+        "layers_to_transform": _plain(targets.layers),
+        "layers_pattern": _plain(targets.layers_pattern),
+        "fan_in_fan_out": bool(config.get("fan_in_fan_out")),
+    }
+
+
+def _plain(value: tuple[Any, ...] | str) -> list[Any] | str | None:
+    return (value if isinstance(value, str) else list(value)) or None
