@@ -38,6 +38,7 @@ FAMILIES = (
     "report",
     "train",
     "convert",
+    "export",
     "cluster",
 )
 

@@ -112,14 +112,22 @@ def _method(library: Library, setting: Setting, facts: Facts) -> str:
     first = f"{count} LoRA adapters" if count > 1 else "One LoRA adapter"
     lines = [f"{first} for `{library.config.base_model}`, exported by gks_eval."]
     languages = library.languages(setting)
+    rule, _ = setting.rule_method()
     if languages:
-        rule, _ = setting.rule_method()
         lines.append(
             "General knowledge is already subtracted from each expert, by the rule "
             f"`{rule.name}` ({rule.paper}). General adapters: {', '.join(languages)}."
         )
+    elif rule.joint is not None:
+        lines.append(f"The experts are changed by the rule `{rule.name}` ({rule.paper}).")
     else:
         lines.append("Nothing is subtracted from the experts.")
+    if setting.stand_ins.used:
+        replaced = setting.stand_ins.model_dump().items()
+        lines.append(
+            "This is a control, in which other adapters take their place: "
+            f"`{';'.join(f'{name}={value}' for name, value in replaced)}`."
+        )
     if setting.merge is not None:
         merge, _ = setting.merge_method()
         experts = ", ".join(library.experts)

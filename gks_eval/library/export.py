@@ -200,13 +200,15 @@ def _adapters(
     library: Library, setting: Setting, names: tuple[str, ...], rank: int | None
 ) -> tuple[dict[str, dict[str, LoraPair]], Truncation | None]:
     """Return the updates of each new adapter by layer, and what truncating them lost."""
-    sources = library.chosen_experts(setting)
+    sources = [library.experts[name].pairs for name in library.chosen_experts(setting)]
+    # Which experts must update a layer for each new adapter to do so: its own, or any for a merge.
+    owners = [sources] if setting.merge is not None else [[one] for one in sources]
     found: dict[str, dict[str, LoraPair]] = {name: {} for name in names}
     truncation = None if rank is None else Truncation(rank)
     for module in library.modules:
         residuals = residual_pairs(*library.layer(module, setting), setting, module)
-        for number, (name, pair) in enumerate(zip(names, residuals, strict=True)):
-            if setting.merge is None and module not in library.experts[sources[number]].pairs:
+        for name, pair, owned in zip(names, residuals, owners, strict=True):
+            if not any(module in pairs for pairs in owned):
                 continue
             if pair.scaling <= 0:  # PEFT's is a quotient of positive numbers
                 pair = LoraPair(pair.A, pair.scaling * pair.B)

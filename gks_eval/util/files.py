@@ -167,6 +167,14 @@ def replaced_file(target: Path) -> Iterator[Path]:
         draft.replace(target)
 
 
+def _publish(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            _publish(path)
+        else:
+            path.chmod(_public_mode())
+
+
 def _public_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -196,9 +204,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         draft = folder / target.name
         draft.mkdir()
         yield draft
-        for file in draft.rglob("*"):
-            if file.is_file():
-                file.chmod(_public_mode())
+        _publish(draft)
         old = folder / f"{target.name}.old"
         if target.exists():
             target.replace(old)

@@ -199,6 +199,27 @@ ARGUMENTS = {
         ["recipe.txt"], text("recipe.txt", "a file")),
 }  # fmt: skip
 
+EXPORT = "export library --output new --setting "
+EXPORTS = {
+    "the base alone": (EXPORT + "base", UsageError, ["base has no adapter", "such as gks:avg"]),
+    "no such setting": (EXPORT + "arow", UsageError, ["'arow' is unknown", "did you mean 'arrow'"]),
+    "an argument of the model": (EXPORT + "arrow;dtype=float32", UsageError, ["dtype", "leave it"]),
+    "no such library": ("export librari --output new --setting arrow", LibraryError,
+        ["'librari'", "known: "]),
+    "rank 0": (EXPORT + "arrow --rank 0", UsageError, ["'--rank'", "export --help"]),
+    "no output": ("export library --setting arrow", UsageError, ["--output"]),
+    "a folder with something else": (EXPORT + "arrow", LibraryError,
+        ["new is not empty and holds no export", "another folder"], text("new/notes.txt", "x")),
+    "a file": (EXPORT + "arrow", UsageError, ["new is a file", "name a folder"], text("new", "x")),
+    "a name of Windows": (EXPORT + "arrow", LibraryError, ["'nul'", "Windows", "another name"],
+        manifest(experts={"nul": "experts/alpha"})),
+    "names that differ in case": (EXPORT + "arrow", LibraryError, ["'Beta'", "ignore case"],
+        manifest(experts={"beta": "experts/beta", "Beta": "experts/alpha"})),
+    "another licence": (EXPORT + "arrow --license mit", UsageError,
+        ["license=mit", "apache-2.0", "leave it out"], manifest(license="apache-2.0")),
+    "unequal ranks": (EXPORT + "gks:en", CompatibilityError, ["needs one rank"], unequal_ranks),
+}  # fmt: skip
+
 TASKS = {
     "unknown task": (GRID.replace("goals_en", "goals_eng") + "base", UsageError,
         ["gks_demo_goals_eng", "did you mean 'gks_demo_goals_en'"]),
@@ -290,7 +311,7 @@ def _cases() -> dict[str, Case]:
     adapters = {name: (GRID + "gks:avg", *row) for name, row in ADAPTERS.items()}
     wings: dict[str, dict[str, Any]] = {
         "libraries": LIBRARIES, "adapters": adapters, "arguments": ARGUMENTS, "tasks": TASKS,
-        "recipes": RECIPES, "results": RESULTS, "policies": POLICIES,
+        "exports": EXPORTS, "recipes": RECIPES, "results": RESULTS, "policies": POLICIES,
     }  # fmt: skip
     return {
         f"{wing}: {name}": Case(wing, command, kind, tuple(parts), *spoil)
@@ -308,7 +329,7 @@ def test_the_table_is_large_and_spans_all_wings_and_errors() -> None:
     assert len(CASES) >= 100
     wings = [case.wing for case in CASES.values()]
     assert min(wings.count(wing) for wing in set(wings)) >= 5
-    assert len(set(wings)) == 7
+    assert len(set(wings)) == 8
     assert {case.exit_code for case in CASES.values()} == set(range(2, 10))
 
 

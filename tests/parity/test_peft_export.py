@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import TARGETS, load_tiny, relative_error, save_library
+from common import MIXED, TARGETS, load_tiny, relative_error, save_library
 
 import gks_eval
 from gks_eval.library.card import CARD
@@ -106,7 +106,8 @@ def test_residuals_under_pefts_arrow_without_subtraction(
     "setting",
     [
         "gks:avg", "gks:avg;rule=delta", "gks:en;preset=exact", "gks:fr;rule=orthogonal", "arrow",
-        "uniform:de", "random:avg;top_k=2", "expert:beta", "merge:mean", "merge:ties;subtract=avg",
+        "uniform:de", "arrow;rule=pico", "merge:ties;rule=pico", "random:avg;top_k=2",
+        "expert:beta", "merge:mean", "merge:ties;subtract=avg", "gks:en;general=other;rule=delta",
         "spectr:en", "spectr:en;preset=exact", "expert:gamma;subtract=en;rule=delta",
     ],
 )  # fmt: skip
@@ -160,23 +161,37 @@ def test_truncated_updates_are_those_of_the_dense_svd(
     assert relative_error(logits(by_card(folder, monkeypatch)), logits(dense)) < 1e-5
 
 
-def test_unequal_ranks_and_scalings_under_peft(
-    tmp_path: Path, tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "expert:beta", "expert:delta", "expert:gamma;subtract=avg;rule=delta", "merge:mean",
+        "merge:mean;subtract=de;rule=delta",
+    ],
+)  # fmt: skip
+def test_layers_ranks_and_scalings_of_their_own_under_peft(
+    setting: str, tmp_path: Path, tiny_base: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = save_library(
-        tmp_path / "source",
-        tiny_base("llama"),
-        "llama",
-        adapters={"beta": {"r": 6, "use_rslora": True, "rank_pattern": {"v_proj": 2}}},
-    )
+    base = tiny_base("llama")
+    source = save_library(tmp_path / "source", base, "llama", adapters=MIXED)
     library = load_library(str(source))
-    setting = "expert:beta;subtract=en;preset=exact"
+    expected = ours(base, library, setting)
     folder = export(library, setting, tmp_path / "exported").folder
-    expected = ours(tiny_base("llama"), library, setting)
-    assert relative_error(logits(by_card(folder, monkeypatch)), expected) < 1e-5
-    plain = export(library, "expert:beta", tmp_path / "plain").folder
-    expected = ours(tiny_base("llama"), library, "expert:beta")
-    assert relative_error(logits(by_card(plain, monkeypatch)), expected) < 1e-5
+    model = by_card(folder, monkeypatch)
+    assert relative_error(logits(model), expected) < 1e-5
+    assert not (tmp_path / "exported/experts").exists()
+
+
+def test_residuals_of_adapters_of_different_layers(
+    tmp_path: Path, tiny_base: Callable[..., Path]
+) -> None:
+    base = tiny_base("llama")
+    library = load_library(str(save_library(tmp_path / "source", base, "llama", adapters=MIXED)))
+    done = export(library, "gks:avg;preset=exact", tmp_path / "exported")
+    new = load_library(str(done.folder))
+    for name, expert in library.experts.items():
+        assert new.experts[name].pairs.keys() == expert.pairs.keys()
+    expected = ours(base, library, "gks:avg;preset=exact")
+    assert_equal_but_for_a_flip(ours(base, new, "arrow;preset=exact"), expected)
 
 
 def arrow_with_subtraction(base: Path, experts: list[Path], general: list[Path]) -> Any:

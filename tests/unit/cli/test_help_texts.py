@@ -79,6 +79,8 @@ def test_the_top_help_cuts_no_description(width: int) -> None:
     [
         ("li", {"lint", "library"}),
         ("library show p", {"phi2", "phi3-mini"}),
+        ("export p", {"phi2", "phi3-mini"}),
+        ("export phi2 --setting gks : a", {"avg"}),
         ("train smollm2", {"smollm2-demo"} & set(_complete.recipes(""))),
         ("grid --library ", {"phi2", "phi3-mini", "smollm2-demo"}),
         ("grid --tasks gks_demo,gks_paper_eng", {"gks_demo,gks_paper_english"}),

@@ -83,6 +83,7 @@ def test_one_adapter_lies_at_the_top(
     done = gks_eval.export(library, gks_eval.Setting.parse(setting)[0], tmp_path / "new")
     assert done.adapters == {name: tmp_path / "new"}
     assert set(content(done.folder)) == {MANIFEST, CARD, CONFIG_FILE, WEIGHTS_FILE}
+    assert not {path.name for path in tmp_path.iterdir()} - {"new"}
     assert manifest(done.folder)["experts"] == {name: "."}
     assert list(load_library(str(done.folder)).experts) == [name]
 

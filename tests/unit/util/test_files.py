@@ -184,9 +184,14 @@ def test_rights_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "page", "x")
+        with replaced_folder(tmp_path / "library") as draft:
+            (draft / "expert").mkdir()
+            (draft / "expert/weights").touch(0o600)
     finally:
         os.umask(before)
     assert (tmp_path / "page").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "library/expert").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "library/expert/weights").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_place_that_is_none_is_a_sentence(tmp_path: Path) -> None:
