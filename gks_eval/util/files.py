@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -32,10 +33,9 @@ __all__ = [
     "write_text",
 ]
 
-_OPEN_ELSEWHERE: Final = (5, 32)
-"""Windows' ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION."""
 _LOCK: Final = ".lock"
 _LOCK_SECONDS: Final = 1.0
+_PAUSES: Final = (0.01, 0.1, 1.0)
 
 
 def sha256_of(path: Path) -> str:
@@ -62,7 +62,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; make room and run the same command again, it goes on"
                 " where it stopped."
             ) from error
-        if getattr(error, "winerror", None) in _OPEN_ELSEWHERE and path.exists():
+        if _is_open_elsewhere(error) and path.exists():
             raise ResourceError(
                 f"{path} cannot be replaced while another program has it open; close it there and"
                 " run the same command again."
@@ -164,7 +164,25 @@ def replaced_file(target: Path) -> Iterator[Path]:
         draft = folder / target.name
         yield draft
         draft.chmod(_public_mode())  # safetensors creates files for their owner only
-        draft.replace(target)
+        _replace(draft, target)
+
+
+def _replace(source: Path, target: Path) -> None:
+    # A reader or virus scanner may have one of them open on Windows, mostly for milliseconds.
+    for pause in _PAUSES:
+        try:
+            source.replace(target)
+            return
+        except OSError as error:
+            if not _is_open_elsewhere(error):
+                raise
+        time.sleep(pause)
+    source.replace(target)
+
+
+def _is_open_elsewhere(error: OSError) -> bool:
+    # Windows' ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION.
+    return getattr(error, "winerror", None) in (5, 32)
 
 
 def _publish(folder: Path) -> None:
@@ -207,9 +225,9 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         _publish(draft)
         old = folder / f"{target.name}.old"
         if target.exists():
-            target.replace(old)
+            _replace(target, old)
         try:
-            draft.replace(target)
+            _replace(draft, target)
         except OSError:
             if old.exists():
                 old.replace(target)

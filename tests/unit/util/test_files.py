@@ -16,7 +16,13 @@ from filelock import FileLock
 
 from gks_eval.errors import ResourceError
 from gks_eval.util import files
-from gks_eval.util.files import exclusive, replaced_file, replaced_folder, write_text
+from gks_eval.util.files import (
+    check_writable,
+    exclusive,
+    replaced_file,
+    replaced_folder,
+    write_text,
+)
 
 WRITER = """
 import sys, time
@@ -78,6 +84,7 @@ def test_a_killed_writer_s_folder_goes_with_the_next_write(tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["adapter", "weights"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows replaces no file that is being read")
 def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
     page = tmp_path / "page"
     writers = [
@@ -180,6 +187,44 @@ def test_a_folder_stays_when_its_replacement_cannot_take_its_place(tmp_path: Pat
     assert drafts(tmp_path) == []
 
 
+@pytest.mark.parametrize("times", [2, 9])
+def test_a_file_that_windows_has_open_is_replaced_later_or_refused(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page"
+    page.write_text("old")
+    left = [times]
+    replace = Path.replace
+
+    def busy(self: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] >= 0:
+            error = PermissionError(errno.EACCES, "Access is denied")
+            error.winerror = 5  # type: ignore[attr-defined]
+            raise error
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    if times == 2:
+        write_text(page, "new")
+    else:
+        with pytest.raises(ResourceError) as caught:
+            write_text(page, "new")
+        assert_sentence(caught.value, str(page), "another program has it open")
+    assert page.read_text() == ("new" if times == 2 else "old")
+    assert drafts(tmp_path) == []
+
+
+def test_a_drive_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows `Z:/` may not exist; it is its own parent."""
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda dir: (dir / "gone").read_bytes())
+    with pytest.raises(ResourceError):
+        check_writable(Path("/runs"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
 def test_rights_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
