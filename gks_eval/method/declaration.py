@@ -165,12 +165,20 @@ class Layer:
             they are the residuals.
         once: The general part, where it is subtracted once and the pairs are those of the task
             adapters.
+        rounded: Whether activations have 16 bits, and inner activations are rounded to that.
     """
 
     name: str
     residuals: Sequence[LoraPair]
     mixed: Sequence[LoraPair] | None = None
     once: LoraPair | None = None
+    rounded: bool = False
+
+    @property
+    def read(self) -> list[LoraPair]:
+        """The pairs whose inner activations `Tokens.inner` has, in order."""
+        pairs = [*(self.residuals if self.mixed is None else self.mixed)]
+        return pairs if self.once is None else [*pairs, self.once]
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,9 @@ def build(
         if any(pair.missing for pair in experts):
             present = torch.tensor([float(not pair.missing) for pair in experts])
 
-    prepared = router(Layer(name, residuals, mixed, once), router_parameters)
+    prepared = router(
+        Layer(name, residuals, mixed, once, rounded=dtype.itemsize < 4), router_parameters
+    )
     directions = prepared.directions
     if directions is not None and dtype in (torch.float32, torch.float64):
         parts_A.insert(0, directions)

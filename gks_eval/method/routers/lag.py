@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from gks_eval.errors import UsageError
 from gks_eval.method.declaration import Layer, Prepared, Tokens, router
-from gks_eval.method.routers.norms import LayerNorms
+from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.spectrum import spectral_pair
 from gks_eval.method.routers.top_k import TopK, top_k_softmax
 
@@ -72,4 +72,5 @@ def lag(layer: Layer, parameters: Shortlisted) -> Prepared:
     ``V_e^T x``. Factors, singular values and zero residuals are treated as by `spectr`. The paper
     has pools of task and of knowledge adapters and chooses one of each; this is one pool.
     """
-    return Prepared(LayerLag.at(layer, weighted=False, **parameters.model_dump()))
+    spans = [Rows.spanned(pair) for pair in layer.residuals]
+    return LayerLag.at(layer, spans, spans, **parameters.model_dump())

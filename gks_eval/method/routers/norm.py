@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from gks_eval.method.declaration import Layer, Prepared, router
-from gks_eval.method.routers.norms import LayerNorms
-from gks_eval.method.routers.spectrum import spectral_pair
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.routers.norms import LayerNorms, Rows
+from gks_eval.method.routers.spectrum import spectral_pair, spectrum
 from gks_eval.method.routers.top_k import TopK
 
 __all__ = ["norm"]
@@ -23,4 +26,29 @@ def norm(layer: Layer, parameters: TopK) -> Prepared:
     paper's, the expert of largest activation norm. An expert whose residual is zero is chosen only
     after all others.
     """
-    return Prepared(LayerNorms.at(layer, weighted=True, **parameters.model_dump()))
+    whole = [_weighted(pair) for pair in layer.residuals]
+    own, common = whole, None
+    if layer.once is not None and layer.mixed is not None:
+        own, common = [_apart(pair, layer.once) for pair in layer.mixed], _weighted(layer.once)
+    return LayerNorms.at(layer, whole, own, common, **parameters.model_dump())
+
+
+def _weighted(pair: LoraPair) -> Rows:
+    """Return the rows of V^T; S weighs them, and ``|dW x|`` is the norm of the products."""
+    values, right = spectrum(pair)
+    return Rows(right, values.square())
+
+
+def _apart(pair: LoraPair, general: LoraPair) -> Rows:
+    """Return rows for ``|dW x|^2 - |G x|^2``, where ``dW = U S V^T - G`` and G counts for all.
+
+    It is ``|a - b|^2 - |b|^2`` with ``a = S V^T x`` and ``b = U^T G x``: 2 R rows, however many
+    adapters G was made of. `pair` has ``A = V^T`` and ``B = U S``.
+    """
+    B = pair.B.double()
+    sizes = B.norm(dim=0)
+    left = B / torch.where(sizes > 0, sizes, 1.0)
+    seen = general.scaling * (left.T @ general.B.double()) @ general.A.double()
+    signs = torch.ones_like(sizes)
+    rows = torch.cat([sizes[:, None] * pair.A.double() - seen, seen])
+    return Rows(rows, torch.cat([signs, -signs]))

@@ -1,12 +1,14 @@
-"""Scores from an update's whole spectrum: norms of ``V_e^T x`` with ``dW_e = U_e S_e V_e^T``.
+"""Scores whose squares are sums over squared products of the token with fixed rows.
 
 V^T takes the place of A in what the mixture reads (`spectral_pair`), so that the inner activations
-are ``V_e^T x`` already and the tokens need no further product. Only where a general part is
+are products with the rows already and the tokens need no further one. Only where a general part is
 subtracted once, and the factors that are mixed are those of the task adapters, a small matrix turns
-the inner activations into ``V_e^T x`` of the residuals.
+the inner activations into the products that a score needs.
 
 In a 16-bit layer V^T and the inner activations are rounded to the layer's type, each by up to
-2^-9 of its size in bfloat16. Everything after that is float32.
+2^-9 of its size in bfloat16; everything after that is float32. Where the small matrix would enlarge
+these errors, the rows get a float32 product of their own instead. That is so under `delta` if the
+general part's A is nearly the adapters', as after shared starts.
 """
 
 from __future__ import annotations
@@ -16,30 +18,45 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch.nn.functional import pad
 from typing_extensions import Self
 
-from gks_eval.method.declaration import Layer, Tokens
+from gks_eval.method.declaration import Layer, Prepared, Tokens
+from gks_eval.method.lora import LoraPair
 from gks_eval.method.routers.spectrum import spectrum
 from gks_eval.method.routers.top_k import top_k_softmax
 
-__all__ = ["LayerNorms"]
+__all__ = ["LayerNorms", "Rows"]
 
 # The smallest normal float32: a root of zero has no gradient.
 _TINY: Final = 2.0**-126
 # Rows of a matrix that are parallel to within rounding count as one when it is inverted.
 _PARALLEL: Final = 1e-6
+_ENLARGED: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows, (Q, K) float64, and what the square of a token's product with each adds, (Q,)."""
+
+    rows: torch.Tensor
+    weights: torch.Tensor
+
+    @classmethod
+    def spanned(cls, pair: LoraPair) -> Self:
+        """Return the rows of V^T, each with weight 1 unless its singular value is rounding."""
+        values, right = spectrum(pair)
+        return cls(right, values.sign())
 
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """Top-k softmax over ``|V_e^T x|`` or ``|S_e V_e^T x|``.
-
-    N is the number of rows of all V_e^T, M that of the inner activations.
+    """Top-k softmax over norms such as ``|V_e^T x|``.
 
     Attributes:
-        core: (M, N) float32, turns inner activations into ``V_e^T x``; None where they are that.
-        squares: (N, E) float32, what the square of each row's product adds to an expert's score.
-        first: (E,), the first row of each expert.
+        core: (M, N) float32, turns inner activations into products; None where they are these.
+        squares: (N, E) float32, what the square of each product adds to that of a score.
+        first: (E,), the first product of each expert.
         dead: (E,) bool, experts whose update is zero; None where none is.
         top_k: Experts mixed per token.
         temperature: Divides the norms before the softmax.
@@ -53,28 +70,46 @@ class LayerNorms:
     temperature: float
 
     @classmethod
-    def at(cls, layer: Layer, *, weighted: bool, **parameters: Any) -> Self:
+    def at(
+        cls,
+        layer: Layer,
+        whole: Sequence[Rows],
+        own: Sequence[Rows],
+        common: Rows | None = None,
+        **parameters: Any,
+    ) -> Prepared:
         """Prepare one layer.
 
         Args:
             layer: The layer.
-            weighted: Whether the singular values weigh the directions.
+            whole: Rows of the residuals; all weights are zero where an update is.
+            own: What counts for each expert, in the span of its A and the general part's.
+            common: What counts for all that are not zero, in the span of the general part's A.
             parameters: The other fields.
         """
-        spectra = [spectrum(pair) for pair in layer.residuals]
-        weights = [values.square() if weighted else values.sign() for values, _ in spectra]
-        dead = torch.tensor([not values.any() for values, _ in spectra])
-        ranks = torch.tensor([*map(len, weights)])
-        return cls(
-            core=_core(layer, [rows for _, rows in spectra]),
-            squares=_diagonal([column[:, None] for column in weights]).float(),
-            first=ranks.cumsum(0) - ranks,
+        parts = [*own] if common is None else [*own, common]
+        rows = torch.cat([part.rows for part in parts]).float()
+        dead = torch.tensor([not part.weights.any() for part in whole])
+        squares = _diagonal([part.weights[:, None] for part in own])
+        if common is not None:
+            squares = torch.cat([squares, common.weights[:, None] * ~dead])
+        read = torch.cat([pair.A for pair in layer.read])
+        core = None if torch.equal(read, rows) else _core(layer, own, common)
+        separate = core is not None and layer.rounded and _enlarges(core, read, rows)
+        sizes = torch.tensor([len(part.rows) for part in own])
+        choose = cls(
+            core=None if separate else core,
+            squares=squares.float(),
+            first=sizes.cumsum(0) - sizes,
             dead=dead if bool(dead.any()) else None,
             **parameters,
         )
+        return Prepared(choose, rows if separate else None)
 
     def products(self, tokens: Tokens) -> torch.Tensor:
-        """Return ``V_e^T x`` of all experts, (T, N) float32."""
+        """Return the products of the tokens with all rows, (T, N) float32."""
+        if tokens.scores.shape[1]:
+            return tokens.scores
         inner_TM = tokens.inner.float()
         return inner_TM if self.core is None else inner_TM @ self.core
 
@@ -88,22 +123,33 @@ class LayerNorms:
         return top_k_softmax(norms_TE, self.top_k, self.temperature, self.dead)
 
 
-def _core(layer: Layer, directions: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Return C of ``[V_1^T; ...] = C^T [A_1; ...; A_g]``, (M, N); None for the identity."""
-    mixed = layer.residuals if layer.mixed is None else layer.mixed
-    factors = [pair.A for pair in mixed]
-    general = factors[0][:0] if layer.once is None else layer.once.A
-    if layer.once is None and torch.equal(torch.cat(factors), torch.cat([*directions]).float()):
-        return None
+def _core(layer: Layer, own: Sequence[Rows], common: Rows | None) -> torch.Tensor:
+    """Return C of ``[D_1; ...; D] = C^T [A_1; ...; A_g]``, (M, N)."""
+    factors = [pair.A for pair in layer.read]
+    general = factors.pop() if layer.once is not None else factors[0][:0]
     blocks = []
-    for A, wanted in zip(factors, directions, strict=True):
-        read = torch.cat([A, general]).double()
-        size = read.norm(dim=1)
-        size = torch.where(size > 0, size, 1.0)
-        found = wanted @ torch.linalg.pinv(read / size[:, None], rtol=_PARALLEL) / size
-        blocks.append(found.T.float().split([len(A), len(general)]))
-    own = _diagonal([block for block, _ in blocks])
-    return torch.cat([own, torch.cat([block for _, block in blocks], dim=1)])
+    for A, part in zip(factors, own, strict=True):
+        found = _in_terms_of(torch.cat([A, general]), part.rows)
+        blocks.append((found[: len(A)], found[len(A) :]))
+    core = torch.cat([_diagonal([a for a, _ in blocks]), torch.cat([g for _, g in blocks], dim=1)])
+    if common is None:
+        return core
+    last = _in_terms_of(general, common.rows)
+    return torch.cat([core, pad(last, (0, 0, len(core) - len(last), 0))], dim=1)
+
+
+def _enlarges(core: torch.Tensor, read: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Return whether the core makes relative errors of what is read more than twice as large."""
+    return bool((core * read.norm(dim=1, keepdim=True)).norm() > _ENLARGED * rows.norm())
+
+
+def _in_terms_of(read: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return C of ``wanted = C^T read``, float32."""
+    read = read.double()
+    size = read.norm(dim=1)
+    size = torch.where(size > 0, size, 1.0)
+    inverse: torch.Tensor = torch.linalg.pinv(read / size[:, None], rtol=_PARALLEL)
+    return (wanted @ inverse / size).T.float()
 
 
 def _diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:

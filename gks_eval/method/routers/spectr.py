@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
+import torch
 from pydantic import Field
 from typing_extensions import Self
 
 from gks_eval.errors import UsageError
 from gks_eval.method.declaration import Layer, Prepared, router
-from gks_eval.method.routers.norms import LayerNorms
+from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.spectrum import spectral_pair
 from gks_eval.method.routers.top_k import TopK
 
 __all__ = ["spectr"]
+
+# How far the squared sine of an angle between spans that share directions is from 0 or 1.
+_ROUNDING: Final = 1e-6
 
 
 class Weighted(TopK):
@@ -51,6 +55,29 @@ def spectr(layer: Layer, parameters: Weighted) -> Prepared:
     ``weights=equal;top_k=4`` with ``combine=factors``.
     """
     temperature = math.inf if parameters.weights == "equal" else parameters.temperature
-    return Prepared(
-        LayerNorms.at(layer, weighted=False, top_k=parameters.top_k, temperature=temperature)
-    )
+    spans = [Rows.spanned(pair) for pair in layer.residuals]
+    own, common = spans, None
+    if layer.once is not None:
+        own, common = _beyond(spans, Rows.spanned(layer.once))
+    chosen = {"top_k": parameters.top_k, "temperature": temperature}
+    return LayerNorms.at(layer, spans, own, common, **chosen)
+
+
+def _beyond(spans: list[Rows], general: Rows) -> tuple[list[Rows], Rows | None]:
+    """Return what each span adds to the general part's, and that, if it lies in all of them.
+
+    These are R rows per expert, instead of R + G, and G for all.
+    """
+    own = []
+    for span in spans:
+        if not span.weights.any():
+            own.append(span)
+            continue
+        shared = span.rows @ general.rows.T
+        values, vectors = torch.linalg.eigh(span.weights.diag() - shared @ shared.T)
+        beyond = values.round()
+        missing = beyond.sum() + general.weights.sum() - span.weights.sum()
+        if missing != 0 or (values - beyond).abs().max() > _ROUNDING:
+            return spans, None
+        own.append(Rows((vectors.T @ span.rows)[beyond > 0], beyond[beyond > 0]))
+    return own, general

@@ -16,7 +16,7 @@ from oracle import residual_dense, residual_factors
 
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.method.declaration import Layer, Tokens
-from gks_eval.method.lora import LoraPair, stack
+from gks_eval.method.lora import LoraPair, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.routed import build, routed_update
@@ -72,11 +72,18 @@ def is_clear(x: torch.Tensor, updates: Sequence[torch.Tensor]) -> bool:
     return True
 
 
+def residuals(
+    pairs: Sequence[LoraPair], general: Sequence[LoraPair], rule: str
+) -> list[torch.Tensor]:
+    """Full updates; nothing is subtracted from an adapter that leaves the layer alone."""
+    return [dense(pair) if pair.missing else residual_dense(pair, general, rule) for pair in pairs]
+
+
 def check_shares(
     x_TK: torch.Tensor, pairs: list[LoraPair], general: list[LoraPair], setting: Setting
 ) -> None:
     setting = setting.fitted(len(pairs))
-    updates = [residual_dense(pair, general, setting.rule) for pair in pairs]
+    updates = residuals(pairs, general, setting.rule)
     with torch.no_grad():
         update, found = routed_update(x_TK, build(pairs, general, setting, dtype=torch.float32))
     expected = torch.tensor([shares_of(x, updates, setting) for x in x_TK.double()])
@@ -98,6 +105,7 @@ def check_shares(
     ranks=st.lists(st.sampled_from([1, 3, 5, 7]), min_size=1, max_size=6),
     equal_ranks=st.booleans(),
     dead=st.sets(st.integers(0, 5), max_size=1),  # two would tie
+    missing=st.booleans(),
     general=st.integers(0, 2),
     top_k=st.integers(1, 4),
     shortlist=st.integers(4, 6),
@@ -110,6 +118,7 @@ def test_coefficients_against_loops(
     ranks: list[int],
     equal_ranks: bool,
     dead: set[int],
+    missing: bool,
     general: int,
     top_k: int,
     shortlist: int,
@@ -124,17 +133,19 @@ def test_coefficients_against_loops(
         for n, (rank, scaling) in enumerate(zip(ranks, scalings, strict=True))
     ]
     parts = [random_pair(ranks[0], seed=seed + 100 + n) for n in range(general)]
-    if not general:
-        for e in dead & set(range(len(pairs))):
+    for e in dead & set(range(len(pairs))):
+        if missing:
+            pairs[e] = no_update(pairs[e].shape)
+        elif not general:
             pairs[e] = LoraPair(pairs[e].A, torch.zeros_like(pairs[e].B), pairs[e].scaling)
-    elif general == 1 and dead:
-        pairs[min(dead) % len(pairs)] = parts[0]
+        elif general == 1:
+            pairs[e] = parts[0]
     setting = Setting(
         router=router, rule=rule, combine="outputs", subtract=("en",) if general else (),
         top_k=min(top_k, len(pairs)), shortlist=shortlist, temperature=temperature,
     )  # fmt: skip
     x_TK = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed))
-    updates = [residual_dense(pair, parts, rule) for pair in pairs]
+    updates = residuals(pairs, parts, rule)
     assume(all(is_clear(x, updates) for x in x_TK.double()))
     check_shares(x_TK, pairs, parts, setting)
 
@@ -287,6 +298,40 @@ def test_scores_of_16_bit_layers(router: str) -> None:
         expected = torch.tensor([shares_of(row, updates, setting.fitted(3)) for row in x.double()])
         assert found.dtype == torch.float32
         assert (found - expected).abs().max() < 0.03
+
+
+def test_a_general_part_in_every_span_counts_once() -> None:
+    """3 experts of rank 4 and 2 general adapters: products of 12 + 8 rows out of 20."""
+    pairs = [random_pair(width_in=64, seed=n) for n in range(3)]
+    parts = [random_pair(width_in=64, seed=30 + n) for n in range(2)]
+    for router, products in (("spectr", 3 * 4 + 8), ("norm", 3 * 8 + 8), ("lag", 3 * 12)):
+        setting = Setting(router=router, rule="delta", combine="outputs", top_k=1)
+        chosen: Any = build(pairs, parts, setting, dtype=torch.float32).router
+        assert chosen.core.shape == (3 * 4 + 8, products)
+
+
+@pytest.mark.parametrize("router", NAMES)
+def test_scores_after_shared_starts(router: str) -> None:
+    """The span of task and general A's is nearly flat; 16 bits cannot tell its directions apart."""
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(4, 64, generator=generator) / 8
+
+    def trained(seed: int) -> LoraPair:
+        pair = random_pair(width_in=64, seed=seed)
+        return LoraPair(start + 0.05 * pair.A, pair.B, pair.scaling)
+
+    pairs, parts = [trained(n) for n in range(3)], [trained(9)]
+    setting = Setting(router=router, rule="delta", combine="outputs", top_k=3)
+    updates = residuals(pairs, parts, "delta")
+    x = torch.randn(100, 64, generator=generator).bfloat16()
+    expected = torch.tensor([shares_of(row, updates, setting.fitted(3)) for row in x.double()])
+    in_16_bits = 0.02 if router == "norm" else 1e-4
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, in_16_bits)):
+        weights = build(pairs, parts, setting, dtype=dtype)
+        found = routed_update(x.to(dtype), weights)[1]
+        assert (found - expected).abs().max() < tolerance
+        if router != "norm":
+            assert (weights.directions is not None) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize("router", NAMES)
