@@ -15,7 +15,6 @@ from one_by_one import one_by_one, random_requests
 from gks_eval.library.load import Library, load_library
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.setting import Setting
 from gks_eval.model.inject import Attachment, attach
 from gks_eval.scoring import packed_log_likelihoods
 
@@ -133,14 +132,21 @@ def inputs_of(attachment: Attachment, model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("subtract", ["none", "fr", "avg"])
-@pytest.mark.parametrize("router", [*ROUTERS.names(), "merge:mean"])
+CONTROLS = ["general=permuted", "general=rotated", "general=other", "experts=random"]
+EVERY = [
+    *(f"{router}{general}" for router in ROUTERS.names() for general in ("", ":fr", ":avg")),
+    *(f"merge:mean;subtract={general}" for general in ("none", "fr", "avg")),
+    *(f"arrow:avg;{control}" for control in (*CONTROLS, "experts=rescaled")),
+    "uniform;rule=pico",
+]
+
+
+@pytest.mark.parametrize("text", EVERY)
 @torch.no_grad()
 def test_every_layer_of_every_router_follows_the_loops(
-    router: str, subtract: str, model: Any, library: Library
+    text: str, model: Any, library: Library
 ) -> None:
-    given = Setting.from_arguments(preset="exact", router=router, subtract=subtract)
-    with attach(model, library, given) as attachment:
+    with attach(model, library, f"{text};preset=exact") as attachment:
         setting = attachment.setting
         assert setting is not None
         inputs = inputs_of(attachment, model)
@@ -154,13 +160,13 @@ def test_every_layer_of_every_router_follows_the_loops(
             expected, shares = reference_update(x, *pairs, setting, name)
             found = update.layer(x) - update.layer.forward(x)
             naive = [expected]
-            if router == "arrow":
+            if setting.router == "arrow":
                 naive.append(oracle.routed(x, *pairs, setting).update)
             for other in naive:
                 # Top-k is discontinuous: a near-tie may flip single tokens.
                 off = (found - other).abs().amax(1) > 1e-5 * max(1.0, float(other.abs().max()))
                 assert off.sum() <= 1
-            if "down_proj" in name and router == "arrow":  # alone gamma updates it
+            if "down_proj" in name and setting.router == "arrow":  # alone gamma updates it
                 others = [0, 1, 3]
                 assert (shares[:, 2:3] >= shares[:, others]).all()
 

@@ -108,7 +108,11 @@ def test_routers_subtract_nothing_from_experts_that_leave_the_layer_alone(
     top_k = setting.parameters.get("top_k", 5)
     if top_k <= 3:  # so many do update the layer
         assert not found_shares[:, [1, 3]].any()
-    assert to_device(weights, torch.device("meta")).nbytes() == weights.nbytes()
+    assert (weights.present is not None) == bool(general and ROUTERS.get(name).sums_to_one)
+    moved = to_device(weights, torch.device("meta"))
+    assert moved.nbytes() == weights.nbytes()
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 @pytest.mark.parametrize(("name", "parameters"), MERGE_ROWS)
