@@ -119,4 +119,4 @@ def merge_tensors(method: str, tensors: Sequence[torch.Tensor], density: float) 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The density .* no pruning", UserWarning)
         merged: torch.Tensor = getattr(merge_utils, method)(list(tensors), ones, density)
-    return merged
+    return merged.to(tensors[0].dtype)  # ties returns float32 for 16 bits

@@ -89,8 +89,9 @@ def low_rank(
 
 def truncated(update: torch.Tensor, rank: int) -> LoraPair:
     """Return the best pair of at most a rank for an update that is written out, (D, K)."""
-    u, singular, v = torch.linalg.svd(update, full_matrices=False)
-    return LoraPair(v[:rank], u[:, :rank] * singular[:rank])
+    wide = update.to(torch.promote_types(update.dtype, torch.float32))  # no SVD in 16 bits
+    u, singular, v = torch.linalg.svd(wide, full_matrices=False)
+    return LoraPair(v[:rank].to(update.dtype), (u[:, :rank] * singular[:rank]).to(update.dtype))
 
 
 def singular_triplets(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

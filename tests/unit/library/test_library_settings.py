@@ -121,8 +121,15 @@ def test_unequal_experts(
         Setting(rule="delta", combine="outputs", top_k=2),
         Setting(rule="factors", combine="outputs", subtract=(), top_k=2),
         Setting(router="alpha"),
+        *(Setting(router=f"merge:{name}", subtract=()) for name in ANY_RANK),
+        Setting(router="merge:ties", on="delta", subtract=()),
+        Setting(router="merge:mean", rule="pico"),
     ):
         library.check(allowed)
+    for merge in ("ties", "dare_linear", "dare_ties", "magnitude_prune"):
+        with pytest.raises(CompatibilityError) as caught:
+            library.check(Setting(router=f"merge:{merge}", subtract=()))
+        assert_sentence(caught.value, "'beta'", f"merge:{merge}", *what, "on=delta allows")
     for refused, why in (
         (Setting(top_k=2), "combine=factors"),
         (Setting(rule="delta", top_k=2), "combine=factors"),
@@ -136,6 +143,7 @@ def test_unequal_experts(
         )
 
 
+ANY_RANK = ("mean", "task_arithmetic", "svd", "tsv", "knots", "core_space")
 MIXED_SETTINGS = [
     ("arrow;preset=exact", ()),
     ("gks:avg;preset=exact", ()),

@@ -116,6 +116,20 @@ def test_routers_subtract_nothing_from_experts_that_leave_the_layer_alone(
 
 
 @pytest.mark.parametrize(("name", "parameters"), MERGE_ROWS)
+def test_merges_of_16_bit_adapters_keep_their_type(name: str, parameters: dict[str, Any]) -> None:
+    merge_ = MERGES.get(name)
+    chosen = merge_.parameters(**parameters)
+    pairs = [random_pair(seed=n, dtype=torch.bfloat16) for n in range(3)]
+    found = merge_(Layer("", pairs), chosen)
+    assert found.A.dtype == found.B.dtype == torch.bfloat16
+    if not name.startswith("dare") and parameters.get("inner", "").partition("_")[0] != "dare":
+        wide = merge_(Layer("", [pair.to(torch.float32) for pair in pairs]), chosen).delta()
+        # On the entries that pruning keeps: rounding decides which they are where two are equal.
+        error = (found.to(torch.float32).delta() - wide).norm() / wide.norm()
+        assert error < 0.15
+
+
+@pytest.mark.parametrize(("name", "parameters"), MERGE_ROWS)
 def test_merges_count_experts_that_leave_the_layer_alone_as_zero(
     name: str, parameters: dict[str, Any]
 ) -> None:

@@ -104,6 +104,13 @@ NOT_POSITIVE = "needs a number above 0"
           (0, 0.0, -1, "nan", "inf", float("nan"), float("inf"), "hot", None, False)),
         *(({"scale": value}, [f"scale={value}", "needs a number"]) for value in
           ("x", "nan", float("inf"), None, True)),
+        ({"router": "merge:svd", "rank": 0}, ["rank=0", NOT_WHOLE]),
+        ({"router": "merge:svd", "rank": "two"}, ["rank=two", NOT_WHOLE]),
+        ({"router": "merge:tsv", "lambda": "x"}, ["lambda=x", "needs a number"]),
+        ({"router": "merge:mean", "lambda": "nan"}, ["lambda=nan", "needs a number"]),
+        ({"router": "merge:ties", "density": 0}, ["density=0", "number above 0 and of at most 1"]),
+        ({"router": "merge:ties", "on": "both"}, ["on=both", "one of factors, delta"]),
+        ({"router": "merge:tie"}, ["merge=tie is unknown", "did you mean 'ties'"]),
         ({"rule": "pico", "subtract": "en+de"}, ["rule=pico", "subtract=en+de", "subtract=none"]),
         ({"rule": "factor"}, ["rule=factor", "did you mean 'factors'"]),
         ({"rule": None}, ["rule=None", "known: delta, factors, orthogonal, pico"]),
@@ -235,6 +242,30 @@ def test_the_digest_is_the_same_tomorrow_and_in_another_process() -> None:
             check=True,
         ).stdout
         assert printed.strip() == Setting().digest()
+
+
+@pytest.mark.parametrize("text", ["merge:svd", "merge:ties;lambda=0.3;on=delta;rank=2", "gks:en"])
+def test_arguments_give_the_setting_again(text: str) -> None:
+    setting, _ = Setting.parse(text)
+    again = Setting.from_arguments(**setting.arguments())
+    assert again.identity() == setting.identity()
+    assert again.parameters == setting.parameters
+
+
+def test_a_parameter_may_be_called_by_a_keyword_of_python() -> None:
+    setting, others = Setting.parse("merge:task_arithmetic;lambda=0.3")
+    assert others == {}
+    assert setting.parameters["lambda"] == 0.3
+    assert setting.identity()["lambda"] == 0.3
+    assert setting.merge_method()[1].model_dump() == {"lambda": 0.3}
+    assert "lambda" in setting_arguments()
+
+
+def test_a_value_for_another_method_must_fit_one_that_has_the_parameter() -> None:
+    for inner in ("mean", "tsv"):  # core_space takes both, knots the first
+        assert Setting(inner=inner) == Setting()
+    with pytest.raises(UsageError, match="inner=max: needs one of ties"):
+        Setting(inner="max")
 
 
 def test_settings_are_frozen_hashable_and_closed() -> None:
