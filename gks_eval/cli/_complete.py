@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Final
 
-from gks_eval.util.paths import bundled, tasks_dir
+from gks_eval.util.paths import MANIFEST, RECIPE, bundled, tasks_dir
 
 __all__ = ["joined_bash_words", "libraries", "recipes", "settings", "task", "tasks"]
 
@@ -52,12 +52,12 @@ def joined_bash_words() -> Iterator[None]:
 
 def libraries(incomplete: str) -> list[str]:
     """Return the bundled libraries whose name starts so; folders are the shell's own."""
-    return _starting(bundled("library.yaml"), incomplete)
+    return _starting(bundled(MANIFEST), incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:
     """Return the bundled libraries with a recipe."""
-    return _starting(bundled("recipe.yaml"), incomplete)
+    return _starting(bundled(RECIPE), incomplete)
 
 
 def task(incomplete: str) -> list[str]:

@@ -28,6 +28,7 @@ def mttl(
 ) -> None:
     """Convert an expert library of Ostapenko et al.; pickles are read without running them."""
     from gks_eval.cli._bar import working
+    from gks_eval.util.paths import MANIFEST
 
     with working("converting"):
         from gks_eval.training.conversion import convert_mttl
@@ -35,7 +36,7 @@ def mttl(
         done = convert_mttl(source, output, base_model=base_model, numbered=numbered)
     typer.echo(f"{output}: {len(done.experts)} experts: {', '.join(done.experts)}")
     if done.manifest is None:
-        typer.echo(f"{output / 'library.yaml'}: was there already and is left as it is")
+        typer.echo(f"{output / MANIFEST}: was there already and is left as it is")
 
 
 def bin_(

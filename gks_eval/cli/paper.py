@@ -89,7 +89,9 @@ def paper(
     if fmt is PaperFormat.JSON:
         import json
 
-        content = {"schema": "gks_eval.paper/1", "source": published.source}
+        from gks_eval.evidence.paper import SCHEMA
+
+        content = {"schema": SCHEMA, "source": published.source}
         text = json.dumps({**content, "cells": [cell.model_dump() for cell in cells]}, indent=1)
         text += "\n"
     else:

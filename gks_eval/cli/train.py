@@ -100,14 +100,14 @@ def train(
 def find_recipe(recipe: str) -> Path:
     """Return a recipe's file, given itself, its folder, or a bundled library's name."""
     from gks_eval.errors import UsageError
-    from gks_eval.util.paths import adapters_dir, bundled
+    from gks_eval.util.paths import RECIPE, adapters_dir, bundled
 
-    names = bundled("recipe.yaml")
-    for place in (Path(recipe), Path(recipe) / "recipe.yaml"):
+    names = bundled(RECIPE)
+    for place in (Path(recipe), Path(recipe) / RECIPE):
         if place.is_file():
             return place
     if recipe in names:
-        return adapters_dir() / recipe / "recipe.yaml"
+        return adapters_dir() / recipe / RECIPE
     raise UsageError(
         f"{recipe}: no recipe there; give a recipe.yaml or a bundled one: {', '.join(names)}."
     )

@@ -8,12 +8,13 @@ too, so that a change of meaning needs a new number.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import Field, model_validator
 
 from gks_eval.errors import ResultsError
 from gks_eval.util.json_file import JsonFile
+from gks_eval.util.schemas import GeometrySchema, RoutingSchema
 from gks_eval.util.yaml import FrozenModel
 
 __all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "find_observed"]
@@ -43,7 +44,7 @@ class TaskRouting(FrozenModel):
 
 
 class RoutingShares(FrozenModel):
-    """Routing shares of one setting, ``gks_eval.routing/1``.
+    """Routing shares of one setting.
 
     Attributes:
         library: The library's name.
@@ -55,7 +56,7 @@ class RoutingShares(FrozenModel):
         provenance: Anything about how it was made.
     """
 
-    schema_: Literal["gks_eval.routing/1"] = Field(alias="schema")
+    schema_: RoutingSchema = Field(alias="schema")
     library: str
     setting: str
     top_k: Annotated[int, Field(ge=1)]
@@ -79,7 +80,7 @@ class RoutingShares(FrozenModel):
 
 
 class LibraryGeometry(FrozenModel):
-    """How the adapters of a library lie to each other, ``gks_eval.geometry/1``.
+    """How the adapters of a library lie to each other.
 
     Norms are Frobenius norms of dW = s B A; cosines are between the dW of all layers taken as one
     vector unless a field is by layer.
@@ -101,7 +102,7 @@ class LibraryGeometry(FrozenModel):
         provenance: Anything about how it was made.
     """
 
-    schema_: Literal["gks_eval.geometry/1"] = Field(alias="schema")
+    schema_: GeometrySchema = Field(alias="schema")
     library: str
     experts: list[str]
     general: list[str]

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from gks_eval.evidence.stats.wilson import wilson_interval
 from gks_eval.util.yaml import FrozenModel, parse_typed
 
 __all__ = [
+    "SCHEMA",
     "PaperCell",
     "PaperRow",
     "PaperTable",
@@ -28,6 +29,7 @@ __all__ = [
     "side_by_side",
 ]
 
+SCHEMA: Final = "gks_eval.paper/1"
 Family = Literal["gks_paper", "gks"]
 
 

@@ -21,8 +21,9 @@ from gks_eval.evidence.records import (
     is_finite,
 )
 from gks_eval.util.json_file import JsonFile
+from gks_eval.util.result_files import samples_of, timestamp_of
 
-__all__ = ["read_results", "timestamp_of"]
+__all__ = ["read_results"]
 
 _FILE: Final = JsonFile(
     "results file of lm-eval",
@@ -33,8 +34,6 @@ _FILE: Final = JsonFile(
 )
 
 MAX_ITEMS = 1 << 40
-# lm-eval stamps its files with datetime.isoformat(), ":" replaced by "-".
-_STAMP = re.compile(r"_(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.jsonl?$")
 # `token=hf_...`, `https://name:password@host` and the like must not reach a table or page.
 _WORDS = "token|password|passwd|secret|api[_-]?key|access[_-]?key|auth|authorization|credentials?"
 _SECRET = re.compile(rf"(?i)(^|[_-])({_WORDS})($|[_-])")
@@ -69,12 +68,6 @@ class _Raw(BaseModel):
     chat_template_sha: str | None = None
     system_instruction_sha: str | None = None
     total_evaluation_time_seconds: str | None = None
-
-
-def timestamp_of(path: Path) -> str | None:
-    """Return the time stamp that lm-eval put into a file's name, or None."""
-    found = _STAMP.search(path.name)
-    return found.group(1) if found else None
 
 
 def read_results(path: Path) -> ResultsFile:
@@ -133,7 +126,7 @@ def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskRes
         unusable=unusable,
         config=raw.configs.get(name, {}),
         source=path,
-        samples=_samples_path(path, name),
+        samples=samples_of(path, name),
         prompt_stamp=f"{raw.chat_template_sha or ''}/{raw.system_instruction_sha or ''}",
     )
 
@@ -219,16 +212,6 @@ def _weightings(value: float, tasks: list[TaskResult], key: str) -> set[bool]:
     tolerance = 1e-9 * max(1.0, abs(value))
     averages = {True: by_size, False: plain}
     return {way for way, average in averages.items() if abs(average - value) <= tolerance}
-
-
-def _samples_path(path: Path, task: str) -> Path | None:
-    if Path(task).name != task:
-        return None
-    stamp = timestamp_of(path)
-    candidate = path.with_name(
-        f"samples_{task}_{stamp}.jsonl" if stamp else f"samples_{task}.jsonl"
-    )
-    return candidate if candidate.is_file() else None
 
 
 def _shown(model_args: object) -> str:

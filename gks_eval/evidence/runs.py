@@ -12,9 +12,10 @@ from pathlib import Path
 
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.records import GroupResult, ResultsFile, TaskResult
-from gks_eval.evidence.results import read_results, timestamp_of
+from gks_eval.evidence.results import read_results
 from gks_eval.evidence.variants import variant_names
 from gks_eval.util.grid_order import read_order
+from gks_eval.util.result_files import RESULTS, is_results, timestamp_of
 
 __all__ = ["Run", "baseline_first", "find_runs", "one_run"]
 
@@ -158,7 +159,7 @@ def _runs_at(text: str) -> list[Run]:
         raise ResultsError(f"{text:.200} cannot be read: {error.strerror}; check it.") from None
     if is_file:
         if path.suffix != ".json":
-            raise ResultsError(f"{path} is no results file; give the results_*.json beside it.")
+            raise ResultsError(f"{path} is no results file; give the {RESULTS} next to it.")
         return [_merge([read_results(path)], path.parent, path.parent.name or str(path))]
     if is_folder:
         return _runs_in(path)
@@ -173,7 +174,7 @@ def _runs_at(text: str) -> list[Run]:
 
 
 def _usable(path: Path) -> bool:
-    return _is_results(path) if path.is_file() else any(map(_is_results, _json_files(path)))
+    return is_results(path) if path.is_file() else any(map(is_results, _json_files(path)))
 
 
 def _json_files(root: Path) -> list[Path]:
@@ -186,25 +187,16 @@ def _json_files(root: Path) -> list[Path]:
         ) from None
 
 
-def _is_results(path: Path) -> bool:
-    # `--output_path x.json` writes x_<stamp>.json instead of results_<stamp>.json.
-    if path.suffix != ".json" or path.name.startswith("samples_"):
-        return False
-    return path.stem == "results" or path.name.startswith("results_") or bool(timestamp_of(path))
-
-
 def _runs_in(root: Path) -> list[Run]:
     by_model: defaultdict[tuple[Path, str, str], list[ResultsFile]] = defaultdict(list)
     for path in _json_files(root):
         # A grid writes a setting aside in a hidden folder until it is finished.
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if _is_results(path) and path.is_file() and not hidden:
+        if is_results(path) and path.is_file() and not hidden:
             results = read_results(path)
             by_model[path.parent, results.model, results.model_args].append(results)
     if not by_model:
-        raise ResultsError(
-            f"{root} holds no results_*.json; give the folder that --output_path named."
-        )
+        raise ResultsError(f"{root} holds no {RESULTS}; give the folder that --output_path named.")
     models_in = Counter(folder for folder, _, _ in by_model)
     variants: dict[Path, dict[str, tuple[str, str]]] = defaultdict(dict)
     for (folder, model, model_args), files in by_model.items():

@@ -24,6 +24,7 @@ from gks_eval.model.base_model import content_stamp
 from gks_eval.util.files import disk_errors, write_text
 from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.process_group import ProcessGroup
+from gks_eval.util.result_files import RESULTS, samples_of
 
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
@@ -203,12 +204,12 @@ def _publish(
 def _is_complete(written: Path, rows: Mapping[str, int]) -> bool:
     # lm-eval logs a failed write as a warning and goes on: read what must be there.
     try:
-        (results,) = written.glob("results_*.json")
+        (results,) = written.glob(RESULTS)
         if not read_or_empty(results):
             return False
         for task, count in rows.items():
-            (path,) = written.glob(f"samples_{task}_2*.jsonl")  # a date follows, not a longer name
-            text = path.read_bytes()
+            path = samples_of(results, task)
+            text = path.read_bytes() if path else b""
             if text.count(b"\n") != count or not text.endswith(b"\n"):
                 return False
     except (OSError, ValueError):

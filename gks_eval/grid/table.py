@@ -15,6 +15,7 @@ from gks_eval.errors import ResultsError
 from gks_eval.grid.cell import CELL_FILE
 from gks_eval.library.starts import Starts
 from gks_eval.util.json_file import read_or_empty
+from gks_eval.util.result_files import RESULTS
 
 if TYPE_CHECKING:
     from gks_eval.grid.grid_plan import GridPlan
@@ -124,7 +125,7 @@ def print_whole(table: Table) -> None:
 def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int], Starts | None]:
     try:
         label = read_or_empty(folder / CELL_FILE)["label"]
-        (path,) = folder.glob("results_*.json")
+        (path,) = folder.glob(RESULTS)
         content = read_or_empty(path)
         counts = {task: n["effective"] for task, n in content["n-samples"].items()}
         results = {task: dict(metrics) for task, metrics in content["results"].items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -20,11 +20,10 @@ from gks_eval.library.starts import StartsTally
 from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
 from gks_eval.method.registry import RULES
 from gks_eval.method.routers.prototypes import prototypes
+from gks_eval.util.schemas import GEOMETRY
 from gks_eval.util.versions import versions
 
-__all__ = ["SCHEMA", "Summary", "library_geometry", "summary"]
-
-SCHEMA: Final = "gks_eval.geometry/1"
+__all__ = ["Summary", "library_geometry", "summary"]
 
 
 def library_geometry(
@@ -32,7 +31,7 @@ def library_geometry(
     languages: Sequence[str] | None = None,
     progress: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure a library, as plain JSON values of the schema ``gks_eval.geometry/1``.
+    """Measure a library, as plain JSON values of the schema `GEOMETRY`.
 
     Args:
         library: The adapters.
@@ -111,7 +110,7 @@ def library_geometry(
 
     own = gram["none"].diagonal().clamp_min(0).sqrt()
     return {
-        "schema": SCHEMA,
+        "schema": GEOMETRY,
         "library": library.name,
         "experts": experts,
         "general": list(library.general),

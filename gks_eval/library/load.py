@@ -14,9 +14,9 @@ from pathlib import Path
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, did_you_mean
 from gks_eval.library.hub import HubSource, fetch_adapter, fetch_library
 from gks_eval.library.library import Library
-from gks_eval.library.manifest import MANIFEST, LibraryConfig
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import Adapter, read_adapter
-from gks_eval.util.paths import adapters_dir, bundled
+from gks_eval.util.paths import MANIFEST, adapters_dir, bundled
 from gks_eval.util.yaml import load_typed
 
 __all__ = ["MANIFEST", "Library", "bundled_libraries", "load_library", "read_manifest"]

@@ -10,9 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from gks_eval.util.yaml import FrozenModel
 
-__all__ = ["MANIFEST", "LibraryConfig", "LoadConfig"]
-
-MANIFEST: Final = "library.yaml"
+__all__ = ["LibraryConfig", "LoadConfig"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 # Names that the command line's grammar gives a meaning of its own.

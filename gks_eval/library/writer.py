@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from gks_eval.errors import LibraryError
-from gks_eval.library.manifest import MANIFEST, LibraryConfig
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 from gks_eval.method.lora import LoraPair
 from gks_eval.util.files import replaced_folder, sha256_of, write_text
-from gks_eval.util.paths import unportable
+from gks_eval.util.paths import MANIFEST, unportable
 
 __all__ = ["check_folder_names", "write_adapter", "write_manifest"]
 

@@ -15,14 +15,14 @@ import torch
 
 from gks_eval.errors import UsageError
 from gks_eval.scoring import packed_log_likelihoods, supports_packed
+from gks_eval.util.schemas import ROUTING
 from gks_eval.util.versions import versions
 
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
 
-__all__ = ["SCHEMA", "RoutingTally", "observe_requests", "observe_text", "routing_record"]
+__all__ = ["RoutingTally", "observe_requests", "observe_text", "routing_record"]
 
-SCHEMA: Final = "gks_eval.routing/1"
 _GATHER: Final = 1024  # tokens of a layer
 TokenPairs = Sequence[tuple[list[int], list[int]]]
 
@@ -139,14 +139,14 @@ def observe_text(lm: GksArrowLM, text: str) -> tuple[list[str], torch.Tensor]:
 
 
 def routing_record(lm: GksArrowLM, label: str, tallies: dict[str, RoutingTally]) -> dict[str, Any]:
-    """Return a routing record, plain JSON values of the schema ``gks_eval.routing/1``."""
+    """Return a routing record, plain JSON values of the schema `ROUTING`."""
     library = lm.library
     assert library is not None
     assert lm.attachment is not None
     layers = [name for name, update in lm.attachment.layers.items() if update.weights is not None]
     experts = list(library.mixed_adapters(lm.setting))
     return {
-        "schema": SCHEMA,
+        "schema": ROUTING,
         "library": library.name,
         "setting": label,
         "top_k": lm.setting.parameters.get("top_k", len(experts)),

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.errors import LibraryError, UsageError
-from gks_eval.library.manifest import MANIFEST
-from gks_eval.library.peft_adapter import RECORD
+from gks_eval.library.peft_adapter import PICKLED, RECORD, WEIGHTS_FILE
 from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
 from gks_eval.method.lora import LoraPair
 from gks_eval.training.pickles import load_pickled, tensors_of
 from gks_eval.util.files import sha256_of
+from gks_eval.util.paths import MANIFEST
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +158,7 @@ def convert_bin(folder: Path) -> Path:
 
     from gks_eval.util.files import replaced_file
 
-    pickled, target = folder / "adapter_model.bin", folder / "adapter_model.safetensors"
+    pickled, target = folder / PICKLED[0], folder / WEIGHTS_FILE
     if target.is_file():
         raise UsageError(f"{target}: is there already; nothing is to be converted.")
     tensors = tensors_of(load_pickled(pickled), pickled)

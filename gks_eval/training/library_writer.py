@@ -7,11 +7,12 @@ from typing import Any
 
 from gks_eval.errors import LibraryError
 from gks_eval.library import writer
-from gks_eval.library.manifest import MANIFEST, LibraryConfig
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import RECORD
 from gks_eval.model.base_model import beside_recipe
 from gks_eval.training.jobs import TrainingPlan
 from gks_eval.util.json_file import read_or_empty
+from gks_eval.util.paths import MANIFEST
 from gks_eval.util.versions import versions
 from gks_eval.util.yaml import load_typed
 

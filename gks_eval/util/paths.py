@@ -14,6 +14,8 @@ from typing import Final
 from gks_eval.errors import UsageError
 
 __all__ = [
+    "MANIFEST",
+    "RECIPE",
     "adapters_dir",
     "bundled",
     "cache_dir",
@@ -22,6 +24,10 @@ __all__ = [
     "tasks_dir",
     "unportable",
 ]
+
+# Files of a library's folder.
+MANIFEST: Final = "library.yaml"
+RECIPE: Final = "recipe.yaml"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,15 @@
+"""Schemas of the files that the model's wing writes and the evidence reads.
+
+A change of meaning gets a new number.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+__all__ = ["GEOMETRY", "ROUTING", "GeometrySchema", "RoutingSchema"]
+
+RoutingSchema = Literal["gks_eval.routing/1"]
+ROUTING: Final[RoutingSchema] = "gks_eval.routing/1"
+GeometrySchema = Literal["gks_eval.geometry/1"]
+GEOMETRY: Final[GeometrySchema] = "gks_eval.geometry/1"
