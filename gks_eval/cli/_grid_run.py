@@ -1,0 +1,70 @@
+"""A grid's walk and its plan, as a terminal shows them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from gks_eval.cli._lm_eval import lm_eval_told
+
+if TYPE_CHECKING:
+    from gks_eval.grid import Grid
+
+__all__ = ["plan", "run"]
+
+
+def plan(grid: Grid) -> None:
+    """Check a grid and print its size; compute nothing."""
+    from gks_eval.grid.grid_plan import plan_grid
+    from gks_eval.grid.table import plan_lines, plan_table, print_whole
+    from gks_eval.util.process_group import ProcessGroup
+    from gks_eval.util.quiet import quiet_libraries
+
+    group = ProcessGroup()
+    if not group.is_main:
+        return  # one process counts for all
+    group.leave()
+    quiet_libraries()
+    with lm_eval_told():
+        found = plan_grid(grid)
+    print_whole(plan_table(found))
+    for line in plan_lines(found):
+        typer.echo(line)
+
+
+def run(grid: Grid) -> list[Path] | None:
+    """Run a grid and print each setting's progress on standard error.
+
+    Returns:
+        The settings' folders; None in the processes that write nothing.
+    """
+    from rich.console import Console
+
+    from gks_eval.cli._bar import working
+
+    console = Console(stderr=True)
+    total = len(grid.settings)
+    seen = 0
+    waiting = ExitStack()
+    waiting.enter_context(working("reading libraries and tasks"))
+
+    from gks_eval.grid import Cell, run_grid
+    from gks_eval.util.process_group import ProcessGroup
+    from gks_eval.util.quiet import quiet_libraries
+
+    quiet_libraries()
+
+    def report(cell: Cell, state: str) -> None:
+        nonlocal seen
+        waiting.close()
+        if state != "done":
+            seen += 1
+            console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)
+
+    group = ProcessGroup()
+    with waiting, lm_eval_told():
+        folders = run_grid(grid, report if group.is_main else None)
+    return folders if group.is_main else None
