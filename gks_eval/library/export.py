@@ -16,7 +16,7 @@ from typing import Any, Final
 from gks_eval.errors import LibraryError, UsageError
 from gks_eval.library.card import CARD, Facts, model_card
 from gks_eval.library.load import Library, load_library
-from gks_eval.library.manifest import MANIFEST, LibraryConfig
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import CONFIG_FILE, EXPORT, WEIGHTS_FILE, Adapter
 from gks_eval.library.peft_check import check_with_peft
 from gks_eval.library.peft_config import read_config
@@ -26,6 +26,7 @@ from gks_eval.method.lora import LoraPair
 from gks_eval.method.routed import residual_pairs
 from gks_eval.method.setting import Setting, as_setting
 from gks_eval.util.files import check_writable, disk_errors, replaced_folder
+from gks_eval.util.paths import MANIFEST
 from gks_eval.util.versions import versions
 from gks_eval.util.yaml import load_typed
 
