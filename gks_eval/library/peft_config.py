@@ -145,12 +145,13 @@ class Scaling:
     def _first(
         self, field: str, patterns: Mapping[str, float], module: str, default: float | None
     ) -> float | None:
-        # PEFT's rule: a regular expression for a whole dotted suffix of the name.
+        # The rule of peft.utils.other.get_pattern_key, which itself matches without a time limit:
+        # `re` needs hours for (a+)+x on 40 letters.
         where = f"{self._path}: {field}"
         for text, value in patterns.items():
             if _match(text, rf"(.*\.)?({text})$", module, where):
                 return value
-        return default
+        return patterns.get(module, default)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import random
 import shutil
 import struct
 from collections.abc import Callable
@@ -358,6 +359,36 @@ def test_a_strangers_pattern_cannot_keep_us_busy(field: str) -> None:
     patterns = {"alpha_pattern": {"(a|a)+x": 1}}
     with pytest.raises(LibraryError, match=r"alpha_pattern '.*' is too intricate"):
         Scaling(patterns, Path("some/config")).of("a" * 60, 4)
+
+
+MODULES = [
+    *(f"model.layers.{i}.self_attn.{leaf}_proj" for i in (0, 1, 10) for leaf in "qkvo"),
+    *("lm_head", "model.layers.1.mlp.up_proj", "odd+name.q_proj", "odd+name"),
+]  # fmt: skip
+PATTERNS = [
+    *("q_proj", "proj", "_proj", "self_attn.q_proj", r"layers\.1\..*", ".*1.self_attn.o_proj"),
+    *("^model.layers.0.self_attn.k_proj", "(q|k)_proj", "model", "lm_head", "", ".*", "q_proj$"),
+    *("odd+name", r"layers.\d.*proj", "[qv]_proj", "(?:up|q)_proj|lm", r"(.*\.)?o_proj"),
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_patterns_choose_as_in_peft(seed: int) -> None:
+    from peft.utils.other import get_pattern_key
+
+    rng = random.Random(seed)
+    keys = rng.sample(PATTERNS, rng.randint(1, len(PATTERNS)))
+    alphas = {key: float(number + 1) for number, key in enumerate(keys)}
+    scaling = Scaling({"lora_alpha": 100, "alpha_pattern": alphas}, Path("config"))
+    for module in MODULES:
+        expected = alphas.get(get_pattern_key(list(alphas), module), 100)
+        assert scaling.of(module, 4) == expected / 4, (module, keys)
+
+
+def test_a_pattern_that_keeps_python_s_engine_busy_is_matched() -> None:
+    """PEFT's own function would need hours: `re` tries every way to divide the letters."""
+    scaling = Scaling({"lora_alpha": 8, "alpha_pattern": {"(a+)+x": 1}}, Path("config"))
+    assert scaling.of("a" * 60, 4) == 2
 
 
 def test_long_patterns_that_tools_write_are_matched() -> None:
