@@ -144,7 +144,7 @@ ADAPTERS = {
         config(init_lora_weights="pissa")),
     "unequal ranks": (CompatibilityError, ["'beta' and 'alpha'", "rank", "preset=exact"],
         unequal_ranks),
-    "unequal layers": (CompatibilityError, ["'beta' lacks model.layers.1", "target_modules"],
+    "unequal layers": (CompatibilityError, ["which 'beta' does not update", "preset=exact"],
         lambda f: without_layer(f / WEIGHTS)),
     "unequal widths": (CompatibilityError, ["a layer of shape", "different base models"],
         lambda f: narrower(f / WEIGHTS)),
