@@ -34,6 +34,7 @@ __all__ = [
     "did_you_mean",
     "one_line",
     "reason",
+    "whole_reason",
 ]
 
 _BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
@@ -57,6 +58,11 @@ def reason(error: BaseException, last: bool = False) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1 if last else 0].strip(" .")
+
+
+def whole_reason(error: BaseException) -> str:
+    """Return another library's error on one line, or its type where it has no text."""
+    return " ".join(str(error).split()).rstrip(" .") or type(error).__name__
 
 
 class GksError(Exception):

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gks_eval.errors import DataError, GksError, UsageError
+from gks_eval.errors import DataError, GksError, UsageError, whole_reason
 
 __all__ = ["lm_eval_told"]
 
@@ -41,6 +41,5 @@ def lm_eval_told() -> Iterator[None]:
         hint = "(LMEVAL_LOG_LEVEL=DEBUG shows where)"
         if (found := blame(error)) is not None:
             raise DataError(f"lm-eval stopped {found} {hint}") from error
-        message = " ".join(str(error).split()) or type(error).__name__
         kind = UsageError if isinstance(error, _MISTAKES) else GksError
-        raise kind(f"lm-eval stopped: {message} {hint}") from error
+        raise kind(f"lm-eval stopped: {whole_reason(error)} {hint}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.errors import UsageError, did_you_mean, whole_reason
 from gks_eval.grid.settings import Grid
 from gks_eval.tasklib.named import leaves, warn_of_unreadable
 from gks_eval.util.paths import task_folders
@@ -77,6 +77,6 @@ def grid_content(tasks: Any, grid: Grid) -> dict[str, Any]:
             except AssertionError as error:  # lm-eval's only check of item numbers
                 if "--samples" not in str(error):
                     raise
-                raise UsageError(f"{name}: {' '.join(str(error).split()).rstrip('.')}.") from None
+                raise UsageError(f"{name}: {whole_reason(error)}.") from None
     groups = {name: group_content(group) for name, group in loaded.get("groups", {}).items()}
     return {"tasks": found, "groups": groups}

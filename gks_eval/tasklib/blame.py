@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gks_eval.errors import whole_reason
+
 __all__ = ["Blame", "blame"]
 
 # Keys of a YAML whose evaluation has a method of the same name in lm-eval's task class.
@@ -84,13 +86,13 @@ def blame(error: BaseException) -> Blame | None:
     if name is None:
         return None
     offline = isinstance(error, ConnectionError)
-    return Blame(name, file, item, (reason or _said(error)).rstrip("."), key, offline)
+    return Blame(name, file, item, reason or _said(error), key, offline)
 
 
 def _said(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = whole_reason(error)
     kind = type(error).__name__
-    return f"{kind}: {text}" if isinstance(error, LookupError) and text else text or kind
+    return f"{kind}: {text}" if isinstance(error, LookupError) and text != kind else text
 
 
 def _split(error: BaseException, task: Any, key: str) -> tuple[str, str]:

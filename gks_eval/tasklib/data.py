@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gks_eval.errors import DataError, HubError
+from gks_eval.errors import DataError, HubError, whole_reason
 from gks_eval.tasklib.local_data import DATA_ROOT, local_data
 
 __all__ = ["interleave", "load_data", "load_subsets", "resolve_files"]
@@ -45,10 +45,9 @@ def load_data(path: str, name: str | None = None, **kwargs: Any) -> Any:
         OfflineModeIsEnabled,
         ValueError,  # an unknown subset
     ) as error:
-        reason = " ".join(str(error).split())
         raise HubError(
-            f"the data set {what} could not be loaded ({reason}); go online, or set {DATA_ROOT} "
-            f"to a folder that holds a copy of it as {path}/."
+            f"the data set {what} could not be loaded ({whole_reason(error)}); go online, or set "
+            f"{DATA_ROOT} to a folder that holds a copy of it as {path}/."
         ) from error
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gks_eval.errors import whole_reason
+
 __all__ = ["check_named", "leaves", "warn_of_unreadable"]
 
 logger = logging.getLogger(__name__)
@@ -73,8 +75,4 @@ def warn_of_unreadable(folders: Sequence[str]) -> None:
         try:
             load_yaml(file, resolve_func=False)
         except Exception as error:  # whatever a file of anyone's may raise
-            logger.warning("%s is left out, as it cannot be read: %s", file, _plain(error))
-
-
-def _plain(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+            logger.warning("%s is left out, as it cannot be read: %s", file, whole_reason(error))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gks_eval.errors import LibraryError
+from gks_eval.errors import LibraryError, reason
 
 __all__ = ["load_pickled", "tensors_of"]
 
@@ -29,10 +29,9 @@ def load_pickled(path: Path) -> dict[str, Any]:
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n", 1)[0].rstrip(".")
         raise LibraryError(
-            f"{path}: holds more than tensors and plain values ({reason}), and loading those would"
-            " run code; have its maker save the state_dict alone."
+            f"{path}: holds more than tensors and plain values ({reason(error)}), and loading those"
+            " would run code; have its maker save the state_dict alone."
         ) from error
     except FileNotFoundError as error:
         raise LibraryError(f"{path}: is missing; check the path.") from error

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from gks_eval.errors import ConfigError, did_you_mean
+from gks_eval.errors import ConfigError, did_you_mean, whole_reason
 
 __all__ = ["FrozenModel", "KeyPath", "load_typed", "parse_typed"]
 
@@ -102,8 +102,7 @@ def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
             f"{source} is not valid YAML: {where}{error.problem or error.context:.200}."
         ) from None
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{source} is not valid YAML: {reason}.") from None
+        raise ConfigError(f"{source} is not valid YAML: {whole_reason(error)}.") from None
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply.") from None
     except (ValueError, OverflowError):  # the scanner's own, of "\\U99999999"

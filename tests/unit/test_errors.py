@@ -42,7 +42,8 @@ def test_exit_codes_are_distinct_and_leave_0_and_the_shells_alone() -> None:
 
 
 def test_everything_is_exported_once() -> None:
-    assert sorted({*classes(), "did_you_mean", "one_line", "reason"}) == sorted(errors.__all__)
+    functions = {"did_you_mean", "one_line", "reason", "whole_reason"}
+    assert sorted({*classes(), *functions}) == sorted(errors.__all__)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,11 @@ def test_everything_is_exported_once() -> None:
 )
 def test_the_reason_of_another_librarys_error(error: Exception, last: bool, expected: str) -> None:
     assert errors.reason(error, last) == expected
+
+
+def test_the_whole_reason_is_one_line() -> None:
+    assert errors.whole_reason(ValueError(" no such\n  file. \n")) == "no such file"
+    assert errors.whole_reason(KeyError()) == "KeyError"
 
 
 def test_a_compatibility_error_is_caught_as_a_library_error() -> None:
