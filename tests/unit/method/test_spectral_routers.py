@@ -300,6 +300,20 @@ def test_scores_of_16_bit_layers(router: str) -> None:
         assert (found - expected).abs().max() < 0.03
 
 
+@pytest.mark.parametrize("router", NAMES)
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_a_task_that_holds_the_general_part(router: str, orthogonal: bool) -> None:
+    """Subtracting it leaves a residual whose span the general part's directions are not in."""
+    part, rest = random_pair(3, seed=30), random_pair(2, seed=31)
+    if orthogonal:
+        basis = torch.linalg.qr(part.A.T).Q
+        rest = LoraPair(rest.A - (rest.A @ basis) @ basis.T, rest.B, rest.scaling)
+    pairs = [stack([part, rest], [1.0, 1.0]), *(random_pair(5, seed=n) for n in range(3))]
+    setting = Setting(router=router, rule="delta", combine="outputs", top_k=4)
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(5))
+    check_shares(x, pairs, [part], setting)
+
+
 def test_a_general_part_in_every_span_counts_once() -> None:
     """3 experts of rank 4 and 2 general adapters: products of 12 + 8 rows out of 20."""
     pairs = [random_pair(width_in=64, seed=n) for n in range(3)]
