@@ -1,4 +1,4 @@
-"""Goals beside what was measured: pure functions of the rows.
+"""Goals and what was measured: pure functions of the rows.
 
 They are stated for float32 on a CPU, 10 experts of rank 4; a run on something else shows how it
 stands to them, and no exit status depends on them.

@@ -134,7 +134,7 @@ def evaluate_collection(
         rounds: Of the call with everything; the sets alone have half as many.
         device: Where the model is.
         seed: Of the plain forwards' tokens.
-        report: Told what is going on.
+        report: Called with progress messages.
     """
     wait = synchroniser(device)
     everything = Items.joined(list(sets.values()))

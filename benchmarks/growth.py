@@ -43,7 +43,7 @@ def growth_rows(
         device: Where everything is.
         dtype: Of the layer.
         seed: Of weights and tokens.
-        report: Told what is going on.
+        report: Called with progress messages.
     """
     width_in, width_out = sizes.growth_layer
     experts = []

@@ -1,4 +1,4 @@
-"""Row `layer`: the routed update of one linear layer, ours and PEFT's, beside the base's product.
+"""Row `layer`: the routed update of one linear layer, ours and PEFT's, next to the base's product.
 
 The update alone is timed, not the layer: ours writes into the base's output, PEFT's adds to it, and
 either way the base's product would hide what differs.

@@ -228,7 +228,7 @@ class Growth(FrozenModel):
 
 
 class Bar(FrozenModel):
-    """A goal beside what was measured.
+    """A goal and what was measured.
 
     Attributes:
         what: The quantity.

@@ -49,7 +49,7 @@ class BenchmarkRequest:
         """Check what can be known beforehand.
 
         Raises:
-            UsageError: A value is unknown or makes no sense.
+            UsageError: A value is unknown or invalid.
         """
         for row in self.rows:
             if row not in ROWS:

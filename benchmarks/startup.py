@@ -35,7 +35,7 @@ def startup_row(
         warm_up: Whether each runs once before, so that files are in the cache.
         device: As lm_eval takes it.
         seed: Of the model.
-        report: Told what is going on.
+        report: Called with progress messages.
 
     Raises:
         ResourceError: A process failed; the sentence ends with its last line.

@@ -28,10 +28,10 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
 
     Args:
         request: What to run.
-        report: Told what is going on.
+        report: Called with progress messages.
 
     Raises:
-        UsageError: The request makes no sense.
+        UsageError: The request is invalid.
         ResourceError: Memory does not suffice, or a process failed.
         GksError: A library, base or data set cannot be read.
     """

@@ -27,7 +27,7 @@ _WATCHED = "lm_eval.models"
 
 
 def register() -> bool:
-    """Add the name to lm-eval's registry, beside its built-in models.
+    """Add the name to lm-eval's registry, next to its built-in models.
 
     Returns:
         Whether it was added: False where the name is there already.
@@ -90,8 +90,8 @@ class _Watcher:
 def _register_after(loader: object) -> None:
     """Run the registration once this loader has executed the module.
 
-    The hook is an attribute of the loader at hand, gone as soon as it runs: the module keeps its
-    ordinary loader, and a mere look-up of the spec leaves nothing behind.
+    The hook is an attribute of that module's loader and is removed when it runs. The module keeps
+    its ordinary loader, and looking up the spec alone changes nothing.
     """
     execute = loader.exec_module  # type: ignore[attr-defined]
 
@@ -119,7 +119,7 @@ def start() -> None:
     """What the ``.pth`` line calls: install, then leave no trace in ``sys.modules``.
 
     A package that was imported while Python started would win over the one in the working folder
-    or on a path added later: a checkout could not be tested beside an installed release.
+    or on a path added later: a checkout could not be tested next to an installed release.
     """
     install()
     for name in (__name__, __name__.rpartition(".")[0]):

@@ -154,12 +154,12 @@ class TrainingView(Watcher):
         self._advance()
         self._records[job.key] = record
         held = record.get("held_out")
-        told = f", held-out loss {held['base']:.3f} -> {held['adapter']:.3f}" if held else ""
+        held_out = f", held-out loss {held['base']:.3f} -> {held['adapter']:.3f}" if held else ""
         count = record["steps"]
         self.console.print(
             f"{job.key}: {count} {'step' if count == 1 else 'steps'}, {clock(self._took[-1])},"
             f" {record['tokens_per_second']:.0f} tokens/s, {record['peak_memory_mb']} MB,"
-            f" loss {record['loss_first']:.3f} -> {record['loss_last']:.3f}{told}",
+            f" loss {record['loss_first']:.3f} -> {record['loss_last']:.3f}{held_out}",
             highlight=False,
             soft_wrap=True,
         )

@@ -54,4 +54,4 @@ def cluster(
         draw_clusters(names, points_EN, found, output.with_suffix(".png"))
     for name, tasks in found.clusters.items():
         typer.echo(f"{name}: {len(tasks)}: {', '.join(tasks)}")
-    typer.echo(f"{output}: silhouette {found.silhouette:.3f}, picture beside it")
+    typer.echo(f"{output}: silhouette {found.silhouette:.3f}, picture next to it")

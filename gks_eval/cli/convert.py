@@ -42,7 +42,7 @@ def mttl(
 def bin_(
     folder: Annotated[Path, typer.Argument(help="A PEFT folder with adapter_model.bin.")],
 ) -> None:
-    """Convert a pickled PEFT adapter to safetensors, beside it."""
+    """Convert a pickled PEFT adapter to safetensors, next to it."""
     from gks_eval.cli._bar import working
 
     with working("converting"):

@@ -110,7 +110,8 @@ def _run(grid: Grid) -> None:
 
     print_whole(accuracy_table(folders))
     spent = time.monotonic() - started
-    told = f"Results in {grid.output} ({spent:.0f} s)."
+    summary = f"Results in {grid.output} ({spent:.0f} s)."
     if len(grid.settings) > 1:
-        told += f" To test the differences: gks-eval compare {shlex.quote(grid.output.as_posix())}"
-    Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
+        folder = shlex.quote(grid.output.as_posix())
+        summary += f" To test the differences: gks-eval compare {folder}"
+    Console(stderr=True).print(summary, markup=False, highlight=False, soft_wrap=True)

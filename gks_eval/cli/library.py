@@ -125,9 +125,9 @@ def _show(
         near.add_column(name, justify="right")
     for name, row in zip(geometry["experts"], geometry["cosine_general"], strict=True):
         apart = geometry["rule_distance"].get(name)
-        told = f"{sum(apart) / len(apart):.3f}" if apart else "–"
+        mean_distance = f"{sum(apart) / len(apart):.3f}" if apart else "–"
         start = f"{starts[name]:.2f}" if starts else "–"
-        near.add_row(name, *(f"{cosine:+.4f}" for cosine in row), told, start)
+        near.add_row(name, *(f"{cosine:+.4f}" for cosine in row), mean_distance, start)
     print_whole(near)
     for record in geometry["starts"].values():
         if warning := Starts.of_record(record).warning(loaded.name):

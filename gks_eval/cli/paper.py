@@ -1,4 +1,4 @@
-"""`gks-eval paper`: the paper's tables, beside one's own runs or with the command to make them."""
+"""`gks-eval paper`: the paper's tables, next to your own runs or with their commands."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def paper(
         Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
     ] = None,
 ) -> None:
-    """Show the paper's Tables 1 to 4 beside your own runs."""
+    """Show the paper's Tables 1 to 4 next to your own runs."""
     from gks_eval.cli._bar import working
     from gks_eval.cli._extras import need_evidence
 

@@ -34,7 +34,7 @@ def report(
         str | None, typer.Option(help="Metric, or metric,filter; else each task's usual one.")
     ] = None,
     family: Annotated[
-        PaperTasks, typer.Option(help="Tasks to put beside the paper's values.")
+        PaperTasks, typer.Option(help="Tasks to show next to the paper's values.")
     ] = PaperTasks.GKS_PAPER,
     max_samples: Annotated[
         int, typer.Option(min=0, help="Samples to keep; those that changed come first.")

@@ -88,13 +88,13 @@ def train(
 
             address = None if ray == "local" else ray
             outcome = train_on_ray(
-                recipe_file, folder, only=names, address=address, gpus=gpus, told=typer.echo
+                recipe_file, folder, only=names, address=address, gpus=gpus, report=typer.echo
             )
     view.table(outcome, folder)
     if loss_table:
         from gks_eval.training.loss_table import measure_losses
 
-        measure_losses(plan, folder, told=typer.echo)
+        measure_losses(plan, folder, report=typer.echo)
 
 
 def find_recipe(recipe: str) -> Path:

@@ -28,8 +28,8 @@ def lacking_note(lacking: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]
     if len(lacking) == 1:
         ((group, run, tasks),) = lacking
         return [f"{group} cannot be averaged for {run}: no {some(tasks, 5)}"]
-    told = some([f"{group} for {run} (no {some(tasks, 2)})" for group, run, tasks in lacking])
-    return [f"{len(lacking)} averages cannot be had, for want of tasks: {told}"]
+    named = some([f"{group} for {run} (no {some(tasks, 2)})" for group, run, tasks in lacking])
+    return [f"{len(lacking)} averages cannot be computed because tasks are missing: {named}"]
 
 
 def absent_note(absent: Mapping[str, Sequence[str]], tasks: int) -> list[str]:
@@ -45,5 +45,5 @@ def absent_note(absent: Mapping[str, Sequence[str]], tasks: int) -> list[str]:
     if len(found) == 1 and len(found[0][1]) == 1:
         ((run, (name,)),) = found
         return [f"{name} is missing in {run}"]
-    told = some([f"{run} lacks {len(names)} ({some(names)})" for run, names in found])
-    return [f"of {tasks} tasks some are missing: {told}"]
+    named = some([f"{run} lacks {len(names)} ({some(names)})" for run, names in found])
+    return [f"of {tasks} tasks some are missing: {named}"]

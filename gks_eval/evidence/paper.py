@@ -1,4 +1,4 @@
-"""The paper's tables as data, and one's own runs beside them."""
+"""The paper's tables as data, and your own runs next to them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class PaperTables(FrozenModel):
 
 
 class PaperCell(FrozenModel):
-    """One number of the paper beside one's own.
+    """One number of the paper next to your own.
 
     Attributes:
         table: The table's name.
@@ -96,7 +96,7 @@ class PaperCell(FrozenModel):
         high: Upper bound.
         difference: Ours less the paper's, in points.
         p_holm: p-value of "no difference", unpaired, Holm over the table.
-        verdict: ``agrees``: not told apart at 5%; empty where nothing can be said.
+        verdict: ``agrees``: no significant difference at 5%; empty if it cannot be tested.
         other_model: Whether the run is of another model than the table's.
         note: What the reader must know.
     """
@@ -140,7 +140,7 @@ def paper_n(table: PaperTable, column: str) -> int | None:
 def side_by_side(
     paper: PaperTables, names: Sequence[str], runs: Sequence[Run], family: Family = "gks_paper"
 ) -> list[PaperCell]:
-    """Put runs beside the paper's cells.
+    """Put runs next to the paper's cells.
 
     A run stands for the row that its label or folder names: ``gks-avg`` is ``gks_avg``. A
     verdict is given only where the paper's n is known, the run is of the table's model and the
@@ -238,8 +238,8 @@ def _with_verdicts(
         tests[index] = proportion_difference(*counts)[2]
     for index, p in zip(tests, holm(list(tests.values())), strict=True):
         cell = cells[index]
-        told = "agrees" if p > 0.05 else "higher" if (cell.difference or 0.0) > 0 else "lower"
-        cells[index] = cell.model_copy(update={"p_holm": p, "verdict": told})
+        agreement = "agrees" if p > 0.05 else "higher" if (cell.difference or 0.0) > 0 else "lower"
+        cells[index] = cell.model_copy(update={"p_holm": p, "verdict": agreement})
     return cells
 
 

@@ -269,7 +269,7 @@ def _merge(files: list[ResultsFile], folder: Path, label: str) -> Run:
 
 def _unique_labels(runs: list[Run]) -> list[Run]:
     counts = Counter(run.label for run in runs)
-    # Two folders of one name are told apart by the folder above, else by their whole path.
+    # Two folders of one name are distinguished by the parent folder, else by the whole path.
     runs = [
         replace(run, label=f"{run.folder.parent.name}/{run.label}")
         if counts[run.label] > 1
@@ -289,7 +289,7 @@ def _unique_labels(runs: list[Run]) -> list[Run]:
 
 def _listing(runs: Iterable[Run]) -> str:
     found = list(runs)
-    # Runs of several models in one folder are told apart by their files.
+    # Runs of several models in one folder are distinguished by their files.
     alike = len({run.folder for run in found}) < len(found)
     names = [str(run.files[0] if alike else run.folder) for run in found]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

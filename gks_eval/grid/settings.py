@@ -48,7 +48,7 @@ class Grid:
         library: Of all settings that name no other.
         model_arguments: For the model class, shared by all settings.
         evaluation: For `lm_eval.simple_evaluate`: limit, samples, num_fewshot, ...
-        include_paths: Folders of task YAMLs beside ours.
+        include_paths: Further folders of task YAMLs.
     """
 
     settings: Sequence[str]
@@ -64,7 +64,7 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
     """Read the settings of a grid.
 
     Raises:
-        UsageError: One does not follow the grammar, needs the base loaded anew, or stands twice.
+        UsageError: One breaks the grammar, needs the base to be loaded again, or occurs twice.
     """
     cells: list[Cell] = []
     for written in texts:

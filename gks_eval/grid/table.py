@@ -132,7 +132,9 @@ def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int], Starts | N
         starts = content["config"].get("gks_eval", {}).get("starts")
         return str(label), results, counts, Starts.of_record(starts) if starts else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ResultsError(f"{folder} holds no readable results; delete it and run anew.") from None
+        raise ResultsError(
+            f"{folder} holds no readable results; delete it and run again."
+        ) from None
 
 
 def _starts_note(cells: Sequence[tuple[str, Any, Any, Starts | None]]) -> str:

@@ -18,7 +18,7 @@ def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any
 
     Args:
         names: Tasks or groups that must be there.
-        include_paths: Folders of task YAMLs beside ours.
+        include_paths: Further folders of task YAMLs.
 
     Raises:
         UsageError: One of `names` is unknown, when the sentence suggests the nearest of ours; or a

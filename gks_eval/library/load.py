@@ -35,7 +35,7 @@ def read_manifest(reference: str) -> tuple[Path, LibraryConfig]:
             ``org/repo[/subfolder][@revision]`` on the hub; tried in that order.
 
     Raises:
-        LibraryError: There is no such library.
+        LibraryError: The library does not exist.
         ConfigError: Its library.yaml has faults; all are listed.
         HubError: It would have to come from the hub, which cannot be reached.
     """
@@ -50,7 +50,8 @@ def load_library(reference: str) -> Library:
         reference: As for `read_manifest`.
 
     Raises:
-        LibraryError: No such library, or an adapter is missing, broken, unsafe or unsupported.
+        LibraryError: The library does not exist, or an adapter is missing, broken, unsafe or not
+            supported.
         CompatibilityError: Two adapters are for a layer of different shape.
         ConfigError: library.yaml has faults.
         HubError: The hub is needed and cannot be reached.
@@ -133,7 +134,7 @@ def _read_all(
         if expected is not None and expected != adapter.weights_sha256:
             raise LibraryError(
                 f"{folder}: the weights of adapter {name!r} have another SHA-256 than {manifest} "
-                "says; copy them anew, or correct the file if the change was meant."
+                "says; copy them again, or correct the file if the change was meant."
             )
         adapters[name] = adapter
     return adapters

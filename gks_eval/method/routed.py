@@ -196,8 +196,8 @@ def routed_update(
     Args:
         x_TK: The layer's input, in the type of ``weights.read``.
         weights: What `build` prepared.
-        into: (T, D) of the same type, to which the update is added in place; it is returned in the
-            update's stead. Only without gradients.
+        into: (T, D) of the same type, to which the update is added in place; it is returned
+            instead of the update. Only without gradients.
     """
     read_TN = x_TK @ weights.read.T
     fused, experts = weights.fused, weights.experts

@@ -304,7 +304,7 @@ class Setting(BaseModel):
         return kept
 
     def digest(self, **more: Any) -> str:
-        """Return a short hash of `identity` and whatever else is to be told apart."""
+        """Return a short hash of `identity` and whatever else distinguishes the result."""
         return digest({"setting": self.identity(), **more})
 
 

@@ -17,7 +17,7 @@ def choose_device(asked: str | None) -> str:
     """Return the device of a ``device=`` argument; without one the GPU, or else the CPU.
 
     Raises:
-        UsageError: This machine has no such device.
+        UsageError: This machine does not have the device.
     """
     import torch
 

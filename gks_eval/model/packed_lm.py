@@ -57,7 +57,7 @@ class PackedLM(ProgressLM):
         """Score by another scorer from now on; None means the default.
 
         Raises:
-            UsageError: There is no such scorer.
+            UsageError: The scorer is unknown.
         """
         chosen = str(scoring or self.SCORINGS[0])
         if chosen not in self.SCORINGS:

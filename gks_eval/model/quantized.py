@@ -54,7 +54,7 @@ def keep_portable_layout(model: nn.Module) -> None:
             if getattr(state, "packing_format_for_cpu", False):
                 raise CompatibilityError(
                     f"the 4-bit weights of {name} were repacked by an earlier forward on this CPU, "
-                    "after which gradients are wrong; load the base model anew and attach the "
+                    "after which gradients are wrong; load the base model again and attach the "
                     "library before its first forward."
                 )
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no nn.Module field

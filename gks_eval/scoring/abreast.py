@@ -66,7 +66,7 @@ def lay_abreast(
     Args:
         rows: The rows.
         reaches: How far back each kind of layer attends.
-        dtype: Of queries; a mask of bools would be made into one of these anew in every layer.
+        dtype: Of queries; a mask of bools would be converted to this type in every layer.
         device: Where the model runs.
     """
     bounds = [0]

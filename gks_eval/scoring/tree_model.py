@@ -38,7 +38,7 @@ class TreeModel:
 
     Attributes:
         abreast: Whether rows from the root are laid one behind the other instead of padded.
-        layers: Its decoder layers; empty where they cannot be told.
+        layers: Its decoder layers; empty where they cannot be identified.
 
     Args:
         model: A transformers causal LM, a PEFT wrapping of one, or one with routed layers.
@@ -199,7 +199,7 @@ def _base_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if callable(find_head) else None
     if not isinstance(base, nn.Module) or not isinstance(head, nn.Module):
-        raise NotPackable("its transformer and vocabulary head cannot be told apart")
+        raise NotPackable("its transformer and vocabulary head cannot be distinguished")
     taken = inspect.signature(base.forward).parameters
     missing = [name for name in NEEDED if name not in taken]
     if not any(name in taken for name in CACHE_NAMES):

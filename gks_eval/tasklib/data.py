@@ -1,4 +1,4 @@
-"""Loading a task's data: from the hub, from several subsets, or from files beside a YAML."""
+"""Loading a task's data: from the hub, from several subsets, or from files next to a YAML."""
 
 from __future__ import annotations
 

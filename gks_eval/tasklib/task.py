@@ -211,13 +211,13 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
         outside = {
             i for i, found in faults.items() if any(f.kind == FaultKind.GOLD_OUTSIDE for f in found)
         }
-        if told := describe_faults(faults, FaultKind.GOLD_OUTSIDE):
-            logger.warning("%s, %s split: DROPPED %s", self.config.task, role, told)
+        if described := describe_faults(faults, FaultKind.GOLD_OUTSIDE):
+            logger.warning("%s, %s split: DROPPED %s", self.config.task, role, described)
         for kind in FaultKind:
             if kind == FaultKind.GOLD_OUTSIDE:
                 continue
-            if role == "scored" and (told := describe_faults(faults, kind)):
-                logger.warning("%s, %s split: kept %s", self.config.task, role, told)
+            if role == "scored" and (described := describe_faults(faults, kind)):
+                logger.warning("%s, %s split: kept %s", self.config.task, role, described)
         if not outside:
             return docs
         kept = [i for i in range(len(docs)) if i not in outside]

@@ -97,7 +97,7 @@ def write_trained_adapter(
 
 
 def is_finished(folder: Path, fingerprint: str) -> bool:
-    """Say whether a folder holds the adapter of this fingerprint, unharmed."""
+    """Say whether a folder holds the intact adapter of this fingerprint."""
     record = read_or_empty(folder / RECORD)
     weights = folder / WEIGHTS_FILE
     return (

@@ -72,12 +72,12 @@ def peft_factors(
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for layer, pair in found.items():
         if set(pair) != {"a", "b"} or pair["a"].ndim != 2 or pair["b"].ndim != 2:
-            raise LibraryError(f"{where}: {layer} lacks lora_a or lora_b; download it anew.")
+            raise LibraryError(f"{where}: {layer} lacks lora_a or lora_b; download it again.")
         A_RK, B_DR = pair["a"].T.contiguous(), pair["b"].T.contiguous()
         if A_RK.shape[0] != B_DR.shape[1]:
             raise LibraryError(
                 f"{where}: {layer} has lora_a {tuple(pair['a'].shape)} and lora_b"
-                f" {tuple(pair['b'].shape)}, which share no rank; download it anew."
+                f" {tuple(pair['b'].shape)}, which share no rank; download it again."
             )
         name = _transformers_name(layer)
         if not name.endswith(".Wqkv"):
@@ -142,7 +142,7 @@ def convert_mttl(
 
 
 def convert_bin(folder: Path) -> Path:
-    """Turn a PEFT folder's ``adapter_model.bin`` into safetensors beside it.
+    """Turn a PEFT folder's ``adapter_model.bin`` into safetensors next to it.
 
     Args:
         folder: A folder with adapter_config.json and adapter_model.bin.
@@ -187,8 +187,8 @@ def _rank_and_alpha(content: Mapping[str, Any], checkpoint: Path) -> tuple[int, 
         if isinstance(place, Mapping) and "lora_rank" in place and "lora_alpha" in place:
             return int(place["lora_rank"]), float(place["lora_alpha"])
     raise LibraryError(
-        f"{checkpoint}: neither it nor {meta.name} beside it says lora_rank and lora_alpha; put the"
-        " library's .meta file there."
+        f"{checkpoint}: neither it nor {meta.name} next to it says lora_rank and lora_alpha; put"
+        " the library's .meta file there."
     )
 
 

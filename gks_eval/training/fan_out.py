@@ -34,7 +34,7 @@ def train_on_ray(
     address: str | None = None,
     cpus: float = 1.0,
     gpus: float = 0.0,
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> TrainingOutcome:
     """Train the adapters that a library lacks as tasks on Ray.
 
@@ -45,7 +45,7 @@ def train_on_ray(
         address: Of a running cluster; None starts a local one.
         cpus: That a task asks for.
         gpus: That a task asks for.
-        told: Called with a line an adapter.
+        report: Called with one line per adapter.
 
     Raises:
         UsageError: Ray is not installed, or not to be reached at `address`.
@@ -62,7 +62,7 @@ def train_on_ray(
     wanted = {job.key for job in plan.select(only)}
     lacking = [job.key for job in missing_adapters(plan, output) if job.key in wanted]
     for remark in plan.remarks():
-        told(remark)
+        report(remark)
     started = not ray.is_initialized()
     if started:
         try:
@@ -89,7 +89,7 @@ def train_on_ray(
             if fault is not None:
                 raise fault
             lacks = any(job.key == key for job in missing_adapters(plan, output))
-            told(f"{key}: {'another process is training it' if lacks else 'trained'}")
+            report(f"{key}: {'another process is training it' if lacks else 'trained'}")
     finally:
         if started:
             ray.shutdown()

@@ -123,7 +123,7 @@ def _general_examples(
         )
         for number, window in enumerate(windows, start=1)
     ]
-    # The chat template's own tokens, and the tokens that decoding and encoding may split anew.
+    # Tokens of the chat template, and tokens that decoding and encoding may split differently.
     room = 2 * (member.prompt + member.completion) + 256
     return encode_pairs(
         tokenizer, pairs, chat=True, template="", max_tokens=room, loss=section.loss, report=report

@@ -90,7 +90,7 @@ def release_memory() -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure `peak_memory_mb` anew, where the system allows it."""
+    """Reset `peak_memory_mb`, where the system allows it."""
     import torch
 
     if device.type == "cuda":

@@ -45,7 +45,7 @@ def measure_losses(
     library: Path,
     *,
     rows: int | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, float]]:
     """Measure the base and all adapters of a kind on each one's held-out rows.
 
@@ -55,7 +55,7 @@ def measure_losses(
         plan: The recipe; its sections must hold out rows.
         library: The finished library.
         rows: Rows to measure on at most, a job.
-        told: Called with a line a job.
+        report: Called with one line per job.
 
     Returns:
         The mean loss a scored token, by job and then by adapter (``base`` for none).
@@ -88,7 +88,7 @@ def measure_losses(
         mean = (
             f", the others' mean {sum(others_mean) / len(others_mean):.3f}" if others_mean else ""
         )
-        told(
+        report(
             f"{job.key} (n = {len(examples)}): base {losses['base']:.3f},"
             f" own {losses[job.key]:.3f}{mean}"
         )

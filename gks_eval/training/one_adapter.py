@@ -44,7 +44,7 @@ def train_job(
 ) -> None:
     """Train one adapter and write its folder.
 
-    The base is loaded anew for each adapter: whatever was trained before leaves no trace, so an
+    The base is loaded again for each adapter, so earlier training leaves no trace and an
     adapter's bytes do not depend on which others this process trained.
 
     Args:

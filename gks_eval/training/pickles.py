@@ -25,7 +25,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
 
     try:
         with warnings.catch_warnings():
-            # torch remarks on protocols it did not write; what cannot be read is told below.
+            # torch warns of protocols it did not write; unreadable files are errors below.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -36,7 +36,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise LibraryError(f"{path}: is missing; check the path.") from error
     except Exception as error:  # a torn file can fail anywhere inside the unpickler
-        raise LibraryError(f"{path}: cannot be read ({error}); download it anew.") from error
+        raise LibraryError(f"{path}: cannot be read ({error}); download it again.") from error
     if not isinstance(content, Mapping):
         raise LibraryError(f"{path}: holds no mapping of names to tensors; is it a checkpoint?")
     return dict(content)

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from gks_eval.library.manifest import AdapterName, Source
-from gks_eval.training.recipe_faults import senseless, told_again
+from gks_eval.training.recipe_faults import as_input, cross_field_faults
 from gks_eval.training.recipe_words import suggestion
 from gks_eval.util.yaml import FrozenModel, KeyPath
 
@@ -261,11 +261,11 @@ class Recipe(FrozenModel):
     @model_validator(mode="wrap")
     @classmethod
     def _all_faults_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Recipe]) -> Recipe:
-        faults = senseless(data)
+        faults = cross_field_faults(data)
         try:
             recipe = handler(data)
         except ValidationError as error:
-            faults = [told_again(fault) for fault in error.errors()] + faults
+            faults = [as_input(fault) for fault in error.errors()] + faults
         if faults:
             raise ValidationError.from_exception_data(cls.__name__, faults)
         return recipe

@@ -1,7 +1,7 @@
-"""What makes no sense in a recipe though each of its keys is well formed.
+"""Cross-field checks of a recipe.
 
-pydantic runs checks across keys only once every key is well formed, so they would be told in a
-second round. These look at the recipe as it was written, and each names its own place.
+pydantic runs cross-field checks only if every field is valid, so their errors would appear in a
+second run. These checks read the recipe as written and report together with the others.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from gks_eval.util.paths import unportable
 
-__all__ = ["senseless", "told_again"]
+__all__ = ["as_input", "cross_field_faults"]
 
 _ONLY_HUB = ("config", "data_files", "revision", "split")
 _Fault = tuple[tuple[str, ...], str]
 
 
-def senseless(recipe: Any) -> list[InitErrorDetails]:
-    """Return the faults across the keys of a recipe.
+def cross_field_faults(recipe: Any) -> list[InitErrorDetails]:
+    """Return the errors that concern several fields of a recipe.
 
     Args:
-        recipe: As YAML gave it; parts of the wrong kind are passed over, pydantic tells of them.
+        recipe: As read from YAML; parts of the wrong type are skipped, pydantic reports them.
     """
     return [
         InitErrorDetails(
-            type=PydanticCustomError("senseless", "{what}", {"what": what}), loc=loc, input=None
+            type=PydanticCustomError("cross_field", "{what}", {"what": what}), loc=loc, input=None
         )
         for loc, what in _faults(recipe)
     ]
 
 
-def told_again(fault: ErrorDetails) -> InitErrorDetails:
-    """Return a fault that pydantic found, to be raised together with others."""
+def as_input(fault: ErrorDetails) -> InitErrorDetails:
+    """Convert an error found by pydantic so that it can be raised together with others."""
     again = InitErrorDetails(type=fault["type"], loc=fault["loc"], input=fault["input"])
     if "ctx" in fault:
         again["ctx"] = fault["ctx"]

@@ -93,7 +93,7 @@ def train_adapter(
         schedule: Optimisation.
         seed: Of the order of rows and of dropout.
         work: Folder of the checkpoints.
-        callbacks: Told of steps and losses.
+        callbacks: Called with steps and losses.
 
     Raises:
         ResourceError: Memory or disk does not suffice.

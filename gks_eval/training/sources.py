@@ -170,7 +170,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 yield from batch.to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
-            f"{path}: no readable parquet file ({reason(error)}); download it anew."
+            f"{path}: no readable parquet file ({reason(error)}); download it again."
         ) from error
 
 

@@ -70,7 +70,7 @@ def train_library(
     jobs = plan.select(only)
     if group.is_main:
         watcher.planned(plan, jobs)
-    # All before the first: a column that is missing should be told now, not in some hours.
+    # All are read before the first training: a missing column is an error now, not in some hours.
     checked = check_run(plan, jobs, output, whole=not only, processes=group.size)
     if checked.faults:
         raise checked.faults[0]

@@ -1,6 +1,6 @@
 """Where the package's own data lie: the tasks and the bundled libraries of adapters.
 
-A wheel carries them in ``gks_eval/_data/``; a checkout has them beside the package.
+A wheel carries them in ``gks_eval/_data/``; a checkout has them next to the package.
 """
 
 from __future__ import annotations

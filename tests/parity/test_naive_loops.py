@@ -1,6 +1,6 @@
 """The routed update against loops over tokens and experts, for every combination there is.
 
-Inputs are drawn anew in every run (hypothesis prints the seed of a failure). Top-k is
+Every run draws new inputs (hypothesis prints the seed of a failure). Top-k is
 discontinuous, so tokens whose choice hangs on less than rounding are left out, and counted.
 """
 

@@ -1,4 +1,4 @@
-"""The page, from runs and what lies beside them."""
+"""The page, from runs and the files next to them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Options:
     Attributes:
         title: Its heading.
         metric: As in `CompareOptions`.
-        family: Tasks to put beside the paper's.
+        family: Tasks to show next to the paper's.
         most: Samples to keep at most.
         max_text: Characters of a prompt to keep.
     """
@@ -157,7 +157,7 @@ def _paper(runs: Sequence[Run], family: Family) -> list[dict[str, Any]]:
     except ResultsError:
         return []  # no run is named as a row of the paper's
     ours = {cell.table for cell in cells if cell.ours is not None}
-    # Runs of another model than any table's are shown beside the first model's tables.
+    # Runs of another model than any table's are shown next to the first model's tables.
     fitting = {cell.table for cell in cells if cell.ours is not None and not cell.other_model}
     ours = fitting or {name for name in ours if name.startswith("phi3")}
     kept = [cell for cell in cells if cell.table in ours]

@@ -18,8 +18,8 @@ def headline(verdict: Verdict) -> str:
     counts = dict.fromkeys(_WORDS.values(), 0)
     for outcome in verdict.outcomes:
         counts[_WORDS[outcome.status]] += 1
-    told = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count)
-    return f"gate: {_WORDS[verdict.status]} ({told or 'nothing checked'})"
+    counted = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count)
+    return f"gate: {_WORDS[verdict.status]} ({counted or 'nothing checked'})"
 
 
 def verdict_table(verdict: Verdict) -> Table:
@@ -71,11 +71,11 @@ def to_junit(verdict: Verdict) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", {"classname": f"gate.{check.kind}", "name": plain(check.name)}
         )
-        told = plain("; ".join(outcome.reasons))
+        message = plain("; ".join(outcome.reasons))
         if outcome.status == "regression":
-            ElementTree.SubElement(case, "failure", {"message": told})
+            ElementTree.SubElement(case, "failure", {"message": message})
         elif outcome.status == "unjudged":
-            ElementTree.SubElement(case, "error", {"message": told})
+            ElementTree.SubElement(case, "error", {"message": message})
         facts = ElementTree.SubElement(case, "system-out")
         cells = zip(verdict_table(verdict).columns, _cells(outcome), strict=True)
         facts.text = plain(", ".join(f"{column} {cell}" for column, cell in cells if cell))

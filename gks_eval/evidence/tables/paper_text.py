@@ -1,4 +1,4 @@
-"""The paper's cells beside one's own, as tables."""
+"""The paper's cells next to your own, as tables."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def paper_tables(paper: PaperTables, cells: Sequence[PaperCell], family: str) ->
         ours = any(cell.ours is not None for cell in of_table)
         tables.append(_beside(of_table) if ours else _published(paper, name, of_table))
         title = paper.tables[name].title
-        told = f"; ours: {family}_*" if ours else ""
+        source = f"; ours: {family}_*" if ours else ""
         tables[-1] = Table(
-            f"{title}{told}",
+            f"{title}{source}",
             tables[-1].columns,
             tables[-1].rows,
             {},
@@ -67,7 +67,7 @@ def _beside(cells: Sequence[PaperCell]) -> Table:
     columns = ["cell", "paper", "paper n", "ours", "n", "points", "p Holm", "verdict"]
     notes = [
         "Verdict at 5%, unpaired score test, Holm over the table; only where the paper's n is "
-        "known. agrees: not told apart.",
+        "known. agrees: no significant difference.",
         *(f"[{mark}] {note}." for note, mark in remarks.items()),
     ]
     return Table("", columns, rows, {}, notes)

@@ -97,7 +97,7 @@ def truncated(update: torch.Tensor, rank: int) -> LoraPair:
 def singular_triplets(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return U (D, M), S (M,) and V (M, K) of an update, in float64.
 
-    Values that are rounding, such as what is left where factors cancel, are left out: M is at most
+    Values that are rounding errors, as where factors cancel, are left out: M is at most
     the rank, and 0 for an update of zero.
     """
     A, B = pair.A.double(), pair.B.double()

@@ -348,7 +348,9 @@ def test_what_many_runs_lack_is_one_note_of_each_kind(factory, tmp_path):
     notes = compare(find_runs([str(tmp_path / "m")])).notes
     assert len(notes) == 2
     averages, missing = notes
-    assert averages.startswith("40 averages cannot be had, for want of tasks: g0 for m@n=1 (no t")
+    assert averages.startswith(
+        "40 averages cannot be computed because tasks are missing: g0 for m@n=1 (no t"
+    )
     assert averages.endswith("and 37 more")
     assert missing.startswith("of 20 tasks some are missing: m@n=0 lacks 7 (t00 (acc,none), ")
     assert missing.endswith("and 9 more")

@@ -176,7 +176,7 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
     "other weights than their hash": (
         LibraryError,
         manifest(hashes={"experts/beta": "0" * 64}),
-        ["experts/beta", "another SHA-256", MANIFEST, "copy them anew"],
+        ["experts/beta", "another SHA-256", MANIFEST, "copy them again"],
     ),
 }
 

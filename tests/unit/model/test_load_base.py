@@ -82,7 +82,7 @@ def pickled(base: Path) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], Any], type[GksError], str]] = {
-    "gone": (shutil.rmtree, HubError, "there is no such folder"),
+    "gone": (shutil.rmtree, HubError, "the folder does not exist"),
     "torn": (
         lambda base: (base / "model.safetensors").write_bytes(b"\x08"),
         LibraryError,

@@ -116,7 +116,7 @@ def test_weights_that_were_repacked_already_are_refused(
     model = tiny_model("phi3", quantization_config=nf4())
     layer = model.model.layers[1].self_attn.o_proj
     layer.weight.quant_state.packing_format_for_cpu = True
-    with pytest.raises(CompatibilityError, match=r"layers\.1\.self_attn\.o_proj.*load .* anew"):
+    with pytest.raises(CompatibilityError, match=r"layers\.1\.self_attn\.o_proj.*load .* again"):
         attach(model, library, Setting())
     assert not any(m._forward_hooks for m in model.modules())
 

@@ -83,7 +83,7 @@ def test_other_attention_is_refused(tiny_base):
 
 
 def test_a_module_of_another_make_is_refused():
-    assert "cannot be told apart" in str(supports_packed(torch.nn.Linear(2, 2)))
+    assert "cannot be distinguished" in str(supports_packed(torch.nn.Linear(2, 2)))
 
 
 def test_virtual_tokens_are_refused(tiny_base):

@@ -83,7 +83,7 @@ FAULTS: dict[str, tuple[Any, type[GksError], str]] = {
     "a base that is not there": (
         spoil_base(lambda base: shutil.rmtree(base, ignore_errors=True)),
         HubError,
-        "there is no such folder",
+        "the folder does not exist",
     ),
     "a base without weights": (
         spoil_base(lambda base: (base / "model.safetensors").unlink(missing_ok=True)),

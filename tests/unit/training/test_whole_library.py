@@ -89,7 +89,7 @@ def test_the_loss_table_agrees_with_what_training_measured(
     plan = make_plan(recipe_file(**sections, adapter={"save_dtype": "float32"}))
     train_library(plan, tmp_path / "library")
     told: list[str] = []
-    table = measure_losses(plan, tmp_path / "library", told=told.append)
+    table = measure_losses(plan, tmp_path / "library", report=told.append)
     assert set(table) == set(KEYS)
     assert set(table["general/en"]) == {"base", "general/en", "general/de"}
     for key in KEYS:
