@@ -1,4 +1,4 @@
-"""How items make up a metric: a mean of scores, or a function of a ratio of sums."""
+"""How a metric aggregates its items: a mean of scores, or a function of a ratio of sums."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class RatioOfSums:
         return self.g(math.fsum(amounts) / math.fsum(weights))
 
     def per_item(self, amounts: Floats, weights: Floats) -> Floats:
-        r"""Return n values whose mean is g(R) and whose spread is that of g(R), by delta method.
+        r"""Return n values with mean g(R) and, by the delta method, the standard error of g(R).
 
         .. math:: v_i = g(R) + g'(R) \frac{a_i - R w_i}{\bar w}
 
-        (Cochran, Sampling Techniques, 1977, chapter 6: the ratio estimate's residuals.)
+        These are the residuals of a ratio estimate (Cochran, Sampling Techniques, 1977, chapter 6).
         """
         ratio = math.fsum(amounts) / math.fsum(weights)
         residuals = (amounts - ratio * weights) / (math.fsum(weights) / weights.size)
@@ -56,7 +56,7 @@ _RATIOS = {
     "weighted_perplexity": _PERPLEXITY,
     "bits_per_byte": _BITS,
 }
-# lm-eval's own, for tasks that list no metrics.
+# lm-eval's defaults for tasks that list no metrics.
 _USUAL = {
     "word_perplexity": "weighted_perplexity",
     "byte_perplexity": "weighted_perplexity",
@@ -66,7 +66,7 @@ _USUAL = {
 
 
 def aggregation_of(task: TaskResult, metric: str) -> str | None:
-    """Return lm-eval's name of the aggregation; None where the results do not say it."""
+    """Return lm-eval's name of the aggregation, or None if the results do not record it."""
     entries = task.config.get("metric_list")
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and entry.get("metric") == metric and "aggregation" in entry:
@@ -77,7 +77,7 @@ def aggregation_of(task: TaskResult, metric: str) -> str | None:
 def ratio_of_sums(
     task: TaskResult, metric: str, items: Sequence[Item]
 ) -> tuple[RatioOfSums, Floats, Floats] | None:
-    """Return a metric's function, amounts (n,) and weights (n,); None where it is none of these."""
+    """Return a metric's function, amounts (n,) and weights (n,), or None for other metrics."""
     ratio = _RATIOS.get(aggregation_of(task, metric) or "")
     if ratio is None:
         return None

@@ -12,9 +12,9 @@ __all__ = ["group_keys", "group_weights", "is_weighted", "weighted_mean"]
 
 
 def group_keys(name: str, runs: Sequence[Run], asked: str | None) -> list[str]:
-    """Return the keys of the averages to show: of one metric, under every filter.
+    """Return the keys of the averages to show: one metric under every filter.
 
-    That is the metric asked for, else the usual one of those that the first run averages.
+    The metric is `asked`, or else the usual one among those that the first run averages.
     """
     holders = [run.groups[name] for run in runs if name in run.groups]
     names = [key.partition(",")[0] for key in holders[0].keys]
@@ -22,9 +22,9 @@ def group_keys(name: str, runs: Sequence[Run], asked: str | None) -> list[str]:
 
 
 def is_weighted(name: str, key: str, runs: Sequence[Run]) -> bool:
-    """Return whether a group weighs its tasks by size, as far as any run's numbers show it.
+    """Return whether a group weights its tasks by size, inferred from the numbers of any run.
 
-    Where they fit both ways (tasks of equal size, say) it is by size, lm-eval's default.
+    If the numbers fit both ways, as with tasks of equal size, lm-eval's default holds: by size.
     """
     for run in runs:
         if name in run.groups and (known := run.groups[name].weighted.get(key)) is not None:
@@ -41,6 +41,6 @@ def group_weights(sizes: Sequence[int], weighted: bool) -> list[float]:
 
 
 def weighted_mean(parts: Sequence[Scores], weighted: bool) -> float:
-    """Return a group's average of one run from its tasks' recorded values."""
+    """Return one run's group average from the recorded values of its tasks."""
     weights = group_weights([part.n for part in parts], weighted)
     return math.fsum(w * part.metric.value for w, part in zip(weights, parts, strict=True))

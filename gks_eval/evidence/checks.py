@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
     @property
     def higher_is_better(self) -> bool | None:
-        """Return the metric's direction as recorded; None where it is not."""
+        """Return the metric's recorded direction, or None if there is none."""
         known = self.second or self.first
         return known.metric.higher_is_better if known else None
 
@@ -36,7 +36,7 @@ Find = Callable[[str, str | None], Found]
 
 
 def find_scores(name: str, key: str | None, both: tuple[Run, Run]) -> Found:
-    """Return both runs' scores, their pairing, and what keeps them from being judged."""
+    """Return both runs' scores and their pairing, or why they cannot be judged."""
     loaded: list[Scores | None] = []
     problem = ""
     for run, role in zip(both, ("baseline", "candidate"), strict=True):
@@ -110,7 +110,7 @@ def group_check(
     parts: dict[str, Found] = {}
     for leaf in groups[0].leaves:
         if all(leaf in run.tasks and key not in run.tasks[leaf].metrics for run in both):
-            continue  # lm-eval averages only the tasks that have the metric
+            continue  # lm-eval averages only tasks that have the metric
         parts[leaf] = find(leaf, key)
         if parts[leaf].changes is None or parts[leaf].problem:
             return unjudged(f"{leaf}: {parts[leaf].problem}")
@@ -142,7 +142,7 @@ def group_check(
 
 
 def _measured(check: Check, measured: Measurement) -> Check:
-    """Return a check with what was measured, of changes where negative is worse."""
+    """Return a check with its measurement, in which negative changes are worse."""
     limits = check.limits
     return check.model_copy(
         update={

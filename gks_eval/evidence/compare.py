@@ -1,4 +1,4 @@
-"""From runs to a comparison with the first of them."""
+"""Compares runs with the first of them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def compare(
 
     Args:
         runs: Two or more, as `find_runs` gives them.
-        settings: How.
-        alone: Take runs that have nothing to be compared with as well, for their scores.
+        settings: How to compare.
+        alone: Accept runs that share nothing, or a single run, and report scores only.
 
     Raises:
         ResultsError: Fewer than two runs, nothing in common, a broken file, or runs of other
@@ -92,7 +92,7 @@ def _nothing_shared(runs: Sequence[Run], rows: Sequence[Row], notes: Sequence[st
 
 
 def run_info(run: Run) -> RunInfo:
-    """Return what a report says of where a run comes from."""
+    """Return the provenance of a run."""
     return RunInfo(
         label=run.label,
         folder=str(run.folder),

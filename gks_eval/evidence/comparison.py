@@ -1,4 +1,4 @@
-"""The verdict-free content of a comparison: every table and file is a function of it."""
+"""The content of a comparison, from which every table and file is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA = "gks_eval.compare/1"
 
 
 def titled(name: str, filter_name: str) -> str:
-    """Return a task's or group's name, with the filter where it is judged under several."""
+    """Return the name of a task or group, with the filter if it is judged under several."""
     return f"{name} ({filter_name})" if filter_name else name
 
 
@@ -34,8 +34,8 @@ class Score(FrozenModel):
 
     Attributes:
         value: The metric, as lm-eval's fraction.
-        n: Items behind it.
-        low: Lower bound of the interval; None where none can be had.
+        n: Number of items.
+        low: Lower bound of the interval, or None if there is no interval.
         high: Upper bound.
         method: How the interval was made: ``wilson``, ``bootstrap``, ``stderr`` or ``none``.
     """
@@ -48,24 +48,24 @@ class Score(FrozenModel):
 
 
 class Difference(FrozenModel):
-    """One candidate less the baseline, on one row.
+    """The difference of one candidate from the baseline, on one row.
 
     Attributes:
         candidate: The candidate's label.
-        difference: Candidate less baseline, on the items compared.
-        low: Lower bound of its interval; of a task it excludes 0 exactly where p < 1 - confidence.
+        difference: Candidate minus baseline, on the compared items.
+        low: Lower bound of its interval; for a task it excludes 0 exactly if p < 1 - confidence.
         high: Upper bound.
         p: Two-sided p-value of "no difference".
-        p_holm: The same after Holm over this candidate's tasks; None for groups.
+        p_holm: p after Holm's correction over this candidate's tasks; None for groups.
         n: Pairs, or the smaller run's items where unpaired.
         method: ``mcnemar`` (exact), ``sign flips``, ``group bootstrap``, ``unpaired``, or ``none``
-            where nothing can be said.
-        gains: Items only the candidate gets right.
-        losses: Items only the baseline gets right.
+            if there is no test.
+        gains: Items that only the candidate gets right.
+        losses: Items that only the baseline gets right.
         unpaired_baseline: Items of the baseline without a partner.
         unpaired_candidate: Items of the candidate without a partner.
-        detectable: Smallest difference that so many pairs show in 80% of cases, two-sided at 5%.
-        note: What the reader must know.
+        detectable: Smallest difference that is detected with 80% power, two-sided at 5%.
+        note: A remark for the reader.
     """
 
     candidate: str
@@ -91,13 +91,13 @@ class Row(FrozenModel):
         kind: Task or group.
         name: Its name.
         metric: ``metric,filter``.
-        filter: The filter, where the task has rows of several.
+        filter: The filter, if the task has one row per filter.
         binary: Whether the metric is an accuracy, shown in percent.
-        higher_is_better: None where unknown: nothing is then called best.
+        higher_is_better: None if unknown; then no value is marked as best.
         tasks: A group's tasks.
         weighting: How a group averages its tasks.
         scores: By run label; runs without the row are left out.
-        differences: One a candidate that has the row.
+        differences: One per candidate that has the row.
     """
 
     kind: Literal["task", "group"]
@@ -113,7 +113,7 @@ class Row(FrozenModel):
 
     @property
     def title(self) -> str:
-        """Return the name, with the filter where the task has rows of several."""
+        """Return the name, with the filter if the task has one row per filter."""
         return titled(self.name, self.filter)
 
 
@@ -130,7 +130,7 @@ class Flip(FrozenModel):
 
 
 class Comparison(FrozenModel):
-    """Everything that `gks-eval compare` found out."""
+    """The result of `gks-eval compare`."""
 
     schema_: str = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
     baseline: str

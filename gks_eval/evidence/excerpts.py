@@ -1,4 +1,4 @@
-"""The prompts of single items, read again from the samples when they are to be shown."""
+"""The prompts of single items, read from the samples again when they are shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def excerpts(
 
 
 def prompt_of(row: Mapping[str, Any]) -> str:
-    """Return the first prompt of a sample; empty where it has none."""
+    """Return the first prompt of a sample, or an empty text if it has none."""
     arguments = row.get("arguments")
     first = next(iter(arguments.values()), None) if isinstance(arguments, dict) else None
     return str(first.get("arg_0", "")) if isinstance(first, dict) else ""

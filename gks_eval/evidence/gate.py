@@ -18,7 +18,7 @@ __all__ = ["gate", "measure_checks"]
 
 
 def gate(baseline: Run, candidate: Run, policy: GatePolicy) -> Verdict:
-    """Measure and judge; whatever prevents a check is reported."""
+    """Measure and judge. Whatever prevents a check is reported."""
     checks = measure_checks(baseline, candidate, policy)
     named = {*policy.tasks, *policy.groups, *policy.required}
     new = [name for name in candidate.tasks if name not in baseline.tasks and name not in named]
@@ -40,7 +40,7 @@ def measure_checks(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Ch
     if not policy.only_listed:
         tasks = [*baseline.tasks, *tasks]
         averages = [*baseline.groups, *averages]
-    # By their real places: a link or a detour in a path must not hide that they are one.
+    # Resolved, because links and `..` can make one file look like two.
     files = [{path.resolve() for path in run.files} for run in both]
     if files[0] & files[1]:
         fault = "baseline and candidate are the same files"
@@ -48,7 +48,7 @@ def measure_checks(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Ch
             Check(kind="task", name=name, limits=policy.limits("task", name), problem=fault)
             for name in dict.fromkeys(tasks)
         ]
-    # A group asks for its tasks' scores again: samples are read once.
+    # Groups need their tasks' scores again, and each file of samples is read once.
     find = cache(lambda name, key: find_scores(name, key, both))
     checks = []
     for name in dict.fromkeys(tasks):
@@ -67,12 +67,12 @@ def measure_checks(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Ch
 
 
 def _titles(name: str, keys: list[str]) -> list[tuple[str | None, str]]:
-    """Return each key with the name of its check; one without a key where there is none."""
+    """Return each key with the name of its check; without keys, None with the plain name."""
     if len(keys) < 2:
         return [(keys[0] if keys else None, name)]
     return [(key, titled(name, key.partition(",")[2])) for key in keys]
 
 
 def _judged(keys: list[str], first: TaskResult | GroupResult | None) -> list[str]:
-    """Return the filters to judge: the baseline's, as with tasks."""
+    """Return the keys to judge: those that the baseline has."""
     return [key for key in keys if first is None or key in first.keys] or keys

@@ -25,12 +25,12 @@ def group_row(
     outcomes: Mapping[str, TaskOutcome],
     settings: CompareOptions,
 ) -> tuple[Row | None, list[str], dict[str, list[str]]]:
-    """Compare one of a group's averages; the row is None where no run has what it takes.
+    """Compare one average of a group; the row is None if no run has all its tasks.
 
-    A run takes part if it has every task of the group with the group's metric.
+    A run takes part if it has the group's metric for every task of the group.
 
     Returns:
-        The row, notes, and by run that could not take part the tasks that it lacks.
+        The row, notes, and the missing tasks by run.
     """
     holders = [run.groups[name] for run in runs if name in run.groups]
     group = next((group for group in holders if key in group.metrics), holders[0])
@@ -91,7 +91,7 @@ def _score(tasks: Mapping[str, Scores], weighted: bool, settings: CompareOptions
 def _stderr(parts: Sequence[Scores], weights: Sequence[float]) -> float | None:
     stderrs = [part.metric.stderr for part in parts]
     if any(stderr is None for stderr in stderrs) or any(part.n < 2 for part in parts):
-        return None  # of one item no standard error says anything, not even 0
+        return None  # a single item has no standard error, not even 0
     return math.sqrt(
         math.fsum((w * (s or 0.0)) ** 2 for w, s in zip(weights, stderrs, strict=True))
     )

@@ -33,14 +33,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Second run less first, item by item.
+    """Second run minus first, item by item.
 
     Attributes:
         values: Differences, (pairs,); their mean is the change of the metric.
         binary: Whether both runs' scores are all 0 or 1.
         pairing: Which items were paired.
-        by_item: Differences of the items' own scores, (pairs,): not `values` where the metric is
-            not their mean, as with perplexity.
+        by_item: Differences of the items' own scores, (pairs,). They differ from `values` if the
+            metric is not a mean, such as a perplexity.
     """
 
     values: Floats
@@ -72,7 +72,7 @@ class Changes:
         ]
 
     def times(self, sign: float) -> Changes:
-        """Return the changes times `sign`: -1.0 where a lower metric is better."""
+        """Return the changes times `sign`, which is -1.0 if a lower metric is better."""
         return replace(self, values=sign * self.values, by_item=sign * self.by_item)
 
 
@@ -81,10 +81,10 @@ class Pair:
     """Two runs' scores of one metric of one task.
 
     Attributes:
-        first: The first run's, read as accuracies only where the second's are, too.
-        second: The second run's.
-        changes: Item by item; None where a run has no items.
-        faults: Why the two runs are not comparable; empty where they are.
+        first: The first run's scores; accuracies only if the second run's are accuracies too.
+        second: The second run's scores, likewise.
+        changes: Item by item; None if a run has no items.
+        faults: Why the two runs are not comparable; empty if they are.
     """
 
     first: Scores
@@ -115,15 +115,15 @@ class Measurement:
     """A measured change of a task's metric or of a group's average.
 
     Attributes:
-        change: Second run less first.
+        change: Second run minus first.
         n: Pairs.
         gains: Items that score higher in the second run.
         losses: Items that score lower in the second run.
         test: Gives p-values and interval.
         binary: Whether all scores are 0 or 1.
-        units: Number of independent values that `variance` refers to: a task's pairs, or 1 for a
-            group's average.
-        variance: Of one such value; the share of changed items where the test counts.
+        units: Number of values that `variance` refers to: the pairs of a task, 1 for a group's
+            average.
+        variance: Variance of one such value; for accuracies of a task the share of changed items.
     """
 
     change: float
@@ -136,7 +136,7 @@ class Measurement:
     variance: float
 
     def detectable(self, alpha: float = 0.05, two_sided: bool = True) -> float | None:
-        """Return the smallest change that the test finds in 80% of cases; None where none is."""
+        """Return the smallest change that is detected with 80% power, or None if none is."""
         if self.test.problem:
             return None
         found = detectable_difference(
@@ -170,14 +170,14 @@ def measure_group(
 ) -> Measurement:
     r"""Measure the change of a group's average.
 
-    The tasks are fixed and their items sampled independently, so that the variance of the average
+    The tasks are fixed and their items are sampled independently, so the variance of the average
     is :math:`\sum_t w_t^2 \sigma_t^2 / n_t`.
 
     Args:
-        tasks: By name each task's changes.
-        weighted: Whether the average weighs tasks by their size.
+        tasks: Changes by task.
+        weighted: Whether the average weights tasks by size.
         draws: Number of resamples.
-        seed: Of these.
+        seed: Seed of the resamples.
     """
     parts = list(tasks.values())
     weights = group_weights([part.n for part in parts], weighted)

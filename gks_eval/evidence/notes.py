@@ -1,4 +1,4 @@
-"""What a comparison leaves out, one sentence for each kind however often it happens."""
+"""Notes on what a comparison leaves out, one sentence per kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def some(parts: Sequence[str], most: int = 3) -> str:
 
 
 def forced_notes(faults: Sequence[str]) -> list[str]:
-    """Say what makes runs not comparable that are compared all the same."""
+    """Return notes on why runs that are compared by force are not comparable."""
     if len(faults) <= 3:
         return [f"compared by force: {fault}" for fault in faults]
     rest = len(faults) - 3
@@ -22,7 +22,7 @@ def forced_notes(faults: Sequence[str]) -> list[str]:
 
 
 def lacking_note(lacking: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
-    """Say which averages cannot be had: (group, run, tasks that the run lacks)."""
+    """Return a note on averages that cannot be computed, from (group, run, missing tasks)."""
     if not lacking:
         return []
     if len(lacking) == 1:
@@ -33,11 +33,11 @@ def lacking_note(lacking: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]
 
 
 def absent_note(absent: Mapping[str, Sequence[str]], tasks: int) -> list[str]:
-    """Say which runs lack which tasks.
+    """Return a note on the tasks that runs lack.
 
     Args:
-        absent: By run, the tasks that it lacks.
-        tasks: How many there are in all.
+        absent: Missing tasks by run.
+        tasks: Number of all tasks.
     """
     found = [(run, names) for run, names in absent.items() if names]
     if not found:

@@ -1,8 +1,8 @@
-"""The versioned JSON of what a router did and how a library lies: written elsewhere, read here.
+"""Reads the versioned JSON of routing shares and of library geometry.
 
 Files are found by name: ``routes.json``, ``routes_*.json``, ``geometry.json``,
-``geometry_*.json``. Readers refuse a schema they do not know; keys they do not know are refused
-too, so that a change of meaning needs a new number.
+``geometry_*.json``. Unknown schemas and unknown keys are refused, so a change of
+meaning needs a new schema number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GEOMETRY: Final = JsonFile("geometry file", ResultsError, "write it again", lim
 
 
 class TaskRouting(FrozenModel):
-    """What the router did on one task (or one text).
+    """Routing on one task or text.
 
     Attributes:
         tokens: Tokens routed, per layer.
@@ -49,11 +49,11 @@ class RoutingShares(FrozenModel):
     Attributes:
         library: The library's name.
         setting: The setting in the grid's grammar, such as ``gks:avg``.
-        top_k: Experts a token.
+        top_k: Experts per token.
         experts: Their names, E.
         layers: The routed modules' names, L.
-        tasks: By task.
-        provenance: Anything about how it was made.
+        tasks: Routing by task.
+        provenance: How the file was made.
     """
 
     schema_: RoutingSchema = Field(alias="schema")
@@ -75,15 +75,15 @@ class RoutingShares(FrozenModel):
                 ):
                     raise ValueError(f"tasks.{name}.{field} is not layers x experts")
             if len(task.entropy) != len(self.layers):
-                raise ValueError(f"tasks.{name}.entropy is not one number a layer")
+                raise ValueError(f"tasks.{name}.entropy is not one number per layer")
         return self
 
 
 class LibraryGeometry(FrozenModel):
-    """How the adapters of a library lie to each other.
+    """Norms and angles of a library's adapters.
 
-    Norms are Frobenius norms of dW = s B A; cosines are between the dW of all layers taken as one
-    vector unless a field is by layer.
+    Norms are Frobenius norms of dW = s B A; cosines are of the dW of all layers as one vector,
+    unless a field is by layer.
 
     Attributes:
         library: The library's name.
@@ -97,9 +97,9 @@ class LibraryGeometry(FrozenModel):
         prototype_similarity: Likewise, (E, E): mean over layers of |prototype . prototype|.
         rule_distance: Per expert, (L,): |factors - delta| / |delta|.
         mixture_norm: By rule or ``none``, by combine, (L,): norm of an even mixture of all experts.
-        starts: By rule on factors: per expert the |cosine| of its A with the general ones', and
-            the share of |dW| that is left; the experts with shared starts.
-        provenance: Anything about how it was made.
+        starts: By rule on factors: per expert the |cosine| of its A with the general A's and the
+            remaining share of |dW|, and the experts with shared starts.
+        provenance: How the file was made.
     """
 
     schema_: GeometrySchema = Field(alias="schema")
@@ -132,7 +132,7 @@ def find_observed(folder: Path) -> tuple[list[RoutingShares], list[LibraryGeomet
     """Read every routing and geometry file under a folder.
 
     Raises:
-        ResultsError: One of them is broken or of another schema.
+        ResultsError: A file is broken or of another schema.
     """
     routes = [
         _ROUTES.read_as(path, RoutingShares)

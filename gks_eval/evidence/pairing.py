@@ -1,4 +1,4 @@
-"""Which items of two runs belong together, and what makes two runs incomparable."""
+"""Pairs the items of two runs, and reports what makes two runs incomparable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gks_eval.evidence.samples import Item
 
 __all__ = ["Pairing", "comparability_faults", "pair_items"]
 
-# What decides a prompt, compared where there are no samples to compare prompts by.
+# The keys that determine a prompt; compared if there are no samples with prompts.
 _PROMPT_KEYS = (
     "doc_to_text",
     "doc_to_choice",
@@ -49,7 +49,7 @@ class Pairing:
 
 
 def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Pairing:
-    """Pair items by document hash and occurrence: the k-th copy with the k-th copy."""
+    """Pair items by document hash and occurrence: the k-th copy pairs with the k-th copy."""
     partners = {item.key: item for item in second}
     pairs = tuple((item, partners[item.key]) for item in first if item.key in partners)
     return Pairing(
@@ -64,13 +64,13 @@ def pair_items(first: Sequence[Item], second: Sequence[Item]) -> Pairing:
 def comparability_faults(
     first: TaskResult, second: TaskResult, pairing: Pairing | None
 ) -> list[str]:
-    """Return why two runs of one task are not comparable; empty where they are.
+    """Return why two runs of one task are not comparable, or an empty list.
 
     Args:
         first: One run's record of the task.
         second: The other's.
-        pairing: Their items' pairing; None where samples are missing: the dumped configurations
-            are then compared instead of the prompts.
+        pairing: The pairing of their items. None if samples are missing; then the recorded
+            configurations are compared instead of the prompts.
     """
     found = []
     if first.version != second.version:
@@ -99,7 +99,7 @@ def _configured(first: TaskResult, second: TaskResult) -> list[str]:
         found.append("another chat template or system instruction")
     for key in _PROMPT_KEYS:
         values = (first.config.get(key), second.config.get(key))
-        # A function may be dumped with its address, which differs between runs.
+        # A function may be recorded with its address, which differs between runs.
         if values[0] != values[1] and not all(" at 0x" in str(value) for value in values):
             found.append(f"another {key}")
     return found

@@ -34,7 +34,7 @@ Family = Literal["gks_paper", "gks"]
 
 
 class PaperRow(FrozenModel):
-    """One setting of a published table: percents, and the average as printed."""
+    """One setting of a published table: values in percent, and the printed average."""
 
     values: list[float]
     printed_avg: float
@@ -46,7 +46,7 @@ class PaperRow(FrozenModel):
 
     @property
     def average_is_off(self) -> bool:
-        """Tell whether the printed average contradicts its row by more than rounding."""
+        """Return whether the printed average differs from its row's mean by more than rounding."""
         return abs(self.mean - self.printed_avg) > 0.0101
 
 
@@ -87,18 +87,18 @@ class PaperCell(FrozenModel):
         row: The setting, such as ``gks_avg``.
         column: The set, or ``average``.
         paper: The paper's value, in percent; the average is recomputed from the row.
-        paper_n: Items behind it; None where unknown.
-        run: The label of one's own run; empty where there is none.
-        task: The task read.
-        ours: One's own value, in percent.
-        n: Items behind it.
+        paper_n: Number of items; None if unknown.
+        run: Label of the own run; empty if there is none.
+        task: Task that `ours` is from.
+        ours: Value of the own run, in percent.
+        n: Number of items.
         low: Lower bound of its interval (Wilson, 95%).
         high: Upper bound.
-        difference: Ours less the paper's, in points.
+        difference: Ours minus the paper's, in points.
         p_holm: p-value of "no difference", unpaired, Holm over the table.
         verdict: ``agrees``: no significant difference at 5%; empty if it cannot be tested.
         other_model: Whether the run is of another model than the table's.
-        note: What the reader must know.
+        note: A remark for the reader.
     """
 
     table: str
@@ -126,9 +126,9 @@ def load_paper() -> PaperTables:
 
 
 def paper_n(table: PaperTable, column: str) -> int | None:
-    """Return the items behind a column, if every value can be a count out of the full split.
+    """Return the number of items of a column, if its values are possible on the full split.
 
-    A value v fits n items if some k has 100 k / n round, or be cut off, to v at two decimals.
+    A value v is possible for n items if some 100 k / n rounds or truncates to v at two decimals.
     """
     n = table.full_split.get(column)
     if n is None:
@@ -142,12 +142,12 @@ def side_by_side(
 ) -> list[PaperCell]:
     """Put runs next to the paper's cells.
 
-    A run stands for the row that its label or folder names: ``gks-avg`` is ``gks_avg``. A
-    verdict is given only where the paper's n is known, the run is of the table's model and the
-    task is of the authors' protocol (``gks_paper_*``).
+    The label or folder of a run names its row: ``gks-avg`` is ``gks_avg``. A verdict needs a known
+    n of the paper, a run of the table's model, and a task of the authors' protocol
+    (``gks_paper_*``).
 
     Raises:
-        ResultsError: Runs were given and none fits any row.
+        ResultsError: Runs are given and none is named as a row.
     """
     cells = []
     matched = False
@@ -183,7 +183,7 @@ def _normal(label: str) -> str:
 
 def _run_for(row: str, runs: Sequence[Run]) -> Run | None:
     for run in runs:
-        # A lone run is called after the folder given, which may lie above the setting's.
+        # A single run is named after the given folder, which may be a parent of the setting's.
         names = [*run.label.split("/"), run.folder.name, run.folder.parent.name]
         if row in map(_normal, names):
             return run
@@ -223,7 +223,7 @@ def _cell(
 def _with_verdicts(
     cells: list[PaperCell], by_row: Mapping[str, Run | None], family: Family
 ) -> list[PaperCell]:
-    """Test the cells that can be tested, the two runs taken as independent."""
+    """Test the cells that can be tested, as if the two runs were independent."""
     tests: dict[int, float] = {}
     for index, cell in enumerate(cells):
         run = by_row[cell.row]

@@ -1,4 +1,4 @@
-"""What reproducing one of the paper's tables takes: command, downloads, time."""
+"""Plan for reproducing one of the paper's tables: command, downloads, time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SOURCES = {
     "xnli_de": "facebook/xnli",
     "xnli_fr": "facebook/xnli",
 }
-# Model on the hub, its parameters, and what its 16-bit weights weigh.
+# Model on the hub, number of parameters, size of its 16-bit weights.
 _MODELS = {
     "phi-3-mini": ("microsoft/Phi-3-mini-4k-instruct", 3.8e9, "7.6 GB"),
     "phi-2": ("microsoft/phi-2", 2.8e9, "5.6 GB"),
@@ -35,7 +35,7 @@ _FLOPS = 2e14
 
 
 def plan(name: str, table: PaperTable, family: str = "gks_paper", output: str = "results") -> str:
-    """Return the plan as text; the time is an estimate and says how it was made."""
+    """Return the plan as text, with an estimate of the time and its assumptions."""
     settings = ",".join(row.replace("gks_", "gks:") for row in table.rows)
     model, parameters, size = _MODELS[table.model]
     sources = list(dict.fromkeys(_SOURCES[column] for column in table.columns))

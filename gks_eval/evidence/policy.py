@@ -1,4 +1,4 @@
-"""The gate's policy file: what counts as a regression, and what must be there to judge it."""
+"""The gate's policy file: what counts as a regression, and which tasks are required."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["GatePolicy", "Limits"]
 
 
 def _fraction(value: float | None) -> float | None:
-    # A drop of "2" would tolerate anything: the likeliest slip must not open the gate.
+    # A drop of 2, meant as two points, would tolerate anything.
     if value is not None and not 0.0 <= value < 1.0:
         raise ValueError("write a drop as a fraction from 0 to below 1: 0.02 is two points")
     return value
@@ -21,20 +21,20 @@ def _fraction(value: float | None) -> float | None:
 Alpha = Annotated[float, Field(gt=0.0, lt=0.5)]
 # Strict: `true` would otherwise count as one pair.
 Pairs = Annotated[int, Field(ge=1, strict=True)]
-# Nothing lies below a floor of NaN: such a floor would hold nothing.
+# No value lies below a floor of NaN.
 Floor = Annotated[float, Field(allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 
 
 class Limits(FrozenModel):
-    """What one task or group may do; what is left out is taken from the policy's top.
+    """Limits of one task or group; missing ones are taken from the top of the policy.
 
     Attributes:
         max_drop: Largest tolerated drop, in the metric's own unit (0.02 is two points of accuracy).
-        alpha: Level of its test, after the correction.
-        min_pairs: Fewest paired items that it may be judged on.
-        floor: Value that the candidate must reach whatever the baseline does.
-        metric: ``metric`` or ``metric,filter``; else the task's usual one.
+        alpha: Level of its test, after correction.
+        min_pairs: Smallest number of paired items to judge on.
+        floor: Value that the candidate must reach, whatever the baseline has.
+        metric: ``metric`` or ``metric,filter``; by default the task's usual one.
     """
 
     max_drop: float | None = None
@@ -51,15 +51,15 @@ class GatePolicy(FrozenModel):
 
     Attributes:
         version: Of this format.
-        max_drop: As in `Limits`, for everything that does not say otherwise.
-        alpha: Chance at most of failing a candidate that is no worse than tolerated.
+        max_drop: As in `Limits`, the default for all tasks and groups.
+        alpha: Maximum false-alarm rate for a candidate within tolerance.
         min_pairs: As in `Limits`.
-        correction: ``holm`` holds alpha over all checks together; ``none`` for each by itself.
+        correction: ``holm`` controls alpha over all checks together, ``none`` per check.
         tasks: Limits by task.
         groups: Limits by group.
-        required: Tasks and groups without which nothing can be judged.
-        only_listed: Check only what `tasks`, `groups` and `required` name, instead of everything
-            that the baseline has.
+        required: Tasks and groups that must be present.
+        only_listed: Check only `tasks`, `groups` and `required`, instead of everything in the
+            baseline.
     """
 
     version: Literal[1] = 1
@@ -77,7 +77,7 @@ class GatePolicy(FrozenModel):
     @field_validator("tasks", "groups", mode="before")
     @classmethod
     def _empty_entries(cls, entries: object) -> object:
-        # `piqa:` without anything below it is a task with the default limits.
+        # `piqa:` with nothing below it is a task with the default limits.
         if isinstance(entries, dict):
             return {name: {} if limits is None else limits for name, limits in entries.items()}
         return entries

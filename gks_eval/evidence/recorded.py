@@ -1,4 +1,4 @@
-"""What results files record that no row of a comparison accounts for."""
+"""Notes on recorded results that have no row in a comparison."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["recorded_notes"]
 
 
 def recorded_notes(runs: Sequence[Run], names: Collection[str]) -> list[str]:
-    """Return a note for each such entry, with the runs that have it.
+    """Return a note per entry, with the runs that have it.
 
     Args:
         runs: The runs.
-        names: Tasks and groups to speak of.
+        names: Tasks and groups to report on.
     """
     said: defaultdict[str, list[str]] = defaultdict(list)
     for run in runs:

@@ -1,4 +1,4 @@
-"""What a results file says, as frozen values that the rest of the wing works on."""
+"""The content of results files as frozen values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["GroupResult", "Metric", "ResultsFile", "TaskResult", "is_finite"]
 
 
 def is_finite(number: float) -> bool:
-    """Tell whether a number out of a JSON file can be calculated with.
+    """Return whether a number of a JSON file is finite as a float.
 
-    NaN and the infinities cannot, nor can integers beyond a float's range: JSON allows both.
+    JSON files may hold NaN, infinities and integers beyond the range of a float.
     """
     try:
         return math.isfinite(number)
@@ -30,8 +30,8 @@ class Metric:
         name: lm-eval's metric, such as ``acc``.
         filter: lm-eval's filter, mostly ``none``.
         value: The aggregate as recorded.
-        stderr: Its standard error as recorded; None where lm-eval wrote ``N/A``.
-        higher_is_better: None where lm-eval does not say.
+        stderr: Its standard error as recorded; None if lm-eval wrote ``N/A``.
+        higher_is_better: None if lm-eval does not record it.
     """
 
     name: str
@@ -48,20 +48,20 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What one run recorded of one task.
+    """The record of one task in one run.
 
     Attributes:
         name: The task's name.
         alias: Its display name.
-        version: Its version, as text; None where not recorded.
+        version: Its version, as text; None if not recorded.
         shots: Number of few-shot examples.
         n: Items scored.
         original: Items of the split before any limit.
         metrics: By ``metric,filter``.
-        unusable: Metrics that cannot be compared, such as NaN, each with what is recorded.
-        config: The task's configuration as dumped.
+        unusable: Recorded values of metrics that cannot be compared, such as NaN.
+        config: The task's recorded configuration.
         source: The results file.
-        samples: The file of its samples; None where there is none.
+        samples: The file of its samples, or None.
         prompt_stamp: Chat template and system instruction in use, as one text.
     """
 
@@ -94,9 +94,8 @@ class GroupResult:
         leaves: Its tasks, sub-groups flattened, as lm-eval averages them.
         metrics: The averages as recorded.
         unusable: As a task's.
-        weighted: By metric key: whether the average weighs tasks by their size. lm-eval does not
-            record this; the numbers show it, None where they fit both;
-            averages that the tasks do not give are left out.
+        weighted: By metric key: whether the average weights tasks by size. lm-eval does not record
+            this. It is inferred from the numbers: None if they fit both, left out if neither.
         source: The results file.
     """
 

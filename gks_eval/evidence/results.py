@@ -34,7 +34,7 @@ _FILE: Final = JsonFile(
 )
 
 MAX_ITEMS = 1 << 40
-# `token=hf_...`, `https://name:password@host` and the like must not reach a table or page.
+# Secrets such as `token=hf_...` or `https://name:password@host` must not reach a table or page.
 _WORDS = "token|password|passwd|secret|api[_-]?key|access[_-]?key|auth|authorization|credentials?"
 _SECRET = re.compile(rf"(?i)(^|[_-])({_WORDS})($|[_-])")
 _SECRET_TEXT = re.compile(rf"(?i)\b((?:\w+_)?(?:{_WORDS})(?:_\w+)?\s*=\s*)[^,\s]+")
@@ -134,13 +134,13 @@ def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskRes
 def _metrics(
     name: str, entry: Mapping[str, Any], raw: _Raw
 ) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Return an entry's metrics, and those that cannot be compared with what is recorded."""
+    """Return an entry's metrics, and the recorded values of those that cannot be compared."""
     usable: dict[str, Metric] = {}
     unusable: dict[str, str] = {}
     keys = [key for key in entry if "," in key and not key.split(",")[0].endswith("_stderr")]
     directions = raw.higher_is_better.get(name, {})
-    # A function may score several metrics under names of its own (pass_at_k gives pass@1, pass@10);
-    # before 0.4.12 the direction stands under the function's name only.
+    # A function may return several metrics (pass_at_k gives pass@1 and pass@10). Before 0.4.12 the
+    # direction is recorded under the function's name only.
     known = {key.partition(",")[0] for key in keys}
     by_function = {higher for metric, higher in directions.items() if metric not in known}
     other = by_function.pop() if len(by_function) == 1 else None
@@ -174,7 +174,7 @@ def _group(
     known = [tasks[leaf] for leaf in leaves if leaf in tasks]
     metrics, unusable = _metrics(name, entry, raw)
     for key, metric in metrics.items():
-        # lm-eval hands the direction up one level of groups only: ask the leaves.
+        # lm-eval passes the direction up one level of groups only, so the leaves are asked.
         directions = {t.metrics[key].higher_is_better for t in known if key in t.metrics}
         direction = directions.pop() if len(directions) == 1 else None
         metrics[key] = replace(metric, higher_is_better=direction)
@@ -202,7 +202,7 @@ def _leaves(name: str, members: Mapping[str, list[str]], above: frozenset[str]) 
 
 
 def _weightings(value: float, tasks: list[TaskResult], key: str) -> set[bool]:
-    """Return, from the numbers, how an average may weigh its tasks: by size (True), plainly."""
+    """Return the weightings that give an average: by size (True), equal (False), both or none."""
     total = sum(task.n for task in tasks)
     if not tasks or not total:
         return {True, False}
@@ -215,7 +215,7 @@ def _weightings(value: float, tasks: list[TaskResult], key: str) -> set[bool]:
 
 
 def _shown(model_args: object) -> str:
-    """Return the model's arguments as one text, without what may be a secret."""
+    """Return the model's arguments as one text, with secrets masked."""
     kept = _without_secrets(model_args)
     return kept if isinstance(kept, str) else json.dumps(kept, sort_keys=True, ensure_ascii=False)
 

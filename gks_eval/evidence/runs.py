@@ -1,4 +1,4 @@
-"""From paths to runs: folders, files or globs; the newest results of every task."""
+"""Finds runs in folders, files or globs, with the newest results of every task."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from gks_eval.util.result_files import RESULTS, is_results, timestamp_of
 
 __all__ = ["Run", "baseline_first", "find_runs", "one_run"]
 
-# The order of the paper's rows; other names follow alphabetically.
+# These labels come first, as in the paper; others follow alphabetically.
 _FIRST = ("base", "arrow")
 _MAGIC = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One model's results: of every task the newest.
+    """One model's results: the newest per task.
 
     Attributes:
         label: A short name, unique among the runs found together.
-        folder: Where its files lie.
+        folder: The folder of its files.
         files: The results files in use, newest first.
         tasks: By name.
-        groups: By name. Averages are to be recomputed from ``tasks``: those recorded may be of
-            older results of some task.
+        groups: By name. Averages must be recomputed from ``tasks``, because recorded ones may
+            contain older results of a task.
         unaveraged: Groups without an average.
         model: lm-eval's model type.
         model_args: The model's arguments.
@@ -61,11 +61,11 @@ def find_runs(sources: Sequence[str]) -> list[Run]:
             for each. To use an older run than the newest, name its file.
 
     Returns:
-        The runs, each once and with a label of its own, in the order given; within a grid's folder
-        in the grid's order, else ``base`` and ``arrow`` first.
+        The runs, each once and with a unique label, in the given order. Runs of one folder are in
+        the grid's order, or else ``base`` and ``arrow`` come first.
 
     Raises:
-        ResultsError: Nothing there, a file is broken, or a label stands for several runs.
+        ResultsError: There are no results, a file is broken, or a label names several runs.
     """
     runs: list[Run] = []
     labelled: set[str] = set()
@@ -86,7 +86,7 @@ def find_runs(sources: Sequence[str]) -> list[Run]:
 
 
 def _add(run: Run, runs: list[Run], labelled: Collection[str]) -> None:
-    """Add a run unless it is there, as when a folder and its parent are named; a label is kept."""
+    """Add a run unless it is there already; a label that the user gave is kept."""
     files = {path.resolve() for path in run.files}
     for place, other in enumerate(runs):
         if {path.resolve() for path in other.files} == files:
@@ -113,10 +113,10 @@ def one_run(source: str) -> Run:
 
 
 def baseline_first(runs: Sequence[Run], label: str | None) -> list[Run]:
-    """Return the runs with the one called `label` first; as they are without a label.
+    """Return the runs with the one called `label` first; unchanged without a label.
 
     Raises:
-        UsageError: No run is called so.
+        UsageError: No run has this label.
     """
     if label is None:
         return list(runs)
@@ -129,7 +129,7 @@ def baseline_first(runs: Sequence[Run], label: str | None) -> list[Run]:
 
 def _split_label(source: str) -> tuple[str | None, str]:
     label, equals, rest = source.partition("=")
-    # A path may hold "=" itself: what exists as written is a path.
+    # A path may contain "=": a text that exists as a path is one.
     if equals and label and rest and not re.search(r"[/\\]", label) and not _is_there(source):
         return label, rest
     return None, source
@@ -138,19 +138,19 @@ def _split_label(source: str) -> tuple[str | None, str]:
 def _is_there(text: str) -> bool:
     try:
         return Path(text).exists()
-    except (OSError, ValueError):  # too long, not to be looked into, or with a null byte
+    except (OSError, ValueError):  # too long, not readable, or with a null byte
         return False
 
 
 def _runs_at(text: str) -> list[Run]:
     try:
         impossible = b"\0" in os.fsencode(text)
-    except UnicodeEncodeError:  # half a character
+    except UnicodeEncodeError:  # a lone surrogate
         impossible = True
     if impossible:
         raise ResultsError(f"{text!r:.200} names no results: no path can be written so.")
     if not text.strip():
-        # Path("") is the working folder: an unset variable of a script must not choose runs.
+        # Path("") is the working folder, which an unset variable of a script must not select.
         raise ResultsError("an empty path names no results; is a variable of the script unset?")
     path = Path(text)
     try:
@@ -180,7 +180,7 @@ def _usable(path: Path) -> bool:
 def _json_files(root: Path) -> list[Path]:
     try:
         return sorted(root.rglob("*.json"))
-    except OSError as error:  # of a folder that goes away meanwhile, or is none, as in /proc
+    except OSError as error:  # the folder was removed meanwhile, or is in /proc
         raise ResultsError(
             f"{error.filename or root} cannot be searched: {error.strerror}; name the runs' own "
             "folder."
@@ -190,7 +190,7 @@ def _json_files(root: Path) -> list[Path]:
 def _runs_in(root: Path) -> list[Run]:
     by_model: defaultdict[tuple[Path, str, str], list[ResultsFile]] = defaultdict(list)
     for path in _json_files(root):
-        # A grid writes a setting aside in a hidden folder until it is finished.
+        # A grid keeps an unfinished setting in a hidden folder.
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if is_results(path) and path.is_file() and not hidden:
             results = read_results(path)
@@ -215,21 +215,21 @@ def _label(folder: Path, root: Path, results: ResultsFile, alone: bool) -> str:
     if alone:
         return root.resolve().name
     parts = folder.relative_to(root).parts
-    # lm-eval puts a folder named after the model under the one asked for: say it only if needed.
+    # lm-eval adds a folder named after the model, which a label needs only if there are several.
     if len(parts) > 1 and parts[-1] == results.info.get("model_folder"):
         parts = parts[:-1]
     return "/".join(parts) or root.resolve().name
 
 
 def _place(root: Path, folders: Iterable[Path]) -> Callable[[Run], tuple[object, ...]]:
-    """Return what runs of a folder are sorted by: a grid's own order, else by their labels."""
+    """Return the sort key of a folder's runs: the grid's order, or else their labels."""
     places: dict[Path, int] = {}
     for above in {root, *(parent for folder in folders for parent in folder.parents)}:
         if above == root or above.is_relative_to(root):
             places |= {above / name: place for place, name in enumerate(read_order(above))}
 
     def key(run: Run) -> tuple[object, ...]:
-        # Runs of one folder stand in the order of their making.
+        # Runs of one folder are ordered by time.
         name = (run.label.partition("@")[0], timestamp_of(run.files[0]) or "", run.label)
         for folder in (run.folder, *run.folder.parents):
             if folder in places:

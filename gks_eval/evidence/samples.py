@@ -1,4 +1,4 @@
-"""One `samples_*.jsonl` of lm-eval: the score of every item, in a form that can be paired."""
+"""Reads a `samples_*.jsonl` of lm-eval: the score of every item, with the keys to pair it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Item:
 
     Attributes:
         doc_id: Its place in the split.
-        key: Hash of the document and its occurrence: sets hold duplicated items.
+        key: Hash of the document and its occurrence, because data sets have duplicates.
         prompt_hash: Hash of the (first) prompt.
         target_hash: Hash of the gold answer.
         values: Scores by metric; an average over items is their mean.
@@ -54,7 +54,7 @@ class TaskSamples:
 def filtered_rows(task: TaskResult, path: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Yield (filter, line number, row) of a task's samples.
 
-    lm-eval 0.4.3 to 0.4.5 name no filter: a document's k-th row is of the task's k-th.
+    lm-eval 0.4.3 to 0.4.5 record no filter: the k-th row of a document is for the k-th filter.
 
     Raises:
         ResultsError: A line is not a complete sample.
@@ -71,10 +71,10 @@ def filtered_rows(task: TaskResult, path: Path) -> Iterator[tuple[str, int, dict
 
 
 def read_samples(task: TaskResult) -> TaskSamples | None:
-    """Read the items of `task`; None where the run logged no samples.
+    """Read the items of `task`; None if the run logged no samples.
 
     Raises:
-        ResultsError: The file is broken, or holds fewer or more items than the results say.
+        ResultsError: The file is broken, or holds another number of items than the results.
     """
     if task.samples is None:
         return None
@@ -98,7 +98,7 @@ def read_samples(task: TaskResult) -> TaskSamples | None:
 def _items(
     rows: list[tuple[int, Mapping[str, Any]]], recorded: Iterable[str], path: Path
 ) -> list[Item]:
-    # Several ranks write their shares one after another: the split's order is the doc_id's.
+    # Several processes write one after another; the doc_id gives the order of the split.
     parsed = sorted(
         ((_doc_id(row, path, number), number, row) for number, row in rows),
         key=lambda entry: entry[0],
@@ -135,7 +135,7 @@ def _doc_id(row: Mapping[str, Any], path: Path, number: int) -> int:
 
 
 def _number(value: object) -> float | None:
-    """Return a number of a JSON file, which may lie beyond a float's range; else None."""
+    """Return a number as a float, or None; integers beyond a float's range become infinite."""
     if not isinstance(value, (bool, int, float)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The scores that a comparison rests on: one metric of one task in one run."""
+"""The scores of one metric of one task in one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _ACCURACY = re.compile(r"^(acc|exact_match|em$|exact$|pass@|mc1$)|(_acc|_accuracy|_em)$")
-# Most tasks log several metrics; without a group's word this order decides.
+# Most tasks log several metrics; without a group this order decides.
 _PREFERRED = ("acc", "exact_match", "acc_norm", "em", "f1", "mcc")
 
 
@@ -38,11 +38,11 @@ class Scores:
     Attributes:
         task: The task's record.
         metric: The aggregate as recorded.
-        items: The items that have the metric; None where they cannot be had.
-        missing: Why `items` is None, as half a sentence.
+        items: The items that have the metric, or None without samples.
+        missing: Why `items` is None.
         binary: Whether the metric is an accuracy.
         n: Number of items behind the value.
-        zero_one: Whether all items may score 0 or 1, as far as this run shows.
+        zero_one: Whether all scores may be 0 or 1, as far as this run shows.
     """
 
     task: TaskResult
@@ -60,7 +60,7 @@ class Scores:
 
     @property
     def successes(self) -> int:
-        """Return how many items score 1; meaningful where `binary`."""
+        """Return how many items score 1; only for accuracies."""
         return round(self.metric.value * self.n)
 
     def values_of(self, items: Sequence[Item]) -> Floats:
@@ -71,17 +71,17 @@ class Scores:
         return np.array([item.values[self.metric.name] for item in items], dtype=np.float64)
 
     def by_item(self, items: Sequence[Item]) -> Floats:
-        """Return what each of `items` scores by itself, larger where the metric is."""
+        """Return each item's own score, larger if the metric is larger."""
         if parts := ratio_of_sums(self.task, self.metric.name, items):
             return -parts[1]
         return self.values_of(items)
 
 
 def load_scores(task: TaskResult, key: str, samples: TaskSamples | None) -> Scores:
-    """Bring a metric's record and its items together.
+    """Combine the record of a metric with its items.
 
     Raises:
-        ResultsError: The items do not add up to the recorded value: the files are of two runs.
+        ResultsError: The items do not give the recorded value: the files are of two runs.
     """
     metric = task.metrics[key]
 
@@ -120,25 +120,25 @@ def load_scores(task: TaskResult, key: str, samples: TaskSamples | None) -> Scor
             )
         return without(f"{metric.name} is scored over all items at once", over_all=True)
     zero_one = parts is None and {*values} <= {0.0, 1.0}
-    # All items may score 0 by BLEU or F1 as well: then the name decides.
+    # All items may score 0 in BLEU or F1 as well; then the name decides.
     binary = zero_one and (len({*values}) > 1 or bool(_ACCURACY.search(metric.name)))
     return Scores(task, metric, items, "", binary, len(items), zero_one)
 
 
 def alike(scores: Mapping[str, Scores]) -> dict[str, Scores]:
-    """Return the runs' scores of one metric, all of them accuracies or none."""
+    """Return the runs' scores of one metric, with all or none of them as accuracies."""
     binary = all(s.zero_one for s in scores.values()) and any(s.binary for s in scores.values())
     return {label: replace(s, binary=binary) for label, s in scores.items()}
 
 
 def choose_metrics(task: str, runs: Iterable[Run], asked: str | None = None) -> list[str]:
-    """Return the keys to compare `task` by: one metric, under every filter that it has.
+    """Return the keys to compare `task` by: one metric under every filter.
 
     Args:
         task: The task's name.
         runs: The runs; the first that has the task decides which metric.
-        asked: ``metric``, or ``metric,filter`` for that filter only; without it the metric that a
-            group averages, else the usual one.
+        asked: ``metric``, or ``metric,filter`` for one filter. By default the metric that a group
+            averages, or else the usual one.
 
     Returns:
         The keys, which some runs may lack; none where no run has `asked`.
@@ -148,7 +148,7 @@ def choose_metrics(task: str, runs: Iterable[Run], asked: str | None = None) -> 
 
 
 def keys_of(entries: Iterable[TaskResult | GroupResult], asked: str | None) -> list[str]:
-    """Return the keys that `asked` names: a metric under every filter, or one key itself."""
+    """Return the keys that `asked` names: a metric under every filter, or a single key."""
     keys = list(dict.fromkeys(key for entry in entries for key in entry.keys))
     return [key for key in keys if asked in (key, key.partition(",")[0])]
 
@@ -165,14 +165,14 @@ def _usual(task: str, holders: Sequence[Run]) -> str | None:
 
 
 def usual_metric(keys: Iterable[str], among: Iterable[str]) -> str | None:
-    """Return the usual metric of those that `keys` and `among` both name."""
+    """Return the usual metric among those in both `keys` and `among`."""
     known = set(among)
     names = [name for key in keys if (name := key.partition(",")[0]) in known]
     return next((name for name in (*_PREFERRED, *names) if name in names), None)
 
 
 def pick_key(metrics: Iterable[str], asked: str) -> str | None:
-    """Return the key that `asked`, with or without a filter, stands for."""
+    """Return the key that `asked` names, with or without a filter."""
     keys = list(metrics)
     if asked in keys:
         return asked
@@ -183,7 +183,7 @@ def pick_key(metrics: Iterable[str], asked: str) -> str | None:
 
 
 def _looks_binary(task: TaskResult, metric: Metric) -> bool:
-    """Tell an accuracy without samples: by its name, and counts and stderr that fit it.
+    """Return whether a metric without samples looks like an accuracy, by name, count and stderr.
 
     lm-eval's standard error of an accuracy is sqrt(p (1 - p) / (n - 1)).
     """

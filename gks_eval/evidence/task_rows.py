@@ -1,4 +1,4 @@
-"""One task of several runs, compared."""
+"""Compares one task of several runs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class CompareOptions:
 
     Attributes:
         metric: ``metric`` or ``metric,filter`` for every task; None for each task's usual one.
-        tasks: Tasks and groups to keep, a group with its tasks; empty for all.
-        force: Compare although versions, prompts, shots or limits differ, and say so.
-        confidence: Of every interval.
-        draws: Resamples of a bootstrap, and random subsets of a test by signs.
-        seed: Of these. The numbers compared are a seed themselves, names and order are not.
+        tasks: Tasks and groups to keep, groups with their tasks; empty for all.
+        force: Compare even if versions, prompts, shots or limits differ, with a note.
+        confidence: Confidence of every interval.
+        draws: Resamples of a bootstrap, and random subsets of a sign-flip test.
+        seed: Seed of the draws, together with the compared values; names and order have no effect.
     """
 
     metric: str | None = None
@@ -41,14 +41,14 @@ class CompareOptions:
 
 @dataclass(frozen=True, slots=True)
 class TaskOutcome:
-    """One task compared, with what group averages need of it.
+    """The comparison of one task, with what group averages need.
 
     Attributes:
         row: The task's row.
         flips: Items that changed.
         faults: By candidate label, why it is not comparable with the baseline.
         scores: By run label.
-        changes: By candidate label, where paired.
+        changes: By candidate label, if paired.
     """
 
     row: Row
@@ -63,7 +63,7 @@ def task_outcome(
 ) -> TaskOutcome | None:
     """Compare every run that has task `name` and metric `key` with the first of `runs`.
 
-    None where no run has them.
+    Returns None if no run has them.
 
     Raises:
         ResultsError: A samples file is broken.
@@ -110,7 +110,7 @@ def task_outcome(
 
 
 def score_of(scores: Scores, settings: CompareOptions) -> Score:
-    """Return a run's value with its interval: Wilson's, a bootstrap's, or from the stderr."""
+    """Return a run's value with its interval: Wilson, bootstrap, or from the standard error."""
     value, n = scores.metric.value, scores.n
     if scores.binary and n:
         low, high = wilson_interval(scores.successes, n, settings.confidence)

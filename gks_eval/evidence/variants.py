@@ -1,4 +1,4 @@
-"""Names of the runs of one folder: what of their models' arguments differs."""
+"""Names the runs of one folder by the model arguments that differ."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _MOST = 40
 
 
 def variant_names(models: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Return a short name for each run: `dtype=float16`, or the run's key if that says too much.
+    """Return a short name per run, such as `dtype=float16`, or the run's key if that is too long.
 
     Args:
-        models: The models' types and arguments as recorded, by a key that is a name of last resort.
+        models: The recorded model types and arguments, by run key.
     """
     parsed = {key: {"model": kind, **_arguments(text)} for key, (kind, text) in models.items()}
     names = {argument for found in parsed.values() for argument in found}

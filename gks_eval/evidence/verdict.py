@@ -1,4 +1,4 @@
-"""The gate's verdict, a pure function of the checks; exit status and tables are functions of it."""
+"""The gate's verdict, a pure function of the checks; it gives exit status and tables."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ EXIT_CODES: dict[Status, int] = {"pass": 0, "regression": 1, "unjudged": 2}
 
 
 class Check(FrozenModel):
-    """What was measured of one task or group, before any judgement.
+    """The measurement of one task or group, before it is judged.
 
     Attributes:
         kind: Task or group.
         name: Its name.
-        metric: ``metric,filter``; empty where none could be had.
-        limits: Its limits, complete.
+        metric: ``metric,filter``; empty if there is none.
+        limits: Its limits, with defaults filled in.
         baseline: The baseline's value.
         candidate: The candidate's value.
-        change: Candidate less baseline on the pairs, turned so that negative is worse.
+        change: Candidate minus baseline on the pairs, with the sign that makes negative worse.
         n: Pairs.
         gains: Items that got better.
         losses: Items that got worse.
         p: One-sided p-value of "worse by more than ``limits.max_drop``".
-        detectable: Drop beyond the tolerance that is caught in 80% of cases.
-        problem: Why it cannot be judged; empty where it can.
+        detectable: Drop beyond the tolerance that is detected with 80% power.
+        problem: Why it cannot be judged; empty if it can.
     """
 
     kind: Literal["task", "group"]
@@ -67,11 +67,11 @@ class Verdict(FrozenModel):
     """The gate's verdict.
 
     Attributes:
-        status: ``regression`` if any check is; else ``unjudged`` if any is, or there is none; else
-            ``pass``.
+        status: ``regression`` if any check is one; ``unjudged`` if any check is, or there are no
+            checks; else ``pass``.
         exit_code: 0, 1 or 2.
         outcomes: Each check's.
-        notes: What was seen but not judged.
+        notes: What was not judged.
     """
 
     schema_: str = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
@@ -97,8 +97,8 @@ def judge(
 ) -> Verdict:
     """Judge checks by a policy.
 
-    A check is a regression if its (Holm-adjusted) p-value is at most its alpha, or the candidate
-    lies below its floor; unjudged if it has a problem or too few pairs; else it passes.
+    A check is a regression if its (Holm-adjusted) p-value is at most its alpha, or if the candidate
+    misses its floor. It is unjudged if it has a problem or too few pairs. Otherwise it passes.
     """
     adjusted: dict[int, float] = {
         i: c.p for i, c in enumerate(checks) if c.p is not None and not _problem(c)
@@ -124,7 +124,7 @@ def judge(
 
 
 def unjudgeable(reason: str, policy: GatePolicy, baseline: str, candidate: str) -> Verdict:
-    """Return the verdict where not even the checks could be made."""
+    """Return the verdict if no check could be made."""
     return judge([], policy, baseline, candidate, [reason])
 
 

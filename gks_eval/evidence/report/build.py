@@ -38,8 +38,8 @@ class Options:
         title: Its heading.
         metric: As in `CompareOptions`.
         family: Tasks to show next to the paper's.
-        most: Samples to keep at most.
-        max_text: Characters of a prompt to keep.
+        most: Largest number of samples to keep.
+        max_text: Largest number of characters of a prompt to keep.
     """
 
     title: str = "Evaluation report"
@@ -61,7 +61,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         ResultsError: A file is broken.
     """
     options = options or Options()
-    # A page shows what there is and says what is not comparable; refusing is for decisions.
+    # A page shows all runs with notes on what is not comparable; only decisions need a refusal.
     comparison = compare(runs, CompareOptions(metric=options.metric, force=True), alone=True)
     observed = [find_observed(folder) for folder in folders]
     routes = [found for group, _ in observed for found in group]
@@ -115,7 +115,7 @@ def _asset(name: str) -> str:
 
 
 def _interval(cell: str) -> Markup:
-    """Set an interval behind its value in small letters."""
+    """Put an interval after its value in small type."""
     found = re.fullmatch(r"([-+]?[\d.][^ ]*) (\[.*\])", cell)
     if not found:
         return _breakable(cell)
@@ -123,7 +123,7 @@ def _interval(cell: str) -> Markup:
 
 
 def _breakable(name: str) -> Markup:
-    """Let a narrow window break a long name behind its underscores, semicolons and so on."""
+    """Allow line breaks in a long name after underscores, semicolons and the like."""
     return Markup("<wbr>").join(re.split(r"(?<=[_;:=/])", name))
 
 
@@ -137,16 +137,16 @@ def _change(fold: Fold, whole: Comparison) -> tuple[Fold, Sheet, Forest | None]:
 
 
 def _trusted(text: str) -> Markup:
-    """Mark a text as markup: our own style and script, JSON by `_json`."""
-    return Markup(text)  # noqa: S704 - nothing of a model or data set comes here unescaped
+    """Mark a text as markup; only for our own style and script, and JSON by `_json`."""
+    return Markup(text)  # noqa: S704 - no text of a model or data set comes here unescaped
 
 
 def _json(content: object) -> Markup:
-    """Return JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot end the script element around it."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    # Lone surrogates, which a broken data set may hold, cannot be written as UTF-8.
+    # Lone surrogates of a broken data set cannot be written as UTF-8.
     return _trusted(text.encode("utf-8", "replace").decode("utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""How the page arranges a comparison: averages first, then the tasks of each group in a fold."""
+"""Arranges a comparison for the page: averages first, then the tasks of each group in a fold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gks_eval.evidence.tables.content import Table
 
 __all__ = ["Body", "Fold", "Sheet", "folds", "sheet"]
 
-FEW = 10  # so many tasks are shown without a click
+FEW = 10  # up to this many tasks are shown unfolded
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Fold:
     """A part of a comparison.
 
     Attributes:
-        title: The group's name; empty for the averages and for tasks where there is no group.
+        title: The group's name; empty for the averages and for tasks without a group.
         comparison: The same comparison with fewer rows.
         closed: Whether the reader opens it.
     """
@@ -30,7 +30,7 @@ class Fold:
 
 
 def folds(comparison: Comparison) -> list[Fold]:
-    """Return the averages, then each group's tasks; a task stands in its smallest group only."""
+    """Return the averages, then each group's tasks; a task is in its smallest group only."""
     rows = comparison.rows
     groups = [row for row in rows if row.kind == "group"]
     home: dict[str, str] = {}
@@ -81,7 +81,7 @@ class Sheet:
 
 
 def sheet(table: Table) -> Sheet:
-    """Return the table with rows of one name next to each other put under that name."""
+    """Return the table with neighbouring rows of one name merged under that name."""
     marked = [
         (row[0], [(cell, table.marks.get((i, j), "")) for j, cell in enumerate(row) if j])
         for i, row in enumerate(table.rows)

@@ -10,7 +10,7 @@ from gks_eval.evidence.paper import PaperCell
 
 __all__ = ["Forest", "Lane", "Mark", "difference_forest", "paper_forest", "ticks"]
 
-SHAPES = 8  # as many markers and colours as page.css and forest.html.j2 have
+SHAPES = 8  # the numbers of markers and colours in page.css and macros.html.j2
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Mark:
         at: The value.
         low: Where its interval begins; None without one.
         high: Where it ends.
-        hollow: Whether it is somebody else's value.
+        hollow: Whether it is the paper's value.
     """
 
     series: int
@@ -48,7 +48,7 @@ class Forest:
         labels: The series.
         lanes: The rows; positions are in percent of the axis.
         ticks: Position and text of each tick.
-        zero: Position of the line at 0; None where there is none.
+        zero: Position of the line at 0, or None.
         axis: What the axis shows.
     """
 
@@ -97,7 +97,7 @@ def difference_forest(part: Comparison, whole: Comparison) -> Forest | None:
 
 
 def paper_forest(cells: Sequence[PaperCell], table: str) -> Forest | None:
-    """Return one table's paper values (hollow) and ours; None where there is none of ours."""
+    """Return the paper's values (hollow) and ours of one table, or None without any of ours."""
     cells = [cell for cell in cells if cell.table == table]
     labels = list(dict.fromkeys(cell.row for cell in cells if cell.ours is not None))
     lanes: dict[str, list[Mark]] = {cell.column: [] for cell in cells}
@@ -117,7 +117,7 @@ def ticks(low: float, high: float) -> list[float]:
     """Return round values for an axis, three to six of them inside it."""
     from matplotlib.ticker import MaxNLocator
 
-    # The locator may step over both ends; it is asked for more until three fall inside.
+    # The locator's ticks may lie outside: ask for more until three are inside.
     for most in range(4, 12):
         found = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         inside = [float(value) for value in found if low <= value <= high]
@@ -152,7 +152,7 @@ def _placed(
         )
         for lane in lanes
     ]
-    # Labels are centred on their ticks: close to an edge one would be cut.
+    # Labels are centred on their ticks and would be cut close to an edge.
     edge = 0.03 * (high - low)
     inner = ticks(low + edge, high - edge)
     texts = [(at(value), f"{value:+g}" if zero and value else f"{value:g}") for value in inner]

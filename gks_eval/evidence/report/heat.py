@@ -1,4 +1,4 @@
-"""Tables of numbers as colours: an image of one pixel per cell, stretched between its labels."""
+"""Heat maps as images of one pixel per cell, which the page stretches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Heat:
         scale: The colours from low to high, as a data URL.
         low: The value of the first colour.
         high: The value of the last.
-        dense: Whether the names of the rows are short enough for low rows.
+        dense: Whether the row names are short enough for narrow rows.
     """
 
     label: str
@@ -46,7 +46,7 @@ def heat(
         columns: Names of the columns.
         rows: Names of the rows.
         label: What the numbers are.
-        signed: Whether they lie between -1 and 1; else between 0 and the largest.
+        signed: Whether the scale is -1 to 1; otherwise it is 0 to the largest number.
     """
     import numpy as np
 

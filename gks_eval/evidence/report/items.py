@@ -1,4 +1,4 @@
-"""The samples that the page's browser shows: texts once, scores by run."""
+"""The samples for the page's browser: each text once, scores by run."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class Book:
 
     Attributes:
         tasks: Names of the tasks.
-        total: Items there are.
-        items: Those kept, each as a list: task index, doc_id, prompt, choices, index of the gold
-            answer or -1, gold answer, score by run, log-likelihoods by run, generated text by run.
+        total: Number of all items.
+        items: The kept items, each as a list: task index, doc_id, prompt, choices, index of the
+            gold answer or -1, gold answer, score by run, log-likelihoods by run, generated text
+            by run.
     """
 
     tasks: list[str]
@@ -59,7 +60,7 @@ def collect(
     Args:
         runs: The runs, in the comparison's order.
         comparison: Names the tasks and metrics to show.
-        most: Items to keep at most; those that changed between runs come first.
+        most: Largest number of items to keep; those that changed between runs come first.
         max_text: Characters of a prompt to keep; the middle of a longer one is cut out.
 
     Raises:
@@ -119,7 +120,7 @@ def _new(index: int, sample: Mapping[str, Any], runs: int, max_text: int) -> _It
     choices = [second for _, second in pairs if isinstance(second, str)]
     prompt = prompt_of(sample)
     if len(choices) > 1 and len(set(choices)) == 1:
-        # The choices stand inside the prompts (winogrande): the common ending is the continuation.
+        # The choices are part of the prompts (winogrande), and the continuation is the same.
         choices, prompt = [first for first, _ in pairs], f"… {choices[0]}"
     target = str(sample.get("target", ""))
     return _Item(
@@ -143,7 +144,7 @@ def _gold(target: str, choices: Sequence[str]) -> int:
 
 
 def _log_likelihoods(sample: Mapping[str, Any]) -> list[float | None]:
-    """Return a number a choice, None for one that is not finite; empty where there are none."""
+    """Return one number per choice, None if it is not finite; empty without choices."""
     responses = sample.get("filtered_resps")
     found = []
     for response in responses if isinstance(responses, list) else []:
@@ -160,7 +161,7 @@ def _log_likelihoods(sample: Mapping[str, Any]) -> list[float | None]:
 
 
 def _number(value: object) -> float | None:
-    # JSON as browsers read it knows no NaN and no infinity.
+    # JSON in browsers has no NaN and no infinities.
     return float(value) if isinstance(value, (bool, int, float)) and is_finite(value) else None
 
 

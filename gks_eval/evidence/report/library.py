@@ -1,4 +1,4 @@
-"""What a router did and how a library lies, as the page shows it."""
+"""Routing shares and library geometry for the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _by_depth(layer: str) -> list[tuple[int, str]]:
 
 
 def _without_shared_start(names: list[str]) -> list[str]:
-    """Drop the parts, up to a dot, with which every name starts: ``model.layers.``."""
+    """Drop the dotted prefix that all names share, such as ``model.layers.``."""
     parts = [name.split(".") for name in names]
     columns = zip(*(path[:-1] for path in parts), strict=False)
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -1,1 +1,1 @@
-"""Statistics as pure functions, an idea a file."""
+"""Statistics as pure functions, one idea per file."""

@@ -12,8 +12,8 @@ from gks_eval.evidence.stats.streams import Floats, canonical, content_stream
 __all__ = ["bootstrap_interval", "bootstrap_p", "group_means", "resampled_means"]
 
 DRAWS = 9_999
-# Values this few are resampled by how often each is drawn, which is the same distribution at a
-# cost that does not grow with the number of items.
+# With few distinct values, their counts are drawn instead of items: the distribution is the same,
+# and the cost does not grow with the number of items.
 _FEW = 64
 _CHUNK = 4_000_000
 
@@ -58,14 +58,14 @@ def group_means(
 ) -> tuple[float, Floats]:
     """Return a group's average and its bootstrap over items within tasks.
 
-    The tasks are fixed, their items are the sample: every draw resamples each task by itself and
-    averages the tasks' means with `weights`.
+    The tasks are fixed and their items are the sample: every draw resamples the items of each task
+    and averages the tasks' means with `weights`.
 
     Args:
         tasks: Per task its items' values (or paired differences), (n_t,).
-        weights: Per task, summing to 1: 1/T, or n_t / sum n as lm-eval weighs by size.
+        weights: Per task, summing to 1: 1/T, or n_t / sum n as lm-eval weights by size.
         draws: Number of resamples.
-        seed: Further source of randomness; the values are one themselves, see `canonical`.
+        seed: Seed, together with the values, see `canonical`.
 
     Returns:
         The average, and (draws,) resampled averages.
@@ -91,13 +91,13 @@ def bootstrap_p(
 ) -> float:
     """Return a p-value for a mean difference from its bootstrap, shifted to the hypothesis.
 
-    Two-sided for "no difference" without `margin`; with it one-sided, small where the difference
-    lies below ``-margin``. One is added to count and total, so it is never zero: at least
-    1 / (draws + 1).
+    Without `margin` the test is two-sided for "no difference". With it the test is one-sided, and p
+    is small if the difference lies below ``-margin``. One is added to count and total, so p is at
+    least 1 / (draws + 1).
 
-    A bootstrap of few changed items is too sure of itself. Under "no difference" the sign of each
-    of m changes is a fair coin, so that no test of signs finds less than 2^-m on one side: where
-    `changed` gives m, p is at least that, twice it when two-sided.
+    A bootstrap of few changed items is overconfident. Under "no difference" the sign of each of m
+    changes is a fair coin, so the smallest p of a sign test is 2^-m, one-sided. If `changed` gives
+    m, p is at least that, and twice that if two-sided.
     """
     deviations = drawn - estimate
     slack = 1e-12 * max(1.0, abs(estimate))

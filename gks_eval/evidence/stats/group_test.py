@@ -1,4 +1,4 @@
-"""The average of a group of tasks: its change's test and interval, or why there is none."""
+"""Test and interval of a group's average, or why there is none."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class GroupTest:
     """A group's average with its bootstrap.
 
     Attributes:
-        average: Of the tasks' means.
+        average: Average of the tasks' means.
         drawn: Resampled averages, (draws,).
-        changed: Items whose value is not 0.
-        problem: Why there is no test, as half a sentence; empty where there is one.
+        changed: Number of items whose value is not 0.
+        problem: Why there is no test; empty if there is one.
     """
 
     average: float
@@ -41,13 +41,13 @@ class GroupTest:
         return bootstrap_p(self.average, self.drawn, changed=self.changed)
 
     def less_p(self, difference: float = 0.0) -> float | None:
-        """Return the one-sided p-value that speaks for an average below `difference`, 0 or less."""
+        """Return the one-sided p-value for an average below `difference`, which is 0 or less."""
         if self.problem:
             return None
         return bootstrap_p(self.average, self.drawn, -difference, changed=self.changed)
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
-        """Return the percentile interval; None where nothing says how the items vary."""
+        """Return the percentile interval, or None if the items show no variation."""
         if self.problem or _alike(self.drawn):
             return None
         return bootstrap_interval(self.drawn, confidence)
@@ -61,12 +61,12 @@ def group_test(
 ) -> GroupTest:
     """Return the test of a group's average.
 
-    Resampling within tasks cannot see how the items of a task vary if there is one item only, or if
-    all of them are alike. The first adds no variance at all where it should add most; if it is so
-    in all tasks, everything would look certain. Neither is tested.
+    Resampling within a task shows no variation if the task has a single item, or if all its items
+    are equal. A single item would add no variance where it should add most. If the items of every
+    task are equal, the average would look certain. There is no test in either case.
 
     Args:
-        tasks: By name each task's values (or paired differences), (n_t,).
+        tasks: Values (or paired differences) by task, (n_t,).
         weights: Per task, summing to 1.
         draws: Number of resamples.
         seed: See `group_means`.

@@ -19,7 +19,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         return []
     from statsmodels.stats.multitest import multipletests
 
-    # multipletests collects garbage on every call: 0.1 s and more unless the heap is frozen.
+    # multipletests calls gc.collect(), which takes 0.1 s and more unless the heap is frozen.
     gc.freeze()
     try:
         return [float(p) for p in multipletests(p_values, method="holm")[1]]

@@ -1,9 +1,9 @@
-"""Test and interval of the difference of two accuracies on the same items, one the other's inverse.
+"""Test of the difference of two accuracies on the same items, and the interval that inverts it.
 
-The only test is the one-sided `less_p` of a hypothetical difference d. At d = 0 it is McNemar's
-exact test; at any other d it is the profile likelihood of d with a correction for the counts being
-whole, of the very size that makes it exact at 0. It never rises in d, so that the differences it
-does not reject form an interval, and that interval excludes 0 exactly where the test rejects 0.
+The test is the one-sided `less_p` of a hypothetical difference d. At d = 0 it is McNemar's exact
+test. At any other d it is the profile likelihood of d with a continuity correction, chosen so that
+the test is exact at 0. Its p never increases with d. So the differences that it does not reject
+form an interval, which excludes 0 exactly if the test rejects 0.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def signed_root(gains: float, losses: float, n: float, difference: float) -> flo
         gains: Items that only the second run gets right, g; need not be whole.
         losses: Items that only the first run gets right, l; need not be whole.
         n: All pairs.
-        difference: Hypothetical accuracy of the second run less the first's, d.
+        difference: Hypothetical accuracy of the second run minus the first's, d.
     """
     b = (2.0 * n - gains + losses) * difference - gains - losses
     c = -losses * difference * (1.0 - difference)
     spread = math.sqrt(max(b * b - 8.0 * n * c, 0.0))
-    # The same root of the quadratic in two forms, each where it does not cancel.
+    # The root of the quadratic in two forms, each without cancellation.
     q = (spread - b) / (4.0 * n) if b < 0.0 else -2.0 * c / (spread + b) if spread + b else 0.0
     q = max(q, 0.0, -difference)
     cells = ((gains, q + difference), (losses, q), (n - gains - losses, 1.0 - 2.0 * q - difference))
     deviance = 0.0
     for count, probability in cells:
-        if count > 1e-9:  # n less counts that are not whole leaves a speck
+        if count > 1e-9:  # fractional counts leave a rounding error
             if probability <= 0.0:
                 return math.copysign(math.inf, gains - losses - n * difference)
             deviance += 2.0 * float(xlogy(count, count / (n * probability)))
@@ -51,12 +51,12 @@ def signed_root(gains: float, losses: float, n: float, difference: float) -> flo
 
 
 def less_p(gains: int, losses: int, n: int, difference: float = 0.0) -> float:
-    r"""Return the one-sided p-value that speaks for a true difference below `difference`.
+    r"""Return the one-sided p-value for a true difference below `difference`.
 
-    At 0 the exact McNemar test. Elsewhere :math:`\Phi(r(d))` with c gains more and c losses
-    fewer, where c makes it exact at 0. Such a c lies between 0 and 1 (Zubkov and Serov, Theory of
-    Probability and its Applications 2013), in fact near 1/2. Without losses it is the exact
-    binomial test of the gains.
+    At 0 this is the exact McNemar test. Elsewhere it is :math:`\Phi(r(d))` with c more gains and c
+    fewer losses, where c makes the test exact at 0. This c lies between 0 and 1 (Zubkov and Serov,
+    Theory of Probability and its Applications 2013), usually near 1/2. Without losses this is the
+    exact binomial test of the gains.
 
     Args:
         gains: Items that only the second run gets right.
@@ -75,10 +75,10 @@ def less_p(gains: int, losses: int, n: int, difference: float = 0.0) -> float:
 def paired_interval(
     gains: int, losses: int, n: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return all differences that `less_p`, of either run, does not reject at half of alpha.
+    """Return the differences that `less_p`, in both directions, does not reject at alpha / 2.
 
-    It excludes 0 exactly where the exact two-sided McNemar test has p < 1 - confidence, and keeps
-    a width when no item is discordant: 1 - (alpha/2)^(1/n) each way.
+    The interval excludes 0 exactly if the exact two-sided McNemar test has p < 1 - confidence.
+    Without discordant items it extends 1 - (alpha/2)^(1/n) in both directions.
 
     Raises:
         ValueError: The counts do not fit each other.
@@ -100,7 +100,7 @@ def _upper(gains: int, losses: int, n: int, confidence: float) -> float:
     def miss(d: float) -> float:
         return max(signed_root(gains + c, losses - c, n, d), -1e3) - z
 
-    # The exact test says on which side of 0 the limit lies; rounding must not say otherwise.
+    # The exact test decides on which side of 0 the limit lies, whatever the rounding.
     if 2.0 * less_p(gains, losses, n) < round(1.0 - confidence, 12):
         return min(root(miss, (gains - losses) / n, 0.0), -math.ulp(0.0))
     return max(root(miss, max(0.0, (gains - losses) / n), 1.0), 0.0)
@@ -114,7 +114,7 @@ def _correction(gains: int, losses: int) -> float:
     else:
         exact = -float(ndtri_exp(binom.logsf(gains, pairs, 0.5)))
     if not math.isfinite(exact):
-        return 0.5  # of a tail that no float holds
+        return 0.5  # the tail is beyond the range of floats
 
     def miss(c: float) -> float:
         return signed_root(gains + c, losses - c, pairs, 0.0) - exact

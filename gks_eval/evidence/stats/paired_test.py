@@ -1,4 +1,4 @@
-"""The test of paired changes: of counts where every score is 0 or 1, else of values."""
+"""The test of paired changes: of counts if every score is 0 or 1, otherwise of values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CountTest:
     def two_sided_p(self) -> float:
         """Return the p-value of "no difference": McNemar's exact test.
 
-        Under "no difference" the gains are Binomial(gains + losses, 1/2); unchanged items carry no
+        Under "no difference" gains are Binomial(gains + losses, 1/2); unchanged items carry no
         information. McNemar, Psychometrika 1947.
         """
         from statsmodels.stats.contingency_tables import mcnemar
@@ -35,7 +35,7 @@ class CountTest:
         return float(mcnemar(table, exact=True).pvalue)
 
     def less_p(self, difference: float = 0.0) -> float:
-        """Return the one-sided p-value that speaks for a change below `difference`."""
+        """Return the one-sided p-value for a change below `difference`."""
         return paired_counts.less_p(self.gains, self.losses, self.n, difference)
 
     def interval(self, confidence: float) -> tuple[float, float]:
@@ -45,7 +45,7 @@ class CountTest:
 
 @dataclass(frozen=True, slots=True)
 class FlipTest:
-    """Of two means: see `sign_flips`.
+    """The test of two paired means, see `sign_flips`.
 
     Attributes:
         means: As `subset_means` gives them.
@@ -59,13 +59,13 @@ class FlipTest:
         return sign_flips.two_sided_p(self.means)
 
     def less_p(self, difference: float = 0.0) -> float:
-        """Return the one-sided p-value that speaks for a change below `difference`."""
+        """Return the one-sided p-value for a change below `difference`."""
         return sign_flips.less_p(self.means, difference)
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
-        """Return the changes that the test does not reject; None where nothing bounds them.
+        """Return the changes that the test does not reject, or None if they are unbounded.
 
-        That is so with few items, and where all changed alike: nothing then says how they vary.
+        They are with few items, or if all items changed equally and so show no variation.
         """
         if np.ptp(self.means) == 0.0:
             return None
@@ -78,10 +78,10 @@ def paired_test(
     """Return the test of paired changes.
 
     Args:
-        changes: Second run less first, (n,).
+        changes: Second run minus first, (n,).
         binary: Whether they are all -1, 0 or 1.
         draws: Random subsets of `FlipTest`.
-        seed: Of these.
+        seed: Seed of the subsets.
     """
     if binary:
         gains, losses = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))

@@ -1,4 +1,4 @@
-"""What a paired comparison of n items can see."""
+"""The power of a paired comparison of n items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["detectable_difference", "mcnemar_power"]
 def mcnemar_power(
     n: int, discordance: float, drop: float, alpha: float = 0.05, two_sided: bool = False
 ) -> float:
-    r"""Return the exact chance that McNemar's exact test sees a drop.
+    r"""Return the exact power of McNemar's exact test to detect a drop.
 
     The number of discordant pairs is m ~ Binomial(n, discordance); of those, losses are
     Binomial(m, (discordance + drop) / (2 discordance)). Summed over m:
@@ -26,7 +26,7 @@ def mcnemar_power(
         discordance: Share of items that exactly one of the two runs gets right.
         drop: Accuracy lost, at most `discordance` in size; 0 gives the test's true size.
         alpha: Level.
-        two_sided: Whether the test is; the chance counted is always of seeing the drop.
+        two_sided: Whether the test is two-sided; the power is always that of detecting the drop.
 
     Raises:
         ValueError: The shares do not fit each other.
@@ -50,16 +50,16 @@ def detectable_difference(
     binary: bool = True,
     largest: float = math.inf,
 ) -> float:
-    r"""Return the smallest difference that n pairs show with the given power.
+    r"""Return the smallest difference that n pairs detect with the given power.
 
     For accuracies `variance` is the discordance :math:`\psi`, and d solves
     :math:`\sqrt{n}\, d = z_\alpha \sqrt{\psi} + z_\beta \sqrt{\psi - d^2}` (Connor, Biometrics
     1987). Otherwise it is the variance of the paired differences and
-    :math:`d = (z_\alpha + z_\beta) \sqrt{\psi / n}`, if there can be one: `largest` is 1 for a mean
-    of accuracies.
+    :math:`d = (z_\alpha + z_\beta) \sqrt{\psi / n}`, if it is at most `largest`, which is 1 for a
+    mean of accuracies.
 
     Returns:
-        The difference; NaN where even the largest possible one is not seen that often.
+        The difference; NaN if even the largest possible one is not detected with that power.
     """
     if n <= 0 or variance <= 0.0:
         return math.nan

@@ -1,4 +1,4 @@
-"""Roots of monotone functions where rounding may hide a change of sign."""
+"""Roots of monotone functions, robust to rounding at the ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["root"]
 
 
 def root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Return the root between two points, or the nearer of them where no sign changes."""
+    """Return the root between two points, or the nearer point if the sign does not change."""
     at_low, at_high = function(low), function(high)
     if at_low * at_high > 0.0:
         return low if abs(at_low) < abs(at_high) else high

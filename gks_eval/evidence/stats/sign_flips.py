@@ -1,9 +1,9 @@
-"""Test and interval of a mean of paired differences, one the other's inverse.
+"""Test of a mean of paired differences by sign flips, and the interval that inverts it.
 
-If the differences lie symmetrically about d, turning the sign of x_i - d changes nothing. Their sum
-is then at least as large as with some signs turned exactly where the items S that are turned have
-a mean of at least d. So the p-value of d is the share of random subsets S with such means, and the
-quantiles of these means are the interval. Fisher 1935; Hartigan, "Using subsample values as
+If the differences are symmetric about d, flipping the signs of x_i - d does not change their
+distribution. Their sum is at least as large as after flipping the items S exactly if the mean of S
+is at least d. So the p-value of d is the share of random subsets S with such a mean, and the
+quantiles of the subset means are the interval. Fisher 1935; Hartigan, "Using subsample values as
 typical values", JASA 1969. On differences of -1, 0 and 1 the test of 0 is McNemar's.
 """
 
@@ -17,7 +17,7 @@ from gks_eval.evidence.stats.streams import Floats, canonical, content_stream
 
 __all__ = ["flip_interval", "less_p", "subset_means", "two_sided_p"]
 
-# So few items have all their subsets looked at; so few distinct values are counted, not drawn.
+# Up to _ALL items all subsets are used; up to _FEW distinct values their counts are drawn.
 _ALL, _FEW = 13, 64
 _CHUNK = 4_000_000
 
@@ -28,8 +28,8 @@ def subset_means(values: Floats, draws: int, seed: int = 0) -> Floats:
     Args:
         values: Paired differences, (n,).
         draws: Number of subsets; all 2^n - 1 are taken where n is at most 13.
-        seed: Further source of randomness; the values are one themselves, so that neither their
-            order nor any name plays a part, and turned signs give the turned means.
+        seed: Seed, together with the values: order and names have no effect, and negated values
+            give negated means.
 
     Returns:
         Means, (draws,) or (2^n - 1,).
@@ -41,7 +41,7 @@ def subset_means(values: Floats, draws: int, seed: int = 0) -> Floats:
         raise ValueError("a test needs at least one item")
     sign, (data,), _ = canonical([values], [1.0])
     largest = float(np.abs(data).max())
-    if np.ptp(data) <= 1e-12 * largest:  # all alike: rounding must not make a spread
+    if np.ptp(data) <= 1e-12 * largest:  # all equal: rounding must not create a spread
         return np.full(min(draws, 2 ** min(data.size, 30) - 1), sign * data[0])
     means = _all_means(data) if data.size <= _ALL else _drawn_means(data, draws, seed)
     # Means that differ from 0 only by rounding are 0.
@@ -50,7 +50,7 @@ def subset_means(values: Floats, draws: int, seed: int = 0) -> Floats:
 
 
 def less_p(means: Floats, difference: float = 0.0) -> float:
-    """Return the one-sided p-value that speaks for a true mean below `difference`.
+    """Return the one-sided p-value for a true mean below `difference`.
 
     One is added to count and total for the empty subset, so it is never zero.
     """
@@ -64,11 +64,11 @@ def two_sided_p(means: Floats) -> float:
 
 
 def flip_interval(means: Floats, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return all means that the test does not reject at half of alpha; None where that is all.
+    """Return the means that the test does not reject at alpha / 2, or None if it rejects none.
 
-    It excludes 0 exactly where `two_sided_p` is below 1 - confidence.
+    The interval excludes 0 exactly if `two_sided_p` is below 1 - confidence.
     """
-    # Rounded: 0.025 of 10,000 is 250, whatever 1 - 0.95 is in floats.
+    # Rounded, because 1 - 0.95 is not 0.05 in floats.
     kept = math.ceil(round((1.0 - confidence) / 2.0 * (means.size + 1), 9)) - 1
     return (float(means[kept - 1]), float(means[-kept])) if kept > 0 else None
 

@@ -1,4 +1,4 @@
-"""Randomness that follows from the numbers alone: no name, no order, no direction plays a part."""
+"""Random streams seeded by the values alone, whatever their names, order and direction."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Floats = npt.NDArray[np.float64]
 def canonical(
     samples: Sequence[Sequence[float] | Floats], weights: Sequence[float]
 ) -> tuple[float, list[Floats], list[float]]:
-    """Return one form of samples that their orders and a swap of the two runs leave as it is.
+    """Return a form of samples that does not change with their order or a swap of the two runs.
 
     Args:
         samples: Per task its items' values, (n_t,).
         weights: Per task.
 
     Returns:
-        The sign (-1.0 where the values returned are the negatives), the sorted samples in an order
-        of their own, and their weights.
+        The sign (-1.0 if the returned values are negated), the sorted samples in canonical order,
+        and their weights.
     """
     forms = []
     for sign in (1.0, -1.0):
@@ -38,7 +38,7 @@ def canonical(
 
 
 def content_stream(seed: int, *samples: Floats) -> np.random.Generator:
-    """Return a source of randomness that is the same for the same values."""
+    """Return a random stream that is the same for the same values."""
     digest = hashlib.blake2b(digest_size=16)
     for sample in samples:
         digest.update(len(sample).to_bytes(8, "little") + sample.tobytes())

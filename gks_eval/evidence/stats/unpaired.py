@@ -1,4 +1,4 @@
-"""Two runs without paired items: a weaker comparison, for where samples are missing."""
+"""Comparison of two runs without paired items; weaker, for runs without samples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _EDGE = 1e-12
 def proportion_difference(
     first: int, n_first: int, second: int, n_second: int, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return (low, high, two-sided p) of the second accuracy less the first, as if independent.
+    """Return (low, high, two-sided p) of the second accuracy minus the first, as if independent.
 
-    p is that of the score test of equal proportions, the interval holds the differences that the
-    same test does not reject: it excludes 0 exactly where p < 1 - confidence.
+    p is that of the score test of equal proportions. The interval inverts the test, so it excludes
+    0 exactly if p < 1 - confidence.
     """
     counts = (first, n_first, second, n_second)
     z = float(norm.isf((1.0 - confidence) / 2.0))
@@ -32,7 +32,7 @@ def proportion_difference(
 
     low = -1.0 if estimate <= -1.0 else limit(z, -1.0 + _EDGE, estimate)
     high = 1.0 if estimate >= 1.0 else limit(-z, estimate, 1.0 - _EDGE)
-    # The test says on which side of 0 a limit lies; rounding must not say otherwise.
+    # The test decides on which side of 0 a limit lies, whatever the rounding.
     if p >= round(1.0 - confidence, 12):
         return min(low, 0.0), max(high, 0.0), p
     if score > 0.0:
@@ -72,7 +72,7 @@ def mean_difference(
     """Return (low, high, two-sided p) of a difference of means from their standard errors.
 
     Raises:
-        ValueError: Both standard errors are 0, from which nothing follows.
+        ValueError: Both standard errors are 0.
     """
     spread = math.hypot(first_stderr, second_stderr)
     if spread == 0.0:

@@ -22,5 +22,5 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, n, alpha=1.0 - confidence, method="wilson")
-    # The bounds of no and of only successes are 0 and 1; rounding must not say otherwise.
+    # Exactly 0 without successes and 1 without failures, whatever the rounding.
     return float(low) if successes else 0.0, float(high) if successes < n else 1.0

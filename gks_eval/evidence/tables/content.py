@@ -1,4 +1,4 @@
-"""Which cells a comparison's tables have; how they are drawn is another matter."""
+"""The cells of a comparison's tables, independent of how they are drawn."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Table:
         rows: Cells.
         marks: By (row, column): ``best`` or ``second``.
         notes: Sentences below it.
-        keys: Leading columns that name a row: repeated where a narrow terminal has to set the
-            others in several blocks. 0 for tables whose texts may wrap.
+        keys: Leading columns that name a row. A narrow terminal repeats them in every block of the
+            other columns. 0 for tables whose texts may wrap.
         spare: Last columns that a narrow terminal leaves out; the first column then wraps. None for
             tables that leave nothing out.
-        narrow: The same for terminals where this does not fit side by side, a line a run.
+        narrow: The same with one line per run, for terminals in which the columns do not fit.
     """
 
     title: str
@@ -46,20 +46,20 @@ class Table:
 
 
 def number(value: float | None, binary: bool, signed: bool = False) -> str:
-    """Return a metric as text: accuracies in percent with two decimals, others as they are."""
+    """Return a metric as text: accuracies in percent with two decimals, others unscaled."""
     if value is None:
         return "–"
     sign = "+" if signed else ""
-    # What rounds to zero has no sign of its own; adding 0.0 turns -0.0 into 0.0.
+    # Adding 0.0 turns -0.0 into 0.0.
     return f"{round(100 * value, 2) + 0.0:{sign}.2f}" if binary else f"{value + 0.0:{sign}.4g}"
 
 
 def best_two(row: Row) -> dict[str, str]:
-    """Return which runs hold the best and the second best value; ties share a place."""
+    """Return which runs have the best and the second best value; ties share a place."""
     if row.higher_is_better is None or len(row.scores) < 2:
         return {}
     factor = 1.0 if row.higher_is_better else -1.0
-    # Compared as shown: a table must not mark one of two equal-looking numbers.
+    # Compared as shown, so that equal-looking numbers get the same mark.
     shown = {
         label: factor * float(number(score.value, row.binary))
         for label, score in row.scores.items()
@@ -72,7 +72,7 @@ def best_two(row: Row) -> dict[str, str]:
 
 
 def leaderboard(comparison: Comparison) -> Table:
-    """Return the runs' values with n and interval, a row a task or group."""
+    """Return the runs' values with n and interval, one row per task or group."""
     labels = [run.label for run in comparison.runs]
     rows: list[list[str]] = []
     marks: dict[tuple[int, int], str] = {}
@@ -108,7 +108,7 @@ def _scores_by_task(comparison: Comparison, percent: str) -> Table:
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """Return each candidate's differences from the baseline, a comparison a row."""
+    """Return each candidate's differences from the baseline, one row per comparison."""
     rows: list[list[str]] = []
     nested: list[list[str]] = []
     marks: dict[tuple[int, int], str] = {}
@@ -156,7 +156,7 @@ def _difference(d: Difference, binary: bool) -> list[str]:
 
 
 def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: int) -> Table:
-    """Return the items that changed, at most `most` a task, run and direction."""
+    """Return the changed items, at most `most` per task, run and direction."""
     rows: list[list[str]] = []
     shown: dict[tuple[str, str, str], int] = {}
     for flip in comparison.flips:

@@ -1,4 +1,4 @@
-"""A comparison as CSV: one line a row, run and number, nothing formatted."""
+"""A comparison as CSV: one line per row and run, numbers unformatted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLUMNS = (
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return every score and difference; fractions, not percent, at full precision."""
+    """Return every score and difference as fractions, at full precision."""
     out = io.StringIO()
     writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
     writer.writeheader()

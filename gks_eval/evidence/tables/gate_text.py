@@ -23,7 +23,7 @@ def headline(verdict: Verdict) -> str:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Return one row a check, what failed first."""
+    """Return one row per check, failures first."""
     order = {"regression": 0, "unjudged": 1, "pass": 2}
     outcomes = sorted(verdict.outcomes, key=lambda outcome: order[outcome.status])
     rows = [_cells(outcome) for outcome in outcomes]
@@ -56,7 +56,7 @@ def _cells(outcome: Outcome) -> list[str]:
 
 
 def to_junit(verdict: Verdict) -> str:
-    """Return JUnit XML: a regression is a failure, what could not be judged an error."""
+    """Return JUnit XML: a regression is a failure, an unjudged check is an error."""
     outcomes = verdict.outcomes
     counts = {
         "tests": max(1, len(outcomes)),

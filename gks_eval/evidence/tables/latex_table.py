@@ -1,4 +1,4 @@
-"""The leaderboard as a LaTeX table laid out as the paper's: a row a run, a column a task."""
+"""The leaderboard as a LaTeX table in the paper's layout: one row per run, one column per task."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _STYLES = {"best": "bold", "second": "underline"}
 
 
 def print_tables(tables: list[Table], console: Console) -> None:
-    """Print tables and the notes below each, wide ones in blocks of columns or a line a run."""
+    """Print tables with their notes, wide tables in blocks of columns or with one line per run."""
     for wide in tables:
         table = wide
         blocks = _blocks(table, _cells(table), console.width)
@@ -79,11 +79,11 @@ def _grid(table: Table, columns: list[int], title: str, first: int | None) -> Ri
 
 
 def _kept(table: Table, width: int) -> tuple[list[int], int]:
-    """Return the columns that have room, and the width that is then left to the first."""
+    """Return the columns that fit, and the remaining width of the first column."""
     sizes = _sizes(table, _cells(table))
     count = len(sizes)
     fewest = count - (table.spare or 0)
-    # A column takes two more than its text, the table's edges two.
+    # Each column needs two characters more than its text, and the table's edges two.
     while count > fewest and sizes[0] + sum(size + 2 for size in sizes[1:count]) + 2 > width:
         count -= 1
     rest = sum(size + 2 for size in sizes[1:count]) + 2
@@ -91,7 +91,7 @@ def _kept(table: Table, width: int) -> tuple[list[int], int]:
 
 
 def _stacked(cell: str) -> str:
-    """Set a value above its interval, so that several runs fit side by side."""
+    """Put the interval below its value, so that several runs fit side by side."""
     text = plain(cell)
     value, bracket, interval = text.partition(" [")
     return f"{value}\n[{interval}" if bracket else text
@@ -105,7 +105,7 @@ def _sizes(table: Table, cells: list[list[str]]) -> list[int]:
 
 
 def _blocks(table: Table, cells: list[list[str]], width: int) -> list[list[int]]:
-    """Return which columns stand side by side; each block begins with the table's keys."""
+    """Return the blocks of columns that fit side by side, each with the table's keys first."""
     every = list(range(len(table.columns)))
     if not table.keys:
         return [every]
