@@ -1,8 +1,8 @@
-"""One setting of a grid: evaluated aside, then put in place whole, by a rename.
+"""One setting of a grid: evaluated in a temporary folder, then renamed into place.
 
 A finished setting is a folder with lm-eval's own ``results_*.json`` and ``samples_*.jsonl`` and
-our ``cell.json``. While a setting runs, every scored request goes into lm-eval's request cache
-beside it, so a killed run goes on where it stopped.
+our ``cell.json``. While a setting runs, every scored request goes into lm-eval's request cache in
+the temporary folder, so that a killed run is resumed where it stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "record_of"]
 
 CELL_FILE: Final = "cell.json"
-# Arguments that no file may hold.
+# Arguments that are never written to a file.
 _SECRET: Final = ("token", "use_auth_token")
 
 
@@ -43,14 +43,14 @@ def cell_request(
     content: Mapping[str, Any],
     grid: Grid,
 ) -> dict[str, Any]:
-    """Return what a finished cell must have been asked for to be kept.
+    """Return the request of a cell; a finished cell with an equal request is kept.
 
     Args:
         cell: The setting.
         library: Its library.
         base: As `gks_eval.grid.runner.base_record` gives it.
-        content: What the tasks hold, as `gks_eval.grid.task_index.grid_content` gives it.
-        grid: What the cell is one of.
+        content: The content of the tasks, as `gks_eval.grid.task_index.grid_content` gives it.
+        grid: The grid that the cell belongs to.
     """
     routed = library is not None and cell.setting.uses_library
     stamps = {
@@ -74,7 +74,7 @@ def cell_request(
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished setting; None where its folder is not there.
+    """Return the record of a finished setting; None if its folder does not exist.
 
     Raises:
         ResultsError: The folder holds no finished setting, or the record cannot be read.
@@ -82,7 +82,7 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     file = folder / CELL_FILE
     if not file.is_file():
         if folder.exists():
-            raise ResultsError(f"{folder} is there but is no finished cell; move it away.")
+            raise ResultsError(f"{folder} exists but holds no finished cell; move it away.")
         return None
     record = read_or_empty(file)
     if not isinstance(record.get("request"), dict):
@@ -98,19 +98,19 @@ def evaluate_cell(
     grid: Grid,
     group: ProcessGroup,
 ) -> None:
-    """Run one setting, which `lm` has been given, and put its folder in place.
+    """Run one setting, which `lm` has applied already, and put its folder in place.
 
     Args:
         lm: The model, at this setting.
         tasks: lm-eval's index of tasks.
         cell: The setting.
         request: As `cell_request` gives it.
-        grid: What the cell is one of.
+        grid: The grid that the cell belongs to.
         group: The processes that run the grid together.
 
     Raises:
         ResourceError: The results could not be written.
-        UsageError: The items asked for are not there.
+        UsageError: The items asked for do not exist.
     """
     from lm_eval.api.model import CacheHook
     from lm_eval.loggers import EvaluationTracker
@@ -118,12 +118,12 @@ def evaluate_cell(
     aside = grid.output / f".{cell.slug}.partial"
     if group.is_main:
         _prepare(aside, lm.identity(), request)
-    # Several processes divide the requests of all anew at each call, which no cache of one's own
-    # allows: there a killed grid goes on with the cell that it was in.
+    # Several processes divide all requests again in each call, so a cache per process cannot be
+    # used: a killed grid then starts its unfinished cell again.
     cache = str(aside / "requests") if group.size == 1 else None
     written = aside / "written"
-    # A name that ends in .json makes the tracker write flat, without a folder for the model. It
-    # takes the time from here on.
+    # A name that ends in .json makes the tracker write without a folder for the model. It measures
+    # the time from here.
     tracker = EvaluationTracker(output_path=str(written / "results.json"))
     began = time.monotonic()
     with _cache_errors(aside):
@@ -137,7 +137,7 @@ def evaluate_cell(
             lm.cache_hook.dbdict.close()
         lm.cache_hook = CacheHook(None)
     if results is None:
-        return  # process 0 writes
+        return  # process 0 writes the results
 
     shown = ",".join(f"{name}={value}" for name, value in _shown_arguments(lm, cell, grid).items())
     results["config"]["model"] = "gks_arrow"
@@ -164,18 +164,18 @@ def evaluate_cell(
 
 @contextlib.contextmanager
 def _cache_errors(aside: Path) -> Iterator[None]:
-    # SQLite has errors of its own for a full disk.
+    # SQLite has its own errors for a full disk.
     try:
         yield
     except sqlite3.OperationalError as error:
         raise ResourceError(
             f"{aside}: scored requests could not be written ({error}); make room and run the same "
-            "command again, it goes on where it stopped."
+            "command again to resume."
         ) from error
 
 
 def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:
-    """Keep what a killed run of the same request left behind, and nothing else."""
+    """Keep the folder of a killed run with the same request, or start an empty one."""
     marker = aside / "request.json"
     mark = json.dumps({"identity": identity, **request}, sort_keys=True, default=str)
     try:
@@ -202,7 +202,7 @@ def _publish(
 
 
 def _is_complete(written: Path, rows: Mapping[str, int]) -> bool:
-    # lm-eval logs a failed write as a warning and goes on: read what must be there.
+    # lm-eval only logs a warning if a write fails, so the files are read back.
     try:
         (results,) = written.glob(RESULTS)
         if not read_or_empty(results):

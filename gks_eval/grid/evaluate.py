@@ -1,4 +1,4 @@
-"""lm-eval's evaluation as a grid asks for it."""
+"""lm-eval's evaluation for a grid."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def evaluate(lm: GksArrowLM, tasks: Any, grid: Grid, **how: Any) -> dict[str, An
     Args:
         lm: The model.
         tasks: lm-eval's index of tasks.
-        grid: Whose tasks and evaluation they are.
-        how: Further arguments of `lm_eval.simple_evaluate`; they win over the grid's.
+        grid: The grid with its tasks and evaluation arguments.
+        how: Further arguments of `lm_eval.simple_evaluate`; they override the grid's.
 
     Returns:
-        lm-eval's results; None in a process that does not lead.
+        lm-eval's results; None in all processes but process 0.
     """
     import lm_eval
 
@@ -41,8 +41,8 @@ def evaluate(lm: GksArrowLM, tasks: Any, grid: Grid, **how: Any) -> dict[str, An
 def _quiet_git() -> Iterator[None]:
     """Keep git from printing "fatal: not a git repository" for every evaluation.
 
-    lm-eval asks git for the commit of the working directory, and reads it from the files where git
-    gives none.
+    lm-eval asks git for the commit of the working directory, and reads it from the files if git
+    fails.
     """
     from lm_eval import evaluator
     from lm_eval.loggers.utils import get_commit_from_path

@@ -1,4 +1,4 @@
-"""What a grid would compute, found out without reading the base's weights."""
+"""The size of a grid before it runs, measured without reading the base's weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["GridPlan", "TaskSize", "plan_grid"]
 
 @dataclass(frozen=True)
 class TaskSize:
-    """What one task asks of every setting.
+    """The size of one task, which every setting computes.
 
     Attributes:
         items: Documents.
-        requests: Texts to be scored or continued.
-        tokens: Input tokens that lm-eval's own scorer runs for them, without its padding.
-        distinct: Distinct input prefixes, what the packed scorer runs.
+        requests: Texts to score or to continue.
+        tokens: Input tokens that lm-eval's own scorer runs for them, without padding.
+        distinct: Distinct input prefixes, which the packed scorer runs.
     """
 
     items: int
@@ -41,10 +41,10 @@ class GridPlan:
     Attributes:
         cells: Each setting, and whether it is finished already.
         tasks: Sizes by task.
-        distinct: Distinct input prefixes of all tasks together, which share a little.
-        continued: Texts to be continued, whose cost no count of inputs can tell.
-        weights: Weights that a token passes, embeddings and vocabulary head left out.
-        rate: Distinct tokens a second of the settings that are finished; None where none is.
+        distinct: Distinct input prefixes of all tasks together, which share some.
+        continued: Texts to continue, whose cost does not follow from the inputs.
+        weights: Weights per token, without embeddings and vocabulary head.
+        rate: Distinct tokens per second of the finished settings; None if none is finished.
     """
 
     cells: Sequence[tuple[Cell, bool]]
@@ -56,27 +56,27 @@ class GridPlan:
 
     @property
     def left(self) -> int:
-        """Return the number of settings that are still to be run."""
+        """Return the number of settings that remain to be run."""
         return sum(not done for _, done in self.cells)
 
     @property
     def tera_operations(self) -> float:
-        """Return the arithmetic of what is left: 2 operations a weight and token, in 1e12."""
+        """Return the remaining operations in 1e12, at 2 operations per weight and token."""
         return 2e-12 * self.weights * self.distinct * self.left
 
     @property
     def seconds(self) -> float | None:
-        """Return the time of what is left, at the rate of the settings that are finished."""
+        """Return the remaining time, at the rate of the finished settings."""
         return None if self.rate is None else self.left * self.distinct / self.rate
 
 
 def plan_grid(grid: Grid) -> GridPlan:
-    """Check a grid as `run_grid` does, have lm-eval make its requests, and count them.
+    """Check a grid as `run_grid` does, build its requests with lm-eval, and count them.
 
-    Nothing is written, and of the base only the config and the tokenizer are read.
+    Nothing is written, and only the config and the tokenizer of the base are read.
 
     Raises:
-        GksError: As `run_grid`, as far as that can be known without the weights.
+        GksError: As `run_grid`, for all that can be checked without the weights.
     """
     from gks_eval.grid.weightless import WeightlessLM
 
@@ -91,7 +91,7 @@ def plan_grid(grid: Grid) -> GridPlan:
         states = list(zip(cells, done, strict=True))
         lm = make_lm(WeightlessLM, {"router": "none"}, None, base, grid)
         results = evaluate(lm, tasks, grid, log_samples=False, bootstrap_iters=0)
-    assert results is not None  # it works alone
+    assert results is not None  # there is one process
     asked = Counter(task for task, _, _ in lm.scored) + Counter(lm.continued)
     items = {task: count["effective"] for task, count in results["n-samples"].items()}
     return GridPlan(

@@ -1,4 +1,4 @@
-"""Which settings of a grid are finished, and what is different about those that are in the way."""
+"""Which settings of a grid are finished, and how an existing folder differs from a request."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def finished(folders: Sequence[Path], requests: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Tell for each folder whether it holds the whole of what its request asks for.
+    """Return for each folder whether it holds the finished result of its request.
 
     A folder of an older version, which recorded less, is kept with a warning.
 
     Raises:
-        ResultsError: Some hold something else; the sentence names the folders and what differs.
+        ResultsError: A folder holds another result; the sentence names folders and differences.
     """
     states, stale = [], {}
     for folder, request in zip(folders, requests, strict=True):
@@ -35,8 +35,8 @@ def finished(folders: Sequence[Path], requests: Sequence[Mapping[str, Any]]) -> 
             stale[folder] = found
         elif "content" not in record["request"]:
             logger.warning(
-                "%s is kept unchecked: an older version made it, and recorded no content of its "
-                "tasks and data; if these have changed since, delete it and run again.",
+                "%s is kept unchecked: an older version made it, which did not record the content "
+                "of tasks and data; if they have changed since, delete the folder and run again.",
                 folder,
             )
     if stale:
@@ -54,11 +54,11 @@ def finished(folders: Sequence[Path], requests: Sequence[Mapping[str, Any]]) -> 
 
 
 def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
-    """Say in what a finished cell's request differs from the one that is asked for now.
+    """Describe how a finished cell's request differs from the current one.
 
     Args:
-        found: Of the finished cell. What an older version did not record counts as equal.
-        asked: As `cell_request` gives it.
+        found: Of the finished cell; keys that an older version did not record count as equal.
+        asked: As `cell_request` returns it.
     """
     others = {key for key in asked if found.get(key, asked[key]) != asked[key]}
     for key in sorted(others):
@@ -96,7 +96,7 @@ def _change(name: str, before: object, now: object, shown: bool = True) -> str:
 
 
 def _content(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Say which tasks changed, and in what."""
+    """Describe which tasks changed, and how."""
     for name in sorted({*before["tasks"], *now["tasks"]}):
         old, new = before["tasks"].get(name), now["tasks"].get(name)
         if old is None or new is None:
@@ -118,14 +118,14 @@ def _content(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
 
 
 def check_commit(folders: Sequence[Path], commit: str | None) -> None:
-    """Make sure that kept settings ran on the commit of the base that was loaded now.
+    """Check that the kept settings ran on the commit of the base that is loaded.
 
     Args:
-        folders: Of the settings that are kept.
+        folders: Of the kept settings.
         commit: The hub's commit; None for a base from a local folder.
 
     Raises:
-        ResultsError: One ran on another commit.
+        ResultsError: A setting ran on another commit.
     """
     for folder in folders:
         record = record_of(folder) or {}

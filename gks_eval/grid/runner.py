@@ -1,4 +1,4 @@
-"""The walk over a grid's settings on one loaded base."""
+"""Running all settings of a grid on one loaded base."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Model = TypeVar("Model", bound="GksArrowLM")
 
 
 def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> list[Path]:
-    """Run every setting that is not finished yet.
+    """Run every setting that is not finished.
 
     Args:
         grid: What to run.
@@ -42,7 +42,7 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
         UsageError: A setting cannot be run; all are checked before the base is loaded.
         ResultsError: A folder holds a finished cell of other arguments, or of tasks or data that
             have changed since; all are checked before the base is loaded.
-        ResourceError: Another process works on the same output, or results could not be written.
+        ResourceError: Another process writes to the same output, or a result cannot be written.
         GksError: As `GksArrowLM`.
     """
     group = ProcessGroup()
@@ -59,7 +59,7 @@ def run_grid(grid: Grid, on_cell: Callable[[Cell, str], None] | None = None) -> 
 
 
 def prepare(grid: Grid) -> tuple[list[Cell], list[Library | None], ResolvedBase]:
-    """Check all that can be checked before the base is loaded.
+    """Check everything that can be checked before the base is loaded.
 
     Returns:
         The settings, the library of each, and the base.
@@ -69,7 +69,7 @@ def prepare(grid: Grid) -> tuple[list[Cell], list[Library | None], ResolvedBase]
         GksError: A library cannot be read.
     """
     if "library" in grid.model_arguments:
-        raise UsageError("--model-args: the library has an option of its own, --library.")
+        raise UsageError("--model-args: name the library with --library instead.")
     cells = parse_settings(grid.settings)
     base = _base(grid)
     return *_check(cells, base, grid), base
@@ -88,7 +88,7 @@ def _library_name(cell: Cell, grid: Grid) -> str:
 def _check(
     cells: Sequence[Cell], base: ResolvedBase, grid: Grid
 ) -> tuple[list[Cell], list[Library | None]]:
-    """Load every library named, and return each setting as its library runs it, and the library."""
+    """Load the libraries, and return each setting, checked by its library, and the library."""
     libraries: dict[str, Library] = {}
     checked: list[Cell] = []
     chosen: list[Library | None] = []
@@ -105,7 +105,7 @@ def _check(
         if "pretrained" not in grid.model_arguments and made_for != base.name:
             raise UsageError(
                 f"setting {cell.label!r}: library {name} was made for {made_for}, and the grid "
-                f"runs on {base.name}; say --pretrained if one base is meant for both."
+                f"runs on {base.name}; name one base for both with --pretrained."
             )
         chosen.append(libraries[name])
     return checked, chosen
@@ -145,7 +145,7 @@ def _run_cells(
         _swap(lm, cell, library, grid)
         evaluate_cell(lm, tasks, cell, request, grid, group)
         on_cell(cell, "done")
-    group.wait()  # for what process 0 writes
+    group.wait()  # until process 0 has written its results
     return folders
 
 
@@ -156,14 +156,14 @@ def make_lm(
     base: ResolvedBase,
     grid: Grid,
 ) -> Model:
-    """Make the model class with the grid's base, whichever setting happens to run first.
+    """Make the model class with the grid's base, whichever setting runs first.
 
     Args:
         kind: `GksArrowLM` or a subclass.
         setting: Arguments of the first setting.
-        library: Its library's name; None where it needs none.
+        library: Its library's name; None if it needs none.
         base: As `prepare` returns it.
-        grid: What it is for.
+        grid: The grid.
     """
     arguments: dict[str, Any] = {"pretrained": base.name, **grid.model_arguments, **setting}
     if base.revision:
@@ -197,7 +197,7 @@ def _base(grid: Grid) -> ResolvedBase:
 
 
 def base_record(base: ResolvedBase, grid: Grid) -> dict[str, Any]:
-    """Return what a finished cell must have been run on to be kept."""
+    """Return the base's part of a cell's request, see `gks_eval.grid.cell.cell_request`."""
     record = {"name": base.name, "content": content_stamp(base.source)}
     if grid.library is None and "pretrained" in grid.model_arguments:
         return record

@@ -1,4 +1,4 @@
-"""What a grid runs: its settings in their grammar, its tasks, its folder."""
+"""What a grid runs: settings, tasks and output folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Cell:
     """One setting of a grid.
 
     Attributes:
-        label: Its short name where it has one, else as the user wrote it.
+        label: Its short name if it has one, else the text that the user wrote.
         slug: The name of its folder.
-        setting: What it stands for.
-        others: Further arguments of the model, of `_SWAPPABLE`.
+        setting: The setting.
+        others: Further model arguments, of `_SWAPPABLE`.
     """
 
     label: str
@@ -41,11 +41,11 @@ class Grid:
     """What to run.
 
     Attributes:
-        settings: In the grid's grammar, see `Setting.parse`; `NAME=` before one gives it a short
-            name, which its folder and the tables then have.
+        settings: In the grid's grammar, see `Setting.parse`; `NAME=` before a setting is its short
+            name in folders and tables.
         tasks: Names for lm-eval.
-        output: Folder that gets one sub-folder a setting.
-        library: Of all settings that name no other.
+        output: Folder with one subfolder per setting.
+        library: For all settings that name no other.
         model_arguments: For the model class, shared by all settings.
         evaluation: For `lm_eval.simple_evaluate`: limit, samples, num_fewshot, ...
         include_paths: Further folders of task YAMLs.
@@ -64,7 +64,8 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
     """Read the settings of a grid.
 
     Raises:
-        UsageError: One breaks the grammar, needs the base to be loaded again, or occurs twice.
+        UsageError: A setting does not follow the grammar, needs another load of the base, or
+            occurs twice.
     """
     cells: list[Cell] = []
     for written in texts:
@@ -73,13 +74,13 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
         for given in others:
             if given not in _SWAPPABLE:
                 known = {*_SWAPPABLE, *setting_arguments()}
-                kind = text.partition(";")[0].strip()  # the rest may hold a token
+                kind = text.partition(";")[0].strip()  # the rest may contain a token
                 raise UsageError(
                     f"setting '{kind};{given}=...': {given} cannot change on a loaded base "
                     f"({did_you_mean(given, known)}); give it to the whole grid with --model-args."
                 )
         cells.append(Cell(name or text, name or _slug(text), setting, others))
-    # As a file system does that does not know capitals.
+    # Case-insensitive, as some file systems are.
     folders = Counter(cell.slug.lower() for cell in cells)
     if twice := sorted(cell.label for cell in cells if folders[cell.slug.lower()] > 1):
         raise UsageError(f"--settings names {twice[0]} twice; name each setting once.")
@@ -91,7 +92,7 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
 def _slug(text: str) -> str:
     plain = re.sub(r"[:;=]", lambda sign: "_" if sign[0] == ";" else "-", text.strip())
     slug = re.sub(r"[^\w.+-]+", "-", plain, flags=re.ASCII).strip("-.")
-    # Where more than the grammar's own signs were replaced, two texts could become one name.
+    # If other characters than the grammar's were replaced, two texts could have the same name.
     return (
         slug if slug == plain and len(slug) < 100 else f"{slug[:80]}-{digest({'text': text})[:8]}"
     )

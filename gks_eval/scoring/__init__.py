@@ -4,7 +4,7 @@
 - `support`: whether the packed scorer supports a model
 - `tree_model`: a model's transformer and head, called on token trees
 - `together`: dividing requests among processes
-- `abreast`: rows without padding, on a CPU
+- `unpadded`: rows without padding, on a CPU
 - `masks`, `head`, `batch_sizes`: the attention mask, the vocabulary head, sizes of rows and batches
 """
 

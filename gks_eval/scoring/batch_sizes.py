@@ -1,4 +1,4 @@
-"""How long rows and how large batches are to be, from the model, the device and its memory."""
+"""Sizes of rows and batches, chosen from the model, the device and its memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gks_eval.scoring.tree import RowLimits
 __all__ = ["choose_limits", "requests_worth"]
 
 CPU_BATCH_TOKENS = 1536
-"""Enough for the matrix products; larger activations leave the cache."""
+"""Enough for the matrix products; larger activations do not fit into the cache."""
 
 
 def requests_worth(requests: Seq[tuple[Seq[int], Seq[int]]], count: int, max_length: int) -> int:
-    """Return the tokens a plain batch of `count` requests may take: that many of the longest.
+    """Return the tokens of a plain batch of `count` requests, each as long as the longest.
 
     Args:
         requests: (context tokens, continuation tokens) pairs.
-        count: Requests a batch.
-        max_length: The most tokens that the model may see.
+        count: Requests per batch.
+        max_length: Maximum number of input tokens.
     """
     longest = max((len(c) + len(t) - 1 for c, t in requests), default=1)
     return max(1, count) * max(1, min(longest, max_length))
@@ -33,38 +33,38 @@ def choose_limits(
     config: Any,
     device: torch.device,
     *,
-    abreast: bool,
+    unpadded: bool,
     batch_tokens: int | None,
     row_tokens: int | None,
 ) -> RowLimits:
-    """Choose what was not given.
+    """Choose the sizes that were not given.
 
-    A row of N tokens costs N^2 in attention, so a CPU takes short rows, several to a batch. A
-    GPU must be filled: long rows, and as many as the free memory allows.
+    A row of N tokens costs N^2 in attention, so a CPU gets short rows, several per batch. A GPU
+    must be filled: long rows, and as many as the free memory allows.
 
     Args:
         base: The transformer.
         config: The text configuration.
         device: Where the model runs.
-        abreast: Whether rows are laid one behind the other and not padded.
-        batch_tokens: Tokens a forward, or None.
-        row_tokens: Tokens a row, or None.
+        unpadded: Whether rows are concatenated, not padded.
+        batch_tokens: Tokens per forward, or None.
+        row_tokens: Tokens per row, or None.
     """
     on_cpu = device.type == "cpu"
     if batch_tokens is None:
         batch_tokens = CPU_BATCH_TOKENS if on_cpu else _fitting_tokens(base, config, device)
     whole_tokens = 0
     if row_tokens is None:
-        bearable = _bearable_row(base, config)
-        row_tokens = _within(128, bearable, 512) if on_cpu else _within(512, 4 * bearable, 2048)
-        if abreast:
-            # Nothing is padded: rows need be no longer than sharing asks for.
+        cheap = _cheap_row(base, config)
+        row_tokens = _within(128, cheap, 512) if on_cpu else _within(512, 4 * cheap, 2048)
+        if unpadded:
+            # Without padding, rows are only as long as sharing needs.
             whole_tokens, row_tokens = 2 * row_tokens, row_tokens // 4
     return RowLimits(
         row_tokens=max(1, min(row_tokens, batch_tokens)),
         batch_tokens=max(1, batch_tokens),
         mask_cells=(1 << 25) if on_cpu else (1 << 28),
-        padded=not abreast,
+        padded=not unpadded,
         whole_tokens=whole_tokens,
     )
 
@@ -73,20 +73,20 @@ def _within(least: int, wanted: int, most: int) -> int:
     return max(least, min(wanted, most))
 
 
-def _bearable_row(base: nn.Module, config: Any) -> int:
-    # A layer's linear products take 2 operations a weight and token, attention over N positions
-    # 4 N times the width. At the row returned, the second is a twelfth of the first.
+def _cheap_row(base: nn.Module, config: Any) -> int:
+    # Per token, a layer's linear products take 2 operations per weight, and attention over N
+    # positions 4 N times the width. For the row returned, attention is a twelfth of the products.
     weights = sum(each.numel() for each in base.parameters() if each.ndim == 2)
     weights -= config.vocab_size * config.hidden_size
     return int(weights // (24 * config.hidden_size * config.num_hidden_layers))
 
 
 def _fitting_tokens(base: nn.Module, config: Any, device: torch.device) -> int:
-    # About a dozen hidden and three feed-forward activations are alive at once in a layer.
+    # A layer holds about 12 hidden and 3 feed-forward activations at a time.
     hidden = getattr(config, "hidden_size", 4096)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     inner = inner if isinstance(inner, int) else max(inner)
-    a_token = max(each.itemsize for each in base.parameters()) * (12 * hidden + 3 * inner)
+    per_token = max(each.itemsize for each in base.parameters()) * (12 * hidden + 3 * inner)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 << 30
-    fitting = int(0.4 * free) // a_token
+    fitting = int(0.4 * free) // per_token
     return _within(2048, fitting, 16384)

@@ -1,4 +1,4 @@
-"""The vocabulary head, applied in float32 to the positions that are scored and no others.
+"""The vocabulary head, applied in float32 to the scored positions only.
 
 Shapes: M positions, S scored tokens (several may share a position), H hidden, V vocabulary.
 """
@@ -23,12 +23,12 @@ BLOCK_ROWS = 8192
 class Head:
     """Log-probabilities of tokens from hidden states.
 
-    ``logits = cap * tanh(scale * (W h + b) / cap)``, cap and scale being 'none' and 1 for most
-    models. A plain linear layer of a 16-bit model is multiplied with float32 accumulation and
-    result, since a 16-bit logit of 20 is off by up to 0.06.
+    ``logits = cap * tanh(scale * (W h + b) / cap)``; most models have no cap and scale 1. The
+    product with a plain 16-bit linear layer is accumulated and returned in float32, because a
+    16-bit logit of 20 is off by up to 0.06.
 
     Args:
-        module: The output embeddings, any module from (..., H) to (..., V).
+        module: The output embeddings, a module that maps (..., H) to (..., V).
         config: The text configuration, read for Gemma's cap and Granite's and Cohere's scales.
     """
 
@@ -37,8 +37,8 @@ class Head:
         self.cap: float | None = getattr(config, "final_logit_softcapping", None)
         divisor = getattr(config, "logits_scaling", None) or 1.0
         self.scale = (getattr(config, "logit_scale", None) or 1.0) / divisor
-        # An exact type without hooks of others: a quantised layer computes something else than x W.
-        # The update of a routed head comes on top of the float32 product.
+        # The exact type, because a quantised layer does not compute x W, and no foreign hooks. The
+        # update of a routed head is added to the float32 product.
         self.updates = list(module._forward_hooks.values())
         self.is_plain = (
             type(module) is nn.Linear
@@ -48,11 +48,11 @@ class Head:
         )
         self.widens = True  # whether the device multiplies 16-bit matrices into float32
 
-    @torch.no_grad()  # a graph would be kept alive by its own in-place steps, batch after batch
+    @torch.no_grad()  # in-place steps would keep the graph of every batch alive
     def log_probs(
         self, hidden_MH: torch.Tensor, position_S: torch.Tensor, token_S: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score tokens at positions, in chunks whose logits fit a bounded memory.
+        """Score tokens at positions, in chunks whose logits fit into bounded memory.
 
         Args:
             hidden_MH: Last hidden states.
@@ -60,15 +60,15 @@ class Head:
             token_S: The tokens.
 
         Returns:
-            Their log-probabilities, float32 (S,), and whether each is its position's first
-            choice, bool (S,); both on the CPU.
+            Their log-probabilities, float32 (S,), and whether each is the argmax of its position,
+            bool (S,); both on the CPU.
         """
         if self.is_plain:
             hidden_MH = hidden_MH.to(next(self.module.parameters()).device)
         token_S, position_S = token_S.to(hidden_MH.device), position_S.to(hidden_MH.device)
         log_prob_S = torch.empty(token_S.shape, dtype=torch.float32, device=hidden_MH.device)
         greedy_S = torch.empty(token_S.shape, dtype=torch.bool, device=hidden_MH.device)
-        step, start = 1, 0  # the first position tells the vocabulary's size
+        step, start = 1, 0  # the first position gives the vocabulary's size
         while start < hidden_MH.shape[0]:
             chunk = hidden_MH[start : start + step]
             with torch.autocast(hidden_MH.device.type, enabled=False):
@@ -108,7 +108,7 @@ class Head:
         if self.widens:
             try:
                 return torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32)
-            except (RuntimeError, TypeError):  # CUDA alone does, and not every torch
+            except (RuntimeError, TypeError):  # only on CUDA, and not in every torch version
                 self.widens = False
         logits = hidden_MH.new_empty(hidden_MH.shape[0], weight_VH.shape[0], dtype=torch.float32)
         wide_MH = hidden_MH.float()
@@ -123,7 +123,7 @@ def _log_softmax_at(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     highest_M = logits_MV.new_empty(logits_MV.shape[0])
     norm_M = torch.empty_like(highest_M)
-    # A few rows at a time stay in a CPU's cache from one step to the next.
+    # A few rows at a time stay in a CPU's cache between steps.
     rows = CACHED_ROWS if logits_MV.device.type == "cpu" else max(1, logits_MV.shape[0])
     shifted = torch.empty_like(logits_MV[:rows])
     for start in range(0, logits_MV.shape[0], rows):
@@ -133,6 +133,6 @@ def _log_softmax_at(
         torch.sum(scratch.exp_(), dim=-1, out=norm_M[part])
     value_S = logits_MV[row_S, token_S]
     greedy_S = value_S == highest_M[row_S]
-    # The first of equals is the model's choice. Few rows need the slow search for it.
+    # Of equal logits, argmax takes the first. Few rows need this slow search.
     greedy_S[greedy_S.clone()] = logits_MV[row_S[greedy_S]].argmax(dim=-1) == token_S[greedy_S]
     return value_S - highest_M[row_S] - norm_M.log_()[row_S], greedy_S

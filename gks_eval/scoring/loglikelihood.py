@@ -1,4 +1,4 @@
-"""What scoring one request returns: lm-eval's pair, which also knows its token count."""
+"""The result of one request: lm-eval's pair, with the number of scored tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["NOTHING_SCORED", "TokenLogLikelihood"]
 class TokenLogLikelihood(tuple[float, bool]):
     """A (log-likelihood, is greedy) pair that carries the number of scored tokens.
 
-    lm-eval's built-in tasks take exactly two items from a result, so the count rides along as an
-    attribute and survives pickling into lm-eval's request cache.
+    lm-eval's tasks unpack exactly two items from a result, so the count is an attribute. Pickling
+    into lm-eval's request cache keeps it.
 
     Attributes:
         tokens: Number of tokens whose log-likelihoods were summed.
@@ -25,7 +25,7 @@ class TokenLogLikelihood(tuple[float, bool]):
 
         Args:
             log_likelihood: Sum over the scored tokens, natural logarithm.
-            is_greedy: Whether every scored token was the model's first choice.
+            is_greedy: Whether every scored token was the argmax.
             tokens: Number of scored tokens.
         """
         pair = super().__new__(cls, (float(log_likelihood), bool(is_greedy)))
@@ -37,7 +37,7 @@ class TokenLogLikelihood(tuple[float, bool]):
 
 
 NOTHING_SCORED: Final = TokenLogLikelihood(-math.inf, False, 0)
-"""The result of a continuation without tokens: no choice is worse.
+"""The result of a continuation without tokens: any other choice is better.
 
 The sum over no tokens is 0, which would make an empty option the best of its item.
 """

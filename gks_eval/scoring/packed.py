@@ -31,7 +31,7 @@ from gks_eval.scoring.tree import (
     plan_rows,
     to_sequences,
 )
-from gks_eval.scoring.tree_model import TreeModel, Trunk
+from gks_eval.scoring.tree_model import SharedPrefix, TreeModel
 
 __all__ = ["PackedCounts", "packed_log_likelihoods"]
 
@@ -48,8 +48,8 @@ class PackedCounts:
 
     Attributes:
         requests: Requests answered.
-        harness_tokens: Input tokens that lm-eval's own scorer runs for them, without its padding.
-        distinct_tokens: Distinct input prefixes, the least that any scorer must run.
+        harness_tokens: Input tokens that lm-eval's own scorer runs for them, without padding.
+        distinct_tokens: Distinct input prefixes, the minimum that any scorer must run.
         computed_tokens: Input tokens run, with padding.
         scored_positions: Positions at which the vocabulary head was applied.
         forwards: Calls of the transformer.
@@ -75,34 +75,34 @@ def packed_log_likelihoods(
     emit: Callable[[int, TokenLogLikelihood], None] | None = None,
     counts: PackedCounts | None = None,
 ) -> list[TokenLogLikelihood]:
-    """Score continuations after their contexts, each distinct prefix computed once a row.
+    """Score continuations after their contexts, each distinct prefix computed once per row.
 
-    Requests are truncated as lm-eval does it: the last ``max_length + 1`` tokens of context and
+    Requests are truncated as in lm-eval: the last ``max_length + 1`` tokens of context and
     continuation are kept, all of these but the last are the model's input, and the continuation
     is scored. A log-likelihood is the float64 sum of float32 log-probabilities. Results do not
-    depend on the order of the requests, and on sizes only as far as rounding does.
+    depend on the order of the requests, and depend on the sizes only by rounding.
 
     Args:
         model: A causal LM that `supports_packed`.
         requests: (context tokens, continuation tokens) pairs. No context may be empty; for an
             empty continuation the result is `NOTHING_SCORED`.
         device: Where the model's inputs go.
-        max_length: The most tokens that the model may see.
-        batch_tokens: The most tokens a forward; chosen from device and memory if None. Halved
-            for good whenever memory runs out.
-        row_tokens: Tokens a row; chosen from the device if None.
-        progress: Called as the work goes on with numbers of requests that add up to all of them,
-            in proportion to the tokens computed.
+        max_length: Maximum number of input tokens.
+        batch_tokens: Maximum number of tokens per forward; by default chosen from device and
+            memory. Halved permanently whenever memory runs out.
+        row_tokens: Tokens per row; by default chosen from the device.
+        progress: Called with numbers of requests, in proportion to the tokens computed; they add
+            up to all requests.
         emit: Called with a request's index and result as soon as it is known.
-        counts: Filled in, if given, with what was computed.
+        counts: Counters to add to.
 
     Returns:
-        One result a request, in the order of `requests`.
+        One result per request, in the order of `requests`.
 
     Raises:
         UsageError: The model does not support packed scoring.
         DataError: A context is empty, or a continuation exceeds `max_length`.
-        ResourceError: Memory does not suffice for one request alone.
+        ResourceError: A single request does not fit into memory.
     """
     sequences = to_sequences(requests, max_length)
     results = {n: NOTHING_SCORED for n, (_, text) in enumerate(requests) if not text}
@@ -117,7 +117,7 @@ def packed_log_likelihoods(
             tree.base,
             tree.config,
             tree.device,
-            abreast=tree.abreast,
+            unpadded=tree.unpadded,
             batch_tokens=batch_tokens,
             row_tokens=row_tokens,
         ),
@@ -136,7 +136,7 @@ def packed_log_likelihoods(
 
 
 class _Run:
-    # One pass over sequences; its batch size only ever shrinks.
+    # One pass over sequences; its batch size only shrinks.
 
     def __init__(self, tree: TreeModel, limits: RowLimits, counts: PackedCounts) -> None:
         self.tree = tree
@@ -148,8 +148,8 @@ class _Run:
         self, sequences: list[Sequence], report: Callable[[int], None] | None, requests: int
     ) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
         """Yield each sequence with its scored tokens' log-probabilities and greedy marks."""
-        # LongRoPE turns every position differently in texts beyond its bound: no prefix is common
-        # to texts on both sides of it.
+        # LongRoPE rotates every position differently in texts beyond its bound, so texts on both
+        # sides of it share no prefix.
         planned: list[tuple[bool, list[Sequence], list[Group]]] = []
         for long in (True, False):
             chosen = [one for one in sequences if self.tree.is_long(one.length) is long]
@@ -157,7 +157,7 @@ class _Run:
             self.counts.distinct_tokens += count_distinct_tokens(chosen)
             planned.append((long, chosen, plan_rows(chosen, self.limits)))
         work = sum(
-            len(group.trunk) + sum(row.tokens for row in group.rows)
+            len(group.prefix) + sum(row.tokens for row in group.rows)
             for _, _, groups in planned
             for group in groups
         )
@@ -171,23 +171,23 @@ class _Run:
     def _score_group(
         self, sequences: list[Sequence], group: Group, long: bool
     ) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
-        trunk: Trunk = []
-        if group.trunk:
-            prefill = partial(self.tree.prefill, group.trunk, long=long)
-            found = self._in_memory(prefill, len(group.trunk))
+        prefix: SharedPrefix = []
+        if group.prefix:
+            prefill = partial(self.tree.prefill, group.prefix, long=long)
+            found = self._in_memory(prefill, len(group.prefix))
             if found is None:
-                raise _too_large(len(group.trunk), self.tree.device)
-            trunk = found
-            self._count(len(group.trunk))
+                raise _too_large(len(group.prefix), self.tree.device)
+            prefix = found
+            self._count(len(group.prefix))
         rows = list(group.rows)
         while rows:
-            size = next_batch(rows, self.limits, len(group.trunk))
+            size = next_batch(rows, self.limits, len(group.prefix))
             batch, rows = rows[:size], rows[size:]
             members = [[sequences[i] for i in row.members] for row in batch]
-            score = partial(self._score_batch, members, trunk, long)
+            score = partial(self._score_batch, members, prefix, long)
             answers = self._in_memory(score, sum(row.tokens for row in batch))
             if answers is None:
-                rows = self._smaller(batch, len(group.trunk)) + rows
+                rows = self._smaller(batch, len(group.prefix)) + rows
                 continue
             at = 0
             for one in (one for row in members for one in row):
@@ -201,15 +201,15 @@ class _Run:
         with self.progress.during(layers, len(layers), tokens):
             found = _unless_out_of_memory(compute)
         if found is None:
-            self.progress.finish(-tokens)  # to be done again
+            self.progress.finish(-tokens)  # it is computed again
         return found
 
     def _score_batch(
-        self, members: list[list[Sequence]], trunk: Trunk, long: bool
+        self, members: list[list[Sequence]], prefix: SharedPrefix, long: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        before = trunk[0][0].shape[2] if trunk else 0
+        before = prefix[0][0].shape[2] if prefix else 0
         rows = [build_row(row, before) for row in members]
-        hidden_MH, starts = self.tree.hidden(rows, trunk, long=long)
+        hidden_MH, starts = self.tree.hidden(rows, prefix, long=long)
         nodes = [
             start + node
             for start, row in zip(starts, rows, strict=True)
@@ -228,17 +228,17 @@ class _Run:
         self.counts.scored_positions += positions
         self.counts.forwards += 1
 
-    def _smaller(self, batch: list[PlannedRow], trunk: int) -> list[PlannedRow]:
-        # What to try instead of a batch that did not fit.
+    def _smaller(self, batch: list[PlannedRow], prefix: int) -> list[PlannedRow]:
+        # What to try after a batch that did not fit.
         sizes = [row.tokens for row in batch]
-        tokens = len(batch) * max(sizes) if self.limits.padded or trunk else sum(sizes)
+        tokens = len(batch) * max(sizes) if self.limits.padded or prefix else sum(sizes)
         self.limits = replace(self.limits, batch_tokens=max(1, tokens // 2))
         if len(batch) > 1:
-            logger.warning("Out of memory; going on with %d tokens a batch.", tokens // 2)
+            logger.warning("Out of memory; continuing with %d tokens per batch.", tokens // 2)
             return batch
         parts = halves(batch[0])
         if len(parts) == 1:
-            raise _too_large(trunk + tokens, self.tree.device)
+            raise _too_large(prefix + tokens, self.tree.device)
         logger.warning("Out of memory; splitting a row of %d tokens.", tokens)
         return parts
 
@@ -248,10 +248,10 @@ def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
         return compute()
     except torch.OutOfMemoryError:
         pass
-    except RuntimeError as error:  # the CPU's allocator has no class of its own
+    except RuntimeError as error:  # the CPU's allocator raises no subclass
         if not any(sign in str(error).lower() for sign in CPU_OUT_OF_MEMORY):
             raise
-    # Only now is the traceback gone, which kept the failed forward's tensors.
+    # The traceback, which kept the failed forward's tensors alive, is gone by now.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -260,6 +260,6 @@ def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
 
 def _too_large(tokens: int, device: torch.device) -> ResourceError:
     return ResourceError(
-        f"one request of {tokens} tokens does not fit the memory of {device}; lower max_length,"
-        " load the model in 4 or 8 bits, or use a larger device."
+        f"one request of {tokens} tokens does not fit into the memory of {device}; lower "
+        "max_length, load the model in 4 or 8 bits, or use a larger device."
     )

@@ -1,8 +1,8 @@
-"""How far a scorer is, forward by forward and layer by layer, in whole requests.
+"""Progress of a scorer in requests, updated per forward and per layer.
 
-A batch of many tokens takes a CPU half a minute and answers all its requests at once. Counted by
-answers a progress bar would stand still and then jump, and estimate the time from the jump; counted
-by the work behind the requests it advances evenly.
+On a CPU a large batch takes half a minute and answers all its requests at once. A progress bar that
+counts answers stands still, jumps, and estimates the remaining time from the jump. One that counts
+the work of the requests advances evenly.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Progress:
     """Reports whole requests in proportion to the work done.
 
     Args:
-        report: Called with the number of requests to add; they sum up to `requests`.
-        requests: Requests in all.
-        work: What they take in all, in any unit, such as tokens.
+        report: Called with the number of requests to add; the numbers sum up to `requests`.
+        requests: Total number of requests.
+        work: Their total work, in any unit, such as tokens.
     """
 
     def __init__(self, report: Callable[[int], object], requests: int, work: float) -> None:
@@ -37,7 +37,7 @@ class Progress:
         self._show(0.0)
 
     def close(self) -> None:
-        """Report the requests that are still missing."""
+        """Report the remaining requests."""
         self._finished = self._work
         self._show(0.0)
 
@@ -46,9 +46,9 @@ class Progress:
         """Count a piece of work as done, and report parts of it as modules are called.
 
         Args:
-            modules: Modules of which every call is an equal part.
-            calls: Calls in all.
-            work: What the piece takes.
+            modules: Modules whose calls are equal parts of the work.
+            calls: Total number of calls.
+            work: The work of this piece.
         """
         called = 0
 

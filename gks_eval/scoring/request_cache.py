@@ -1,7 +1,7 @@
-"""lm-eval's request cache (``--use_cache``), kept from mixing the scores of two settings.
+"""A guard for lm-eval's request cache (``--use_cache``), against mixing scores of two settings.
 
-The cache is keyed by a request's text alone. A stamp inside the file names the model and setting
-that filled it; a run with another stamp is refused rather than handed foreign scores.
+The key of an entry is the request's text alone. A stamp inside the file names the model and setting
+that filled it; a run with another stamp is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def stamp(database: MutableMapping[str, Any], identity: str) -> None:
 
     Args:
         database: lm-eval's open cache (a SqliteDict).
-        identity: Digest of everything that makes this run's scores what they are.
+        identity: Digest of everything that determines this run's scores.
 
     Raises:
         UsageError: The cache was filled by another model or setting, or by one that left no stamp.
@@ -40,14 +40,14 @@ def stamp(database: MutableMapping[str, Any], identity: str) -> None:
         filled_by = "another model or setting" if found else "a model that leaves no stamp"
         raise UsageError(
             f"the request cache {getattr(database, 'filename', '(--use_cache)')} was filled by "
-            f"{filled_by}; give every setting a --use_cache file of its own, or delete this one."
+            f"{filled_by}; give every setting its own --use_cache file, or delete this one."
         )
 
 
 class CountingHook:
-    """Adds token counts to the log-likelihoods that lm-eval's scorer caches as it goes.
+    """Adds token counts to the log-likelihoods that lm-eval's scorer writes to its cache.
 
-    Without it a run resumed from the cache would know the counts of some items only.
+    Without it, a run resumed from the cache would lack the counts of cached items.
     """
 
     def __init__(self, hook: Any, counts: Iterable[tuple[tuple[Any, ...], int]]) -> None:
@@ -63,4 +63,4 @@ class CountingHook:
 
 
 def _key(request: tuple[Any, ...]) -> str:
-    return json.dumps(request)  # arguments may hold a dict, which has no hash
+    return json.dumps(request)  # arguments may contain a dict, which is not hashable

@@ -1,8 +1,9 @@
-"""Whether a model can be scored packed: by what it says of itself, then by trying it.
+"""Whether the packed scorer supports a model: by its configuration, then by a trial.
 
-A configuration cannot tell everything about a model's code, so the first use scores three short
-branches of one prefix three ways: one by one through the model's own forward, as a tree, and as a
-tree that continues a trunk. Where these differ by more than rounding does, packed is refused.
+A configuration does not describe all of a model's code, so the first use scores three short
+branches of one prefix in three ways: one by one through the model's own forward, as a tree, and as
+a tree that continues a shared prefix. If these differ by more than rounding, the model is not
+supported.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ __all__ = ["supports_packed", "tree_model"]
 
 PREFIX, BRANCH, BRANCHES = 6, 6, 3
 
-# Why a model is not packed, if so, and whether its rows may lie abreast.
+# Why a model is not supported, or None, and whether its rows run unpadded.
 _tried: WeakKeyDictionary[nn.Module, tuple[str | None, bool]] = WeakKeyDictionary()
 
 
 def supports_packed(
     model: nn.Module, device: torch.device | str | None = None, max_length: int | None = None
 ) -> str | None:
-    """Say why a model cannot be scored packed.
+    """Return why the packed scorer does not support a model.
 
     Args:
         model: A causal LM in evaluation mode.
-        device: Where its inputs go; where its first parameter is if None.
-        max_length: The most tokens that it will see; `max_position_embeddings` if None.
+        device: Where its inputs go; by default the device of its first parameter.
+        max_length: Maximum number of input tokens; by default `max_position_embeddings`.
 
     Returns:
-        None if it can; else the reason, as the end of a sentence ("it is an encoder-decoder").
+        None if it does; else the reason, as the end of a sentence ("it is an encoder-decoder").
     """
     place = torch.device(device) if device is not None else next(model.parameters()).device
     if max_length is None:
@@ -45,9 +46,9 @@ def supports_packed(
 
 
 def tree_model(model: nn.Module, device: torch.device, max_length: int) -> TreeModel | str:
-    """Return the model made ready for token trees, or the reason why it cannot be.
+    """Return the model prepared for token trees, or the reason why it is not supported.
 
-    The trial runs once a model; what is attached to its linear layers does not matter to it.
+    The trial runs once per model; adapters on its linear layers do not change its outcome.
     """
     try:
         tree = TreeModel(model, device, max_length)
@@ -55,12 +56,12 @@ def tree_model(model: nn.Module, device: torch.device, max_length: int) -> TreeM
         return str(reason)
     if model not in _tried:
         why_not = _try(model, tree, max_length)
-        if why_not is not None and tree.abreast:
-            # Its own code may lie behind that; padded rows ask less of it.
-            tree.abreast = False
+        if why_not is not None and tree.unpadded:
+            # Its own code may be the reason; padded rows need less of it.
+            tree.unpadded = False
             why_not = _try(model, tree, max_length)
-        _tried[model] = why_not, tree.abreast
-    why_not, tree.abreast = _tried[model]
+        _tried[model] = why_not, tree.unpadded
+    why_not, tree.unpadded = _tried[model]
     return why_not or tree
 
 
@@ -69,20 +70,20 @@ def _try(model: nn.Module, tree: TreeModel, max_length: int) -> str | None:
         return f"it may see only {max_length} tokens"
     sequences = _trial_sequences(tree)
     expected = torch.stack([_one_by_one(model, tree, one) for one in sequences])
-    # Rounding (in 16 bits of the reference's logits, too) against what a fault would do: tokens'
-    # log-probabilities move by about as much as they differ from each other.
+    # The bound lies between rounding (with 16-bit weights also of the reference's logits) and a
+    # fault, which moves log-probabilities by about their standard deviation.
     relative, absolute = (0.01, 1e-4) if _is_precise(model, tree) else (0.1, 2e-2)
     bound = relative * expected.std().item() + absolute
-    for trunk in (0, PREFIX):
+    for prefix in (0, PREFIX):
         try:
-            found = _as_tree(tree, sequences, trunk)
-        except Exception as error:  # whatever a model's own code raises
+            found = _as_tree(tree, sequences, prefix)
+        except Exception as error:  # a model's own code may raise anything
             return f"its transformer refuses a token tree ({type(error).__name__}: {error})"
         off = (found - expected).abs().mean().item()
-        if not off <= bound:  # NaN is off, too
+        if not off <= bound:  # also refuses NaN
             return (
-                f"a token tree's log-probabilities are off by {off:.2g} on average, where rounding"
-                f" explains {bound:.2g}"
+                f"a token tree's log-probabilities are off by {off:.2g} on average, and rounding "
+                f"explains only {bound:.2g}"
             )
     return None
 
@@ -118,11 +119,11 @@ def _one_by_one(model: nn.Module, tree: TreeModel, sequence: Sequence) -> torch.
     return torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0].cpu()
 
 
-def _as_tree(tree: TreeModel, sequences: list[Sequence], trunk: int) -> torch.Tensor:
-    trunk = min(trunk, min(one.first_scored for one in sequences))
-    row = build_row(sequences, trunk)
+def _as_tree(tree: TreeModel, sequences: list[Sequence], prefix: int) -> torch.Tensor:
+    prefix = min(prefix, min(one.first_scored for one in sequences))
+    row = build_row(sequences, prefix)
     long = tree.is_long(sequences[0].length)
-    before = tree.prefill(sequences[0].tokens[:trunk], long=long) if trunk else []
+    before = tree.prefill(sequences[0].tokens[:prefix], long=long) if prefix else []
     hidden, _ = tree.hidden([row], before, long=long)
     nodes = torch.tensor([node for path in row.scored for node in path])
     tokens = torch.tensor([token for one in sequences for token in one.targets])

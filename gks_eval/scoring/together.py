@@ -1,4 +1,4 @@
-"""Several processes score the requests of all of them, each a share of equal work."""
+"""Requests of several processes, pooled and divided into shares of equal work."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def score_together(
     max_length: int,
     group: ProcessGroup,
 ) -> list[TokenLogLikelihood]:
-    """Score requests, with the other processes of a group doing the same.
+    """Score requests together with the other processes of a group.
 
-    A harness deals items out one by one, which parts items with a common prefix and leaves one
-    process with the longer ones. Here the requests of all are pooled, cut into runs of equal
-    numbers of distinct tokens, and the results handed back. Two collective calls.
+    lm-eval assigns items to processes in turn, which separates items with a common prefix and can
+    give one process the longer ones. Here the requests of all processes are pooled, divided into
+    runs with equal numbers of distinct tokens, and the results returned. Two collective calls.
 
     Args:
         requests: This process's (context tokens, continuation tokens) pairs; may be empty.
         score: Scores any requests on this process's model.
-        max_length: The most tokens that the model may see.
+        max_length: Maximum number of input tokens.
         group: The processes.
 
     Returns:
-        One result a request, in the order of `requests`.
+        One result per request, in the order of `requests`.
 
     Raises:
         DataError: A request of any process cannot be scored; raised in every process.

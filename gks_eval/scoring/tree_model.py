@@ -1,6 +1,6 @@
 """A causal language model's transformer and head, called on token trees.
 
-Shapes: B rows, N nodes a row, P tokens of the trunk, H hidden.
+Shapes: B rows, N nodes per row, P tokens of the shared prefix, H hidden.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from gks_eval.scoring.abreast import lay_abreast
 from gks_eval.scoring.head import Head
-from gks_eval.scoring.masks import Reach, additive, tree_mask
+from gks_eval.scoring.masks import AttentionWindow, additive, tree_mask
 from gks_eval.scoring.tree import TreeRow
+from gks_eval.scoring.unpadded import unpadded_batch
 
-__all__ = ["NotPackable", "TreeModel", "Trunk", "cache_argument"]
+__all__ = ["NotPackable", "SharedPrefix", "TreeModel", "cache_argument"]
 
-Trunk: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values, (1, heads, P, width) each, of every layer."""
+SharedPrefix: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of every layer, each (1, heads, P, width)."""
 
 NEEDED = ("input_ids", "attention_mask", "position_ids", "use_cache")
 CACHE_NAMES = ("cache", "past_key_values")  # since transformers 5.24, and before
-ABREAST_ON = {"cpu"}  # a GPU wants few, large calls rather than no padding
-FAMILIES_WITH_OWN_MASKS = {"gpt_neo", "bloom", "mpt"}  # inside the layers, by index in the row
+UNPADDED_ON = {"cpu"}  # on a GPU few large calls matter more than padding
+FAMILIES_WITH_OWN_MASKS = {"gpt_neo", "bloom", "mpt"}  # made inside the layers, by index in the row
 
 
 class NotPackable(Exception):  # noqa: N818 - an answer, not an error
@@ -37,16 +37,16 @@ class TreeModel:
     """A model that runs token trees.
 
     Attributes:
-        abreast: Whether rows from the root are laid one behind the other instead of padded.
-        layers: Its decoder layers; empty where they cannot be identified.
+        unpadded: Whether rows from the root are concatenated instead of padded.
+        layers: Its decoder layers; empty if they are not found.
 
     Args:
         model: A transformers causal LM, a PEFT wrapping of one, or one with routed layers.
         device: Where its inputs go.
-        max_length: The most tokens that it will see.
+        max_length: Maximum number of input tokens.
 
     Raises:
-        NotPackable: It lacks an interface that is needed, or attends in a way not covered here.
+        NotPackable: It lacks a required interface, or its attention is not supported.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, max_length: int) -> None:
@@ -59,29 +59,29 @@ class TreeModel:
         self.attention = str(getattr(self.config, "_attn_implementation", None))
         if self.attention not in ("sdpa", "eager"):
             raise NotPackable(f"its attention is {self.attention}, not sdpa or eager")
-        self.reaches = _reaches(self.config, max_length)
-        self.abreast = self.attention == "sdpa" and device.type in ABREAST_ON
+        self.windows = _windows(self.config, max_length)
+        self.unpadded = self.attention == "sdpa" and device.type in UNPADDED_ON
         self.long_from = _long_from(self.config, max_length)
         self.layers = _layers(self.base, self.config)
         parameter = next(self.base.parameters())
         self.dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
 
     def is_long(self, length: int) -> bool:
-        """Return whether a sequence makes LongRoPE take its long factors for every position."""
+        """Return whether LongRoPE uses its long factors for a sequence of this length."""
         return self.long_from is not None and length > self.long_from
 
-    def prefill(self, tokens: Seq[int], *, long: bool) -> Trunk:
-        """Compute the keys and values of a trunk.
+    def prefill(self, tokens: Seq[int], *, long: bool) -> SharedPrefix:
+        """Compute the keys and values of a shared prefix.
 
         Args:
-            tokens: The trunk, P of them.
-            long: Whether it belongs to sequences that take LongRoPE's long factors.
+            tokens: The P tokens of the prefix.
+            long: Whether its sequences use LongRoPE's long factors.
         """
         from transformers import DynamicCache
 
         ids, positions = list(tokens), list(range(len(tokens)))
         if long and self.long_from is not None and len(tokens) <= self.long_from:
-            # One more token, to be forgotten, whose position makes the model take them.
+            # One extra token, dropped afterwards, whose position selects the long factors.
             ids.append(ids[-1])
             positions.append(self.long_from)
         cache = DynamicCache()  # without the config, which would crop windowed layers
@@ -97,29 +97,29 @@ class TreeModel:
         ]
 
     def hidden(
-        self, rows: Seq[TreeRow], trunk: Trunk, *, long: bool
+        self, rows: Seq[TreeRow], prefix: SharedPrefix, *, long: bool
     ) -> tuple[torch.Tensor, list[int]]:
         """Run rows.
 
         Args:
-            rows: Trees that continue `trunk`.
-            trunk: As `prefill` gives it, or empty.
-            long: Whether their sequences take LongRoPE's long factors.
+            rows: Trees that continue `prefix`.
+            prefix: As `prefill` gives it, or empty.
+            long: Whether their sequences use LongRoPE's long factors.
 
         Returns:
-            Last hidden states, (M, H), and where each row's begin among them; with a trunk, and
-            where `abreast` is off, each row is padded on the right to the longest.
+            Last hidden states, (M, H), and the index at which each row starts. With a shared
+            prefix, or if `unpadded` is off, rows are padded on the right to the longest.
         """
-        if self.abreast and not trunk:
-            return self._hidden_abreast(rows)
-        before = trunk[0][0].shape[2] if trunk else 0
+        if self.unpadded and not prefix:
+            return self._hidden_unpadded(rows)
+        before = prefix[0][0].shape[2] if prefix else 0
         width = max(len(row.tokens) for row in rows)
-        if not trunk and all(row.is_chain for row in rows):
+        if not prefix and all(row.is_chain for row in rows):
             ids_BN = self._padded([row.tokens for row in rows], [0] * width)
             hidden = self._call(input_ids=ids_BN, attention_mask=None, use_cache=False)
             return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
         if self.device.type == "cuda":
-            width += -(before + width) % 8  # the fused kernels want masks aligned
+            width += -(before + width) % 8  # the fused kernels need aligned masks
         ids_BN = self._padded([row.tokens for row in rows], [0] * width)
         spare = self.long_from if long and self.long_from is not None else 0
         positions_BN = self._padded([row.depths for row in rows], [spare] * width)
@@ -128,14 +128,14 @@ class TreeModel:
             input_ids=ids_BN,
             attention_mask=self._masks(ends_BN, positions_BN, before),
             position_ids=positions_BN,
-            use_cache=bool(trunk),
-            **{self.cache_argument: _cache(trunk, len(rows)) if trunk else None},
+            use_cache=bool(prefix),
+            **{self.cache_argument: _cache(prefix, len(rows)) if prefix else None},
         )
         return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
 
-    def _hidden_abreast(self, rows: Seq[TreeRow]) -> tuple[torch.Tensor, list[int]]:
-        batch = lay_abreast(rows, list(self.reaches.values()), self.dtype, self.device)
-        handles = dict(zip(self.reaches, batch.handles(), strict=True))
+    def _hidden_unpadded(self, rows: Seq[TreeRow]) -> tuple[torch.Tensor, list[int]]:
+        batch = unpadded_batch(rows, list(self.windows.values()), self.dtype, self.device)
+        handles = dict(zip(self.windows, batch.handles(), strict=True))
         with batch.attended(self.config):
             hidden = self._call(
                 input_ids=self._padded([[t for row in rows for t in row.tokens]], []),
@@ -155,19 +155,19 @@ class TreeModel:
         return torch.tensor([have + padding[len(have) :] for have in lists], device=self.device)
 
     def _masks(
-        self, ends_BN: torch.Tensor, positions_BN: torch.Tensor, trunk: int
+        self, ends_BN: torch.Tensor, positions_BN: torch.Tensor, prefix: int
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         masks = {
-            kind: tree_mask(ends_BN, positions_BN, trunk, reach)
-            for kind, reach in self.reaches.items()
+            kind: tree_mask(ends_BN, positions_BN, prefix, window)
+            for kind, window in self.windows.items()
         }
-        if self.attention == "eager":  # which adds the mask, and would add True as 1
+        if self.attention == "eager":  # eager attention adds the mask, and would add True as 1
             masks = {kind: additive(mask, self.dtype) for kind, mask in masks.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def cache_argument(transformer: nn.Module) -> str:
-    """Return what the transformer calls the keys and values that it is to go on from."""
+    """Return the transformer's name for its argument of cached keys and values."""
     taken = inspect.signature(transformer.forward).parameters
     return next(name for name in CACHE_NAMES if name in taken)
 
@@ -178,11 +178,11 @@ def _layers(transformer: nn.Module, config: Any) -> list[nn.Module]:
     return list(next(lists, ()))
 
 
-def _cache(trunk: Trunk, rows: int) -> Any:
+def _cache(prefix: SharedPrefix, rows: int) -> Any:
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(trunk):
+    for layer, (keys, values) in enumerate(prefix):
         cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
     return cache
 
@@ -199,7 +199,7 @@ def _base_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if callable(find_head) else None
     if not isinstance(base, nn.Module) or not isinstance(head, nn.Module):
-        raise NotPackable("its transformer and vocabulary head cannot be distinguished")
+        raise NotPackable("its transformer and vocabulary head are not separate modules")
     taken = inspect.signature(base.forward).parameters
     missing = [name for name in NEEDED if name not in taken]
     if not any(name in taken for name in CACHE_NAMES):
@@ -207,12 +207,12 @@ def _base_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
     if missing:
         raise NotPackable(f"its transformer takes no {' and no '.join(missing)}")
     if not hasattr(sys.modules[type(base).__module__], "create_causal_mask"):
-        raise NotPackable("its code does not make its masks by transformers' masking functions")
+        raise NotPackable("its code does not use transformers' masking functions")
     return base, head
 
 
-def _reaches(config: Any, max_length: int) -> dict[str, Reach]:
-    # How each kind of layer attends; raises for kinds that are not attention over a mask.
+def _windows(config: Any, max_length: int) -> dict[str, AttentionWindow]:
+    # The attention window of each kind of layer; refuses layers without masked attention.
     if getattr(config, "alibi", False) or config.model_type in FAMILIES_WITH_OWN_MASKS:
         raise NotPackable("its layers place tokens by their index in the row (ALiBi or local)")
     if getattr(config, "index_topk", None) is not None:
@@ -224,12 +224,12 @@ def _reaches(config: Any, max_length: int) -> dict[str, Reach]:
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     known = {
-        "full_attention": Reach(),
-        "sliding_attention": Reach(window=window),
-        "chunked_attention": Reach(chunk=getattr(config, "attention_chunk_size", None)),
+        "full_attention": AttentionWindow(),
+        "sliding_attention": AttentionWindow(size=window),
+        "chunked_attention": AttentionWindow(chunk=getattr(config, "attention_chunk_size", None)),
     }
     if not kinds:
-        return {"": Reach(window=window)}
+        return {"": AttentionWindow(size=window)}
     unknown = sorted(set(kinds) - set(known))
     if unknown:
         raise NotPackable(f"it has layers of kind {', '.join(unknown)}")
@@ -239,7 +239,7 @@ def _reaches(config: Any, max_length: int) -> dict[str, Reach]:
 
 
 def _long_from(config: Any, max_length: int) -> int | None:
-    # The length beyond which LongRoPE takes its long factors.
+    # The length beyond which LongRoPE uses its long factors.
     rope = getattr(config, "rope_parameters", None) or {}
     ropes = [rope] if "rope_type" in rope else [r for r in rope.values() if isinstance(r, dict)]
     kinds = {str(each.get("rope_type")) for each in ropes}

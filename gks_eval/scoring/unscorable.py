@@ -1,4 +1,4 @@
-"""Requests that cannot be scored as they are, named by task, item and text."""
+"""Requests that cannot be scored unchanged, named by task, item and text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TokenPair = tuple[Sequence[int], Sequence[int]]
 
 
 def too_long(requests: Sequence[Any], pairs: Sequence[TokenPair], max_length: int) -> str | None:
-    """Return a sentence about the first continuation that the model cannot take, if there is one.
+    """Return a sentence about the first continuation that is too long; None if there is none.
 
     Args:
         requests: lm-eval's requests.
         pairs: Their (context, continuation) tokens.
-        max_length: The most tokens that the model may see.
+        max_length: Maximum number of input tokens.
     """
     for request, (_, text) in zip(requests, pairs, strict=True):
         if len(text) > max_length:
@@ -38,19 +38,19 @@ def too_long(requests: Sequence[Any], pairs: Sequence[TokenPair], max_length: in
 def beyond_embeddings(
     requests: Sequence[Any], tokens: Sequence[Sequence[int]], rows: int
 ) -> str | None:
-    """Return a sentence about the first token that the base has no embedding for, if there is one.
+    """Return a sentence about the first token without an embedding; None if there is none.
 
-    Resized embeddings would be drawn at random, and scores with them.
+    Resizing the embeddings would draw new rows, and the scores with them, at random.
 
     Args:
         requests: lm-eval's requests.
-        tokens: Each one's tokens.
-        rows: How many embeddings the base has.
+        tokens: The tokens of each.
+        rows: Number of embeddings of the base.
     """
     for request, ids in zip(requests, tokens, strict=True):
         if (highest := max(ids, default=0)) >= rows:
             return (
-                f"{_item(request)}: its token {highest} lies beyond the base model's {rows} "
+                f"{_item(request)}: its token {highest} exceeds the base model's {rows} "
                 "embeddings; use the tokenizer that the base was trained with, or a base whose "
                 "embeddings were resized for this one."
             )
@@ -58,11 +58,11 @@ def beyond_embeddings(
 
 
 def warn_of(requests: Sequence[Any], what: str) -> None:
-    """Warn of requests that are not scored as they are.
+    """Warn about requests that are not scored unchanged.
 
     Args:
-        requests: Those requests; no warning for none.
-        what: What they are and what is done about them.
+        requests: The requests; without any there is no warning.
+        what: Which they are, and how they are scored.
     """
     if not requests:
         return

@@ -1,8 +1,8 @@
-"""The authors' protocol as a kind of request: a whole text is scored, prompt included.
+"""The authors' protocol as a kind of request: the whole text is scored, including the prompt.
 
 An lm-eval Instance with the three arguments ``(prompt, continuation, {"protocol": "whole_text",
-"max_tokens": N})`` asks for the text ``prompt + continuation``, cut on the right at N tokens, with
-its first token unscored and all others scored.
+"max_tokens": N})`` asks for the text ``prompt + continuation``, truncated on the right to N tokens.
+Its first token is not scored, all others are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROTOCOL: Final = "whole_text"
 
 
 def is_whole_text(arguments: Sequence[Any]) -> bool:
-    """Tell whether a request's arguments ask for whole-text scoring.
+    """Return whether a request's arguments ask for whole-text scoring.
 
     Raises:
         UsageError: They have a third item of another protocol.
@@ -32,7 +32,7 @@ def is_whole_text(arguments: Sequence[Any]) -> bool:
 
 
 def max_tokens(arguments: Sequence[Any]) -> int:
-    """Return the limit that the request sets."""
+    """Return the token limit of the request."""
     return int(arguments[2]["max_tokens"])
 
 
@@ -41,7 +41,7 @@ def split_tokens(tokens: list[int], limit: int) -> tuple[list[int], list[int]]:
 
     Args:
         tokens: The whole text, with a BOS only if the tokenizer adds one.
-        limit: Tokens kept, from the left.
+        limit: Number of tokens kept, from the left.
     """
     kept = tokens[:limit]
     return kept[:1], kept[1:]

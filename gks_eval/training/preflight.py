@@ -44,12 +44,10 @@ class JobCounts:
     Attributes:
         report: As `gks_eval.training.job_data` counts.
         longest: Tokens of the longest row that is trained on.
-        longest_held_out: Tokens of the longest row that is held out; 0 where none is.
     """
 
     report: DataReport
     longest: int
-    longest_held_out: int
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,5 @@ def _check_tokenizer(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _counted(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> JobCounts:
     data = load_job_data(job, root, tokenizer)
-    longest, held_out = (
-        max((len(example.input_ids) for example in examples), default=0)
-        for examples in (data.train, data.held_out)
-    )
-    return JobCounts(data.report, longest, held_out)
+    longest = max((len(example.input_ids) for example in data.train), default=0)
+    return JobCounts(data.report, longest)

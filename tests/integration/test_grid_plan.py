@@ -131,7 +131,7 @@ def test_a_finished_grid_has_nothing_left() -> None:
         cells=[(None, True)],  # type: ignore[list-item]
         tasks={"a": TaskSize(1, 2, 3, 3)}, distinct=1000, continued=0, weights=10, rate=5.0,
     )  # fmt: skip
-    said = ["Settings: 0 to run, 1 finished.", "Nothing is left to compute."]
+    said = ["Settings: 0 to run, 1 finished.", "Nothing remains to be computed."]
     assert plan_lines(plan) == said
 
 

@@ -61,7 +61,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}),
     "experts": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-# Rows abreast, the same rows padded (as on a GPU), and the padded rows of eager attention.
+# Rows unpadded, the same rows padded (as on a GPU), and the padded rows of eager attention.
 ATTENTIONS = ("sdpa", "padded", "eager")
 
 
@@ -69,7 +69,7 @@ ATTENTIONS = ("sdpa", "padded", "eager")
 def rows_as_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = getattr(getattr(request.node, "callspec", None), "params", {})
     if arguments.get("attention") == "padded":
-        monkeypatch.setattr("gks_eval.scoring.tree_model.ABREAST_ON", set())
+        monkeypatch.setattr("gks_eval.scoring.tree_model.UNPADDED_ON", set())
 
 
 def make(kind: str, attention: str = "sdpa", seed: int = 0) -> Any:
@@ -104,13 +104,13 @@ def test_packed_equals_one_by_one(kind, attention):
     model = make(kind, attention)
     assert supports_packed(model, max_length=128) is None
     requests = random_requests(2, VOCABULARY)
-    # Rows too short for the few-shot prefix (trunks), and truncation at 64 as well.
+    # Rows too short for the few-shot prefix, and truncation at 64 as well.
     assert_equal_scores(model, requests, 128, row_tokens=32, batch_tokens=128)
     assert_equal_scores(model, requests, 64, row_tokens=256, batch_tokens=512)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("few_shot", [10, 60], ids=["trunk-below", "trunk-beyond"])
+@pytest.mark.parametrize("few_shot", [10, 60], ids=["prefix-below", "prefix-beyond"])
 def test_longrope_is_right_on_both_sides_of_its_bound(attention, few_shot):
     from transformers import AutoModelForCausalLM
 

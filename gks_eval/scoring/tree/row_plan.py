@@ -1,9 +1,9 @@
-"""Which sequences share a row, and which rows share a trunk.
+"""Which sequences share a row, and which rows share a prefix.
 
-Sequences arrive sorted. Where neighbours share little, the run is cut for free; what stays
-together is a cluster, an item's choices as a rule. Small clusters fill rows of `row_tokens`. A
-cluster too large for a row (few-shot items under one prefix, a long document) has its common
-prefix computed once, as a trunk, whose keys and values its rows attend to.
+Sequences arrive sorted. Cuts between neighbours that share little are free; the sequences between
+two cuts are a cluster, usually the choices of one item. Small clusters fill rows of `row_tokens`.
+If a cluster is too large for a row (few-shot items after one prefix, a long document), its common
+prefix is computed once, and its rows attend to the keys and values of this shared prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gks_eval.scoring.tree.sequences import Sequence, shared_inputs
 __all__ = ["Group", "PlannedRow", "RowLimits", "halves", "next_batch", "plan_rows"]
 
 ATTENTION_EVEN = 2048
-"""Row length at which attention costs about what a small model's linear layers do."""
+"""Row length at which attention costs about as much as a small model's linear layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class RowLimits:
     """How large rows and batches may be.
 
     Attributes:
-        row_tokens: Rows are filled up to this.
-        batch_tokens: The most tokens that one forward takes, padding included; a longer row has a
-            forward of its own.
-        mask_cells: The most cells of a batch's attention masks.
+        row_tokens: Target length of a row.
+        batch_tokens: Maximum number of tokens per forward, padding included; a longer row has its
+            own forward.
+        mask_cells: Maximum number of cells in a batch's attention masks.
         padded: Whether rows from the root are padded to the longest of a batch.
-        whole_tokens: A cluster of up to so many is kept in one row; 0 for twice `row_tokens`.
+        whole_tokens: Clusters up to this size are kept in one row; 0 for twice `row_tokens`.
     """
 
     row_tokens: int
@@ -49,7 +49,7 @@ class RowLimits:
 
     @property
     def worth_sharing(self) -> int:
-        """Return the prefix length below which repeating it in every row costs next to nothing."""
+        """Return the prefix length below which repeating it in every row costs almost nothing."""
         return max(4, self.row_tokens // 16)
 
 
@@ -60,7 +60,7 @@ class PlannedRow:
     Attributes:
         members: Their positions, ascending.
         tokens: The row's length.
-        chain: Whether it is one path of tokens without a branch.
+        chain: Whether it is a single path of tokens, without branches.
     """
 
     members: tuple[int, ...]
@@ -70,19 +70,19 @@ class PlannedRow:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that continue one trunk: trees, then chains, the longest first of each.
+    """Rows that continue one shared prefix: trees, then chains, each sorted from the longest.
 
     Attributes:
-        trunk: Its tokens, to be computed once; empty where rows start at the root.
-        rows: What continues it.
+        prefix: Its tokens, computed once; empty if rows start at the root.
+        rows: The rows that continue it.
     """
 
-    trunk: tuple[int, ...]
+    prefix: tuple[int, ...]
     rows: list[PlannedRow]
 
 
 class _Runs:
-    # Runs [start, stop) of sorted sequences, and what they cost.
+    # Runs [start, stop) of sorted sequences, and their costs.
 
     def __init__(self, sequences: Seq[Sequence]) -> None:
         self.sequences = sequences
@@ -92,8 +92,8 @@ class _Runs:
         for sequence, shared in zip(sequences, self.shared, strict=True):
             self.new.append(self.new[-1] + sequence.length - shared)
 
-    def tokens(self, start: int, stop: int, trunk: int) -> int:
-        first = self.sequences[start].length - trunk
+    def tokens(self, start: int, stop: int, prefix: int) -> int:
+        first = self.sequences[start].length - prefix
         return first + self.new[stop] - self.new[start + 1]
 
     def common(self, one: int, other: int) -> int:
@@ -101,15 +101,15 @@ class _Runs:
             return self.shared[other]
         return shared_inputs(self.sequences[one], self.sequences[other])
 
-    def row(self, start: int, stop: int, trunk: int) -> PlannedRow:
-        tokens = self.tokens(start, stop, trunk)
-        # One path holds nothing but its longest sequence. Neighbours that continue each other are
-        # not enough: a short one can stand between two that part after it.
+    def row(self, start: int, stop: int, prefix: int) -> PlannedRow:
+        tokens = self.tokens(start, stop, prefix)
+        # A chain consists of the tokens of its longest sequence. Checking neighbours is not enough:
+        # a short sequence may come between two that branch after it.
         longest = max(one.length for one in self.sequences[start:stop])
-        return PlannedRow(tuple(range(start, stop)), tokens, chain=tokens == longest - trunk)
+        return PlannedRow(tuple(range(start, stop)), tokens, chain=tokens == longest - prefix)
 
-    def trunk(self, start: int, stop: int) -> int:
-        # Of two sequences or more. What is scored must lie in a row, where hidden states are kept.
+    def prefix(self, start: int, stop: int) -> int:
+        # For two or more sequences. Scored tokens must be in a row, which keeps hidden states.
         common = min(self.shared[start + 1 : stop])
         return min(common, *(s.first_scored for s in self.sequences[start:stop]))
 
@@ -121,26 +121,28 @@ class _Runs:
         yield start, stop
 
     def cut_by_size(
-        self, start: int, stop: int, trunk: int, size: int
+        self, start: int, stop: int, prefix: int, size: int
     ) -> Iterator[tuple[int, int]]:
         for i in range(start + 1, stop):
-            if self.tokens(start, i + 1, trunk) > size:
+            if self.tokens(start, i + 1, prefix) > size:
                 yield start, i
                 start = i
         yield start, stop
 
 
-def plan_rows(sequences: Seq[Sequence], limits: RowLimits, *, trunks: bool = True) -> list[Group]:
+def plan_rows(
+    sequences: Seq[Sequence], limits: RowLimits, *, share_prefixes: bool = True
+) -> list[Group]:
     """Assign every sequence to one row.
 
     Args:
-        sequences: In the order `to_sequences` gives.
-        limits: The sizes to keep to.
-        trunks: Whether common prefixes may be computed apart.
+        sequences: In the order of `to_sequences`.
+        limits: Sizes of rows and batches.
+        share_prefixes: Whether common prefixes may be computed separately.
 
     Returns:
-        Groups, the one without a trunk first if there is one; the `members` of all rows together
-        are the positions of `sequences`, each once.
+        Groups, starting with the one without a shared prefix if there is one. The `members` of all
+        rows are the positions of `sequences`, each once.
     """
     if not sequences:
         return []
@@ -149,31 +151,31 @@ def plan_rows(sequences: Seq[Sequence], limits: RowLimits, *, trunks: bool = Tru
     at_root: list[PlannedRow] = []
     waiting = [(0, len(sequences), 0)]
     while waiting:
-        start, stop, trunk = waiting.pop()
+        start, stop, prefix = waiting.pop()
         clusters: list[PlannedRow] = []
-        for a, b in runs.cut_below(start, stop, trunk + limits.worth_sharing):
-            cluster = runs.row(a, b, trunk)
+        for a, b in runs.cut_below(start, stop, prefix + limits.worth_sharing):
+            cluster = runs.row(a, b, prefix)
             if cluster.tokens <= limits.whole:
                 clusters.append(cluster)
                 continue
             if cluster.chain:
-                if trunk and cluster.tokens * (cluster.tokens + trunk) <= limits.mask_cells:
+                if prefix and cluster.tokens * (cluster.tokens + prefix) <= limits.mask_cells:
                     clusters.append(cluster)
                 else:  # from the root, plain causal attention needs no mask
                     at_root.append(runs.row(a, b, 0))
                 continue
-            common = runs.trunk(a, b)
-            size = _piece(common - trunk, limits)
-            if trunks and _pays(common, trunk, cluster.tokens, size, limits):
+            common = runs.prefix(a, b)
+            size = _piece(common - prefix, limits)
+            if share_prefixes and _pays(common, prefix, cluster.tokens, size, limits):
                 waiting.append((a, b, common))
             else:
-                pieces = runs.cut_by_size(a, b, trunk, size)
-                clusters += [runs.row(c, d, trunk) for c, d in pieces]
-        rows = _fill(clusters, runs, trunk, limits.row_tokens)
-        if not trunk:
+                pieces = runs.cut_by_size(a, b, prefix, size)
+                clusters += [runs.row(c, d, prefix) for c, d in pieces]
+        rows = _fill(clusters, runs, prefix, limits.row_tokens)
+        if not prefix:
             at_root += rows
-        elif rows:  # not all under it may have gone to the root or to longer trunks
-            groups.append(Group(sequences[start].tokens[:trunk], rows))
+        elif rows:  # empty if all went to the root or to longer prefixes
+            groups.append(Group(sequences[start].tokens[:prefix], rows))
     if at_root:
         groups.insert(0, Group((), at_root))
     for group in groups:
@@ -182,14 +184,14 @@ def plan_rows(sequences: Seq[Sequence], limits: RowLimits, *, trunks: bool = Tru
 
 
 def _piece(common: int, limits: RowLimits) -> int:
-    # Tokens a row where every row repeats `common` of them: at most a third is repetition.
+    # Row size if every row repeats `common` tokens: at most a third is repetition.
     return min(max(limits.whole, 3 * common), isqrt(limits.mask_cells))
 
 
 def _pays(new: int, old: int, tokens: int, size: int, limits: RowLimits) -> bool:
-    # Whether a trunk of `new` tokens beats rows of `size` that repeat what it adds to the `old`
-    # one. In tokens: what is not repeated and not attended to at full width, against computing
-    # the old trunk again and one more forward.
+    # Whether a shared prefix of `new` tokens is cheaper than rows of `size` that repeat what it
+    # adds to the `old` prefix. In tokens: it saves the repetition and attention at full width, and
+    # costs the old prefix once more and one more forward.
     added = new - old
     if added < limits.worth_sharing:
         return False
@@ -198,10 +200,12 @@ def _pays(new: int, old: int, tokens: int, size: int, limits: RowLimits) -> bool
     return saved >= old + 2 * limits.worth_sharing
 
 
-def _fill(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int) -> list[PlannedRow]:
-    # Large clusters go, the largest first, where they leave the least room. Small ones follow in
-    # their own order into the room that is left, since neighbours share their first few tokens.
-    row_tokens = _evened(clusters, runs, trunk, row_tokens)
+def _fill(
+    clusters: list[PlannedRow], runs: _Runs, prefix: int, row_tokens: int
+) -> list[PlannedRow]:
+    # Best fit: large clusters first, from the largest. Small ones then fill the remaining room in
+    # their own order, because neighbours share their first few tokens.
+    row_tokens = _evened(clusters, runs, prefix, row_tokens)
     large = [cluster for cluster in clusters if 4 * cluster.tokens > row_tokens]
     rows: list[list[PlannedRow]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, row), ascending
@@ -217,26 +221,26 @@ def _fill(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int) 
     for cluster in clusters:
         if 4 * cluster.tokens > row_tokens:
             continue
-        shared = 0 if before is None else runs.common(before, cluster.members[0]) - trunk
+        shared = 0 if before is None else runs.common(before, cluster.members[0]) - prefix
         if left < cluster.tokens - shared:
             shared = 0
             left, row = rooms.pop() if rooms else (row_tokens, len(rows))
-            if left < cluster.tokens:  # the most room there was
+            if left < cluster.tokens:  # even in the emptiest row
                 left, row, rooms = row_tokens, len(rows), []
             if row == len(rows):
                 rows.append([])
         rows[row].append(cluster)
         left -= cluster.tokens - shared
         before = cluster.members[-1]
-    return [row[0] if len(row) == 1 else _merged(row, runs, trunk) for row in rows]
+    return [row[0] if len(row) == 1 else _merged(row, runs, prefix) for row in rows]
 
 
-def _evened(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int) -> int:
-    # As many rows as needed, but of equal lengths: the last one would else be mostly padding.
+def _evened(clusters: list[PlannedRow], runs: _Runs, prefix: int, row_tokens: int) -> int:
+    # As many rows as needed, of equal lengths; otherwise the last would be mostly padding.
     fitting = [cluster for cluster in clusters if cluster.tokens <= row_tokens]
     total = sum(cluster.tokens for cluster in fitting)
     for one, other in pairwise(fitting):
-        total -= runs.common(one.members[-1], other.members[0]) - trunk
+        total -= runs.common(one.members[-1], other.members[0]) - prefix
     rows = ceil(total / row_tokens)
     if rows < 2:
         return row_tokens
@@ -244,34 +248,34 @@ def _evened(clusters: list[PlannedRow], runs: _Runs, trunk: int, row_tokens: int
     return min(row_tokens, max(ceil(1.05 * total / rows), largest))
 
 
-def _merged(clusters: list[PlannedRow], runs: _Runs, trunk: int) -> PlannedRow:
+def _merged(clusters: list[PlannedRow], runs: _Runs, prefix: int) -> PlannedRow:
     members = sorted(member for cluster in clusters for member in cluster.members)
-    tokens = runs.sequences[members[0]].length - trunk
+    tokens = runs.sequences[members[0]].length - prefix
     tokens += sum(
         runs.sequences[other].length - runs.common(one, other) for one, other in pairwise(members)
     )
     return PlannedRow(tuple(members), tokens, chain=False)
 
 
-def next_batch(rows: Seq[PlannedRow], limits: RowLimits, trunk: int = 0) -> int:
-    """Return how many of the leading `rows` go into one forward: at least one.
+def next_batch(rows: Seq[PlannedRow], limits: RowLimits, prefix: int = 0) -> int:
+    """Return how many of the first `rows` go into one forward: at least one.
 
     Args:
-        rows: As in a group: trees, then chains, the longest first of each.
-        limits: The sizes to keep to.
-        trunk: Tokens of the trunk that they continue.
+        rows: As in a group: trees, then chains, each sorted from the longest.
+        limits: Sizes of rows and batches.
+        prefix: Number of tokens of their shared prefix.
     """
-    if not limits.padded and not trunk:
+    if not limits.padded and not prefix:
         return _next_unpadded(rows, limits)
     longest = 0
     for count, row in enumerate(rows, start=1):
         longest = max(longest, row.tokens)
-        maskless = rows[0].chain and not trunk
-        cells = 0 if maskless else count * longest * (trunk + longest)
+        maskless = rows[0].chain and not prefix
+        cells = 0 if maskless else count * longest * (prefix + longest)
         if count > 1 and (
             count * longest > limits.batch_tokens
             or cells > limits.mask_cells
-            # Padding a much shorter row costs more than a forward of its own.
+            # Padding a much shorter row costs more than a separate forward.
             or (4 * row.tokens < 3 * longest and 2 * (count - 1) * longest > limits.batch_tokens)
         ):
             return count - 1
@@ -289,7 +293,7 @@ def _next_unpadded(rows: Seq[PlannedRow], limits: RowLimits) -> int:
 
 
 def halves(row: PlannedRow) -> list[PlannedRow]:
-    """Split a row that does not fit the memory into two, or return it alone if it cannot be."""
+    """Split a row that does not fit into memory, or return it alone if it has one sequence."""
     middle = len(row.members) // 2
     if not middle:
         return [row]

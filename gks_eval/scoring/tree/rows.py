@@ -1,7 +1,7 @@
 """One row of a batch: a token tree written depth first.
 
 In that order the descendants of node j are the nodes j + 1 .. ends[j] - 1, so node i may attend
-to node j if and only if ``j <= i < ends[j]``: three short lists say the whole attention mask.
+to node j if and only if ``j <= i < ends[j]``: three short lists describe the whole attention mask.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ __all__ = ["TreeRow", "build_row"]
 
 @dataclass(frozen=True, slots=True)
 class TreeRow:
-    """A token tree, possibly continuing a trunk that is computed elsewhere.
+    """A token tree, possibly continuing a shared prefix that is computed elsewhere.
 
     Attributes:
         tokens: The token of each node.
-        depths: Its position in every sequence through it, the trunk counted.
+        depths: Its position in every sequence through it, the shared prefix included.
         ends: One past its last descendant.
-        scored: For each sequence, the nodes at which a successor is scored.
+        scored: For each sequence, the nodes whose successors are scored.
     """
 
     tokens: list[int]
@@ -32,16 +32,16 @@ class TreeRow:
 
     @property
     def is_chain(self) -> bool:
-        """Return whether no node has two successors, which plain causal attention covers."""
+        """Return whether no node has two successors, so that plain causal attention suffices."""
         return self.depths[-1] - self.depths[0] == len(self.depths) - 1
 
 
-def build_row(sequences: Seq[Sequence], trunk: int = 0) -> TreeRow:
+def build_row(sequences: Seq[Sequence], prefix: int = 0) -> TreeRow:
     """Write the tree of some sequences.
 
     Args:
-        sequences: In the order `to_sequences` gives.
-        trunk: Leading tokens, common to all and unscored, that the row leaves out.
+        sequences: In the order of `to_sequences`.
+        prefix: Number of common, unscored leading tokens that the row leaves out.
 
     Returns:
         The row; its `scored` is in the order of `sequences`.
@@ -50,19 +50,19 @@ def build_row(sequences: Seq[Sequence], trunk: int = 0) -> TreeRow:
     depths: list[int] = []
     ends: list[int] = []
     scored: list[list[int]] = []
-    path: list[int] = []  # the nodes of the current sequence, from the trunk on
+    path: list[int] = []  # the nodes of the current sequence, from the prefix on
     before: Sequence | None = None
     for sequence in sequences:
-        shared = trunk if before is None else shared_inputs(before, sequence)
+        shared = prefix if before is None else shared_inputs(before, sequence)
         size = len(tokens)
-        for node in path[shared - trunk :]:
+        for node in path[shared - prefix :]:
             ends[node] = size
         new = sequence.length - shared
         tokens += sequence.tokens[shared:-1]
         depths += range(shared, sequence.length)
         ends += [0] * new
-        path[shared - trunk :] = range(size, size + new)
-        scored.append(path[sequence.first_scored - trunk :])
+        path[shared - prefix :] = range(size, size + new)
+        scored.append(path[sequence.first_scored - prefix :])
         before = sequence
     for node in path:
         ends[node] = len(tokens)

@@ -1,7 +1,7 @@
-"""Requests as token sequences: truncated as the harness does it, each distinct one once, sorted.
+"""Requests as token sequences: truncated as in lm-eval, deduplicated and sorted.
 
-Sorting brings sequences with a common prefix together, so a tree over any run of neighbours needs
-only what each of them shares with the one before.
+Sorting brings sequences with a common prefix together, so a tree over neighbours needs
+only what each sequence shares with the one before.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ class Sequence:
     """Tokens whose last few are scored.
 
     Attributes:
-        tokens: The model's input, all but the last token, and that last token, which is only ever
-            predicted.
-        scored: How many tokens at the end are scored.
-        requests: Positions of the requests that ask for this, ascending.
+        tokens: The model's input and one more token, which is only predicted.
+        scored: Number of scored tokens at the end.
+        requests: Positions of its requests, ascending.
     """
 
     tokens: tuple[int, ...]
@@ -56,16 +55,16 @@ class Sequence:
 def to_sequences(requests: Iterable[tuple[Seq[int], Seq[int]]], max_length: int) -> list[Sequence]:
     """Truncate, deduplicate and sort requests.
 
-    The harness keeps the last ``max_length + 1`` tokens of context and continuation, feeds all of
-    these but the last to the model and scores the continuation; so does this.
+    As in lm-eval: keep the last ``max_length + 1`` tokens of context and continuation, feed all of
+    these but the last to the model, and score the continuation.
 
     Args:
         requests: (context tokens, continuation tokens) pairs.
-        max_length: The most tokens that the model may see.
+        max_length: Maximum number of input tokens.
 
     Returns:
-        Each distinct sequence once, in lexicographic order of its tokens; none for a request
-        whose continuation is empty.
+        Each distinct sequence once, in lexicographic order of its tokens. A request without
+        continuation has none.
 
     Raises:
         DataError: A context is empty, or a continuation is longer than `max_length`.
@@ -76,8 +75,8 @@ def to_sequences(requests: Iterable[tuple[Seq[int], Seq[int]]], max_length: int)
             continue
         if not context:
             raise DataError(
-                f"request {index}: its context has no tokens; give it at least one token"
-                " (an empty context is written as the tokenizer's prefix token)."
+                f"request {index}: its context has no tokens; give it at least one token,"
+                " such as the tokenizer's prefix token."
             )
         if len(continuation) > max_length:
             raise DataError(
@@ -94,7 +93,7 @@ def to_sequences(requests: Iterable[tuple[Seq[int], Seq[int]]], max_length: int)
 
 
 def shared_inputs(one: Sequence, other: Sequence) -> int:
-    """Return how many input tokens two sequences have in common from the start."""
+    """Return the number of leading input tokens that two sequences have in common."""
     a, b = one.tokens, other.tokens
     most = min(one.length, other.length)
     if a[:most] == b[:most]:
@@ -110,20 +109,20 @@ def shared_inputs(one: Sequence, other: Sequence) -> int:
 
 
 def count_distinct_tokens(sequences: Seq[Sequence]) -> int:
-    """Return the number of distinct input prefixes: the least that must be computed.
+    """Return the number of distinct input prefixes: the minimum that must be computed.
 
     Args:
-        sequences: In the order `to_sequences` gives.
+        sequences: In the order of `to_sequences`.
     """
     total = sum(sequence.length for sequence in sequences)
     return total - sum(shared_inputs(one, other) for one, other in pairwise(sequences))
 
 
 def count_harness_tokens(sequences: Seq[Sequence]) -> int:
-    """Return the input tokens lm-eval's own scorer runs, padding left out.
+    """Return the number of input tokens that lm-eval's own scorer runs, without padding.
 
-    It runs each distinct input of context plus all but the last continuation token once, which
-    shares one-token choices of one context and nothing else.
+    It runs each distinct input once (the context and all but the last continuation token), so that
+    only one-token choices of the same context share a forward.
     """
-    # A set: equal inputs need not be neighbours, as their last tokens differ.
+    # A set, because equal inputs may not be neighbours: their last tokens differ.
     return sum(map(len, {sequence.tokens[:-1] for sequence in sequences}))

@@ -1,4 +1,4 @@
-"""Plans worked out by hand: where runs are cut, when a trunk pays, how rows are filled."""
+"""Plans worked out by hand: where runs are cut, when a shared prefix pays, how rows are filled."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def texts(*sizes: int) -> list[tuple]:
     return [([n] * size, [9]) for n, size in enumerate(sizes)]
 
 
-def planned(requests: list[tuple], sizes: RowLimits, *, trunks: bool = True) -> list[Group]:
-    return plan_rows(to_sequences(requests, 4096), sizes, trunks=trunks)
+def planned(requests: list[tuple], sizes: RowLimits, *, share_prefixes: bool = True) -> list[Group]:
+    return plan_rows(to_sequences(requests, 4096), sizes, share_prefixes=share_prefixes)
 
 
 def shape(groups: list[Group]) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Return the trunk's length and (tokens, sequences) of each row, for each group."""
+    """Return the prefix's length and (tokens, sequences) of each row, for each group."""
     return [
-        (len(group.trunk), [(row.tokens, len(row.members)) for row in group.rows])
+        (len(group.prefix), [(row.tokens, len(row.members)) for row in group.rows])
         for group in groups
     ]
 
@@ -34,27 +34,27 @@ def shape(groups: list[Group]) -> list[tuple[int, list[tuple[int, int]]]]:
 def test_up_to_twice_a_row_stays_together():
     sizes = RowLimits(32, 1024, LARGE)
     assert shape(planned(choices(10, 9, 7), sizes)) == [(0, [(10 + 9 * 6, 9)])]
-    # One choice more: ten times 6 tokens after a trunk of all but the last context token.
+    # One choice more: ten times 6 tokens after a shared prefix of all but the last context token.
     assert shape(planned(choices(10, 10, 7), sizes)) == [(9, [(1 + 5 * 6, 5), (1 + 5 * 6, 5)])]
-    apart = planned(choices(10, 10, 7), sizes, trunks=False)
+    apart = planned(choices(10, 10, 7), sizes, share_prefixes=False)
     assert shape(apart) == [(0, [(64, 9), (16, 1)])]
     own = RowLimits(32, 1024, LARGE, whole_tokens=70)
     assert shape(planned(choices(10, 10, 7), own)) == [(0, [(70, 10)])]
 
 
-def test_twice_a_row_stays_together_even_where_a_trunk_would_pay():
+def test_twice_a_row_stays_together_even_where_a_shared_prefix_would_pay():
     sizes = RowLimits(256, 1024, LARGE)
     assert shape(planned(choices(401, 3, 38), sizes)) == [(0, [(401 + 3 * 37, 3)])]
     assert shape(planned(choices(402, 3, 38), sizes)) == [(401, [(1 + 3 * 37, 3)])]
 
 
-def test_rows_without_a_trunk_repeat_a_third_at_most():
+def test_rows_without_a_shared_prefix_repeat_a_third_at_most():
     # 40 tokens are common: rows of up to 120, 41 + 19 * 4 = 117.
     sizes = RowLimits(16, 1024, LARGE)
-    apart = planned(choices(41, 30, 5), sizes, trunks=False)
+    apart = planned(choices(41, 30, 5), sizes, share_prefixes=False)
     assert shape(apart) == [(0, [(117, 19), (85, 11)])]
     # What is longer than that alone has a row of its own.
-    apart = planned(choices(41, 3, 100), sizes, trunks=False)
+    apart = planned(choices(41, 3, 100), sizes, share_prefixes=False)
     assert shape(apart) == [(0, [(41 + 99, 1)] * 3)]
 
 
@@ -63,21 +63,21 @@ def test_rows_without_a_trunk_repeat_a_third_at_most():
     [(101**2, [(101, 15), (101, 15)]), (101**2 - 1, [(97, 14), (97, 14), (49, 2)])],
 )
 def test_a_row_s_mask_keeps_to_the_limit(mask_cells, rows):
-    apart = planned(choices(41, 30, 5), RowLimits(16, 1024, mask_cells), trunks=False)
+    apart = planned(choices(41, 30, 5), RowLimits(16, 1024, mask_cells), share_prefixes=False)
     assert shape(apart) == [(0, rows)]
 
 
-def test_a_trunk_must_save_twice_what_is_worth_sharing():
-    # Two rows of at most 512. A trunk of 24 saves 24 and, of attention, 24 * 595 / 2048: under 32.
+def test_a_shared_prefix_must_save_twice_what_is_worth_sharing():
+    # Two rows of at most 512. A prefix of 24 saves 24 and, of attention, 24 * 595 / 2048: under 32.
     sizes = RowLimits(256, 1024, LARGE)
     kept = planned(choices(25, 30, 20), sizes)
     assert shape(kept) == [(0, [(25 + 25 * 19, 25), (25 + 5 * 19, 5)])]
     # One of 25 saves 25 + 25 * 596 / 2048 = 32.3.
-    assert [len(group.trunk) for group in planned(choices(26, 30, 20), sizes)] == [25]
+    assert [len(group.prefix) for group in planned(choices(26, 30, 20), sizes)] == [25]
 
 
-def test_a_trunk_below_a_trunk_must_also_pay_for_that_one_again():
-    # After 100 common tokens, an item with 40 more of its own. A second trunk would save
+def test_a_prefix_below_a_prefix_must_also_pay_for_that_one_again():
+    # After 100 common tokens, an item with 40 more of its own. A second prefix would save
     # 40 + 40 * 161 / 2048, and cost the first one's 100: rows of up to three times 40 instead.
     shots = list(range(100, 200))
     requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
@@ -88,11 +88,11 @@ def test_a_trunk_below_a_trunk_must_also_pay_for_that_one_again():
     requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
     requests += [(shots + [500] * 41, [1000 + n] * 20) for n in range(28)]
     groups = planned(requests, RowLimits(256, 1024, LARGE))
-    assert [len(group.trunk) for group in groups] == [100]
+    assert [len(group.prefix) for group in groups] == [100]
 
 
-def test_what_is_scored_is_never_in_a_trunk():
-    # The choices share 14 tokens, but are scored from the fourth on: 3 are not worth a trunk.
+def test_what_is_scored_is_never_in_a_shared_prefix():
+    # The choices share 14 tokens, but are scored from the fourth on: 3 are not worth sharing.
     requests = [([0] * 4, [1] * 10 + [100 + n] * 10) for n in range(20)]
     groups = planned(requests, RowLimits(16, 1024, LARGE))
     assert shape(groups) == [(0, [(14 + 2 * 9, 2)] * 10)]
@@ -105,7 +105,7 @@ def test_a_long_text_at_the_root_is_alone():
 
 
 @pytest.mark.parametrize(("mask_cells", "own"), [(50 * 150, False), (50 * 150 - 1, True)])
-def test_a_long_text_leaves_a_trunk_where_its_mask_is_too_large(mask_cells, own):
+def test_a_long_text_leaves_a_shared_prefix_where_its_mask_is_too_large(mask_cells, own):
     # 20 items after 100 common tokens, and one text of 50 more: 50 rows of 150 mask cells.
     shots = list(range(100, 200))
     requests = [(shots + [n] * 4, [c] * 3) for n in range(20) for c in (1, 2)]
@@ -142,7 +142,7 @@ def test_rows_are_of_equal_length_rather_than_the_last_one_short(sizes, rows):
     assert shape(planned(texts(*sizes), RowLimits(100, 1024, LARGE))) == [(0, rows)]
 
 
-def test_rows_below_a_trunk_are_of_equal_length_too():
+def test_rows_below_a_shared_prefix_are_of_equal_length_too():
     shots = list(range(100, 200))
     requests = [(shots + context, text) for context, text in texts(*[20] * 12)]
     assert shape(planned(requests, RowLimits(100, 1024, LARGE))) == [(100, [(80, 4)] * 3)]

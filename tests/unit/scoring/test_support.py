@@ -7,7 +7,7 @@ import torch
 from common import load_tiny, tiny_config
 
 from gks_eval.scoring import supports_packed
-from gks_eval.scoring.masks import Reach
+from gks_eval.scoring.masks import AttentionWindow
 from gks_eval.scoring.tree_model import NotPackable, TreeModel
 
 TINY = {
@@ -83,7 +83,7 @@ def test_other_attention_is_refused(tiny_base):
 
 
 def test_a_module_of_another_make_is_refused():
-    assert "cannot be distinguished" in str(supports_packed(torch.nn.Linear(2, 2)))
+    assert "are not separate modules" in str(supports_packed(torch.nn.Linear(2, 2)))
 
 
 def test_virtual_tokens_are_refused(tiny_base):
@@ -106,7 +106,7 @@ def refuse(arguments: dict[str, Any]) -> None:
     raise TypeError("no such mask")
 
 
-def spoil_trunk(arguments: dict[str, Any]) -> None:
+def spoil_prefix(arguments: dict[str, Any]) -> None:
     cache = arguments.get("cache", arguments.get("past_key_values"))
     if cache is not None and arguments["attention_mask"] is not None:
         for layer in cache.layers:
@@ -118,7 +118,7 @@ def spoil_trunk(arguments: dict[str, Any]) -> None:
     [
         (drop_mask, "off by"),
         (drop_positions, "off by"),
-        (spoil_trunk, "off by"),
+        (spoil_prefix, "off by"),
         (refuse, "TypeError: no such mask"),
     ],
 )
@@ -169,20 +169,20 @@ def test_a_head_with_more_than_a_product_is_found_out(tiny_base, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("config", "changes", "reaches"),
+    ("config", "changes", "windows"),
     [
-        ("LlamaConfig", {}, {"": Reach()}),
-        ("MistralConfig", {"sliding_window": 9}, {"": Reach(window=9)}),
-        ("Qwen2Config", {}, {"full_attention": Reach()}),
+        ("LlamaConfig", {}, {"": AttentionWindow()}),
+        ("MistralConfig", {"sliding_window": 9}, {"": AttentionWindow(size=9)}),
+        ("Qwen2Config", {}, {"full_attention": AttentionWindow()}),
         (
             "Gemma2Config",
             {"head_dim": 8, "sliding_window": 9},
-            {"full_attention": Reach(), "sliding_attention": Reach(window=9)},
+            {"full_attention": AttentionWindow(), "sliding_attention": AttentionWindow(size=9)},
         ),
     ],
 )
-def test_the_layers_reach_as_the_configuration_says(config, changes, reaches):
-    assert TreeModel(build(config, **changes), torch.device("cpu"), 64).reaches == reaches
+def test_the_layers_attend_as_the_configuration_says(config, changes, windows):
+    assert TreeModel(build(config, **changes), torch.device("cpu"), 64).windows == windows
 
 
 def test_a_reason_is_not_an_error_of_the_package():

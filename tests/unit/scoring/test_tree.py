@@ -36,7 +36,7 @@ limits = st.builds(
 
 
 def with_long_prefixes(requests: list[tuple[list[int], list[int]]]) -> list[tuple]:
-    """The same contexts after prefixes of 0, 20 and 40 tokens, so that trunks pay."""
+    """The same contexts after prefixes of 0, 20 and 40 tokens, so that sharing them pays."""
     prefixes = ([], [3] * 20, [3] * 20 + [4] * 20)
     return [(prefixes[n % 3] + context, text) for n, (context, text) in enumerate(requests)]
 
@@ -75,19 +75,19 @@ def test_one_text_scored_twice_comes_shortest_score_first():
 
 
 def check_plan(sequences: list[Sequence], groups: list[Group]) -> None:
-    """Every sequence lies in one row, every row is what it says, below its trunk."""
+    """Every sequence lies in one row, every row is what it says, below its prefix."""
     members = [m for group in groups for row in group.rows for m in row.members]
     assert sorted(members) == list(range(len(sequences)))
-    assert all(group.trunk for group in groups[1:])
+    assert all(group.prefix for group in groups[1:])
     for group in groups:
         assert group.rows
-        start = len(group.trunk)
+        start = len(group.prefix)
         order = [(row.chain, -row.tokens) for row in group.rows]
         assert order == sorted(order)
         for row in group.rows:
             chosen = [sequences[m] for m in row.members]
             assert list(row.members) == sorted(row.members)
-            assert all(one.tokens[:start] == group.trunk for one in chosen)
+            assert all(one.tokens[:start] == group.prefix for one in chosen)
             assert all(one.first_scored >= start for one in chosen)
             built = build_row(chosen, start)
             assert len(built.tokens) == row.tokens
@@ -106,19 +106,19 @@ def test_counts_are_those_of_the_sets_of_prefixes(requests):
 
 @FRESH
 @given(pairs, st.integers(0, 3))
-def test_a_row_is_the_tree_of_its_prefixes(requests, trunk):
-    prefix = [7] * trunk
-    sequences = to_sequences([(prefix + c, t) for c, t in requests], 100)
-    row = build_row(sequences, trunk)
-    assert trunk or build_row(sequences) == row
-    prefixes = {p for p in input_prefixes(sequences) if len(p) > trunk}
+def test_a_row_is_the_tree_of_its_prefixes(requests, prefix):
+    common = [7] * prefix
+    sequences = to_sequences([(common + c, t) for c, t in requests], 100)
+    row = build_row(sequences, prefix)
+    assert prefix or build_row(sequences) == row
+    prefixes = {p for p in input_prefixes(sequences) if len(p) > prefix}
     assert len(row.tokens) == len(row.depths) == len(row.ends) == len(prefixes)
     # Read each node's path back from the mask that the ends stand for.
     paths = []
     for i in range(len(row.tokens)):
         ancestors = [j for j in range(len(row.tokens)) if j <= i < row.ends[j]]
-        assert [row.depths[j] for j in ancestors] == list(range(trunk, trunk + len(ancestors)))
-        paths.append((*prefix, *(row.tokens[j] for j in ancestors)))
+        assert [row.depths[j] for j in ancestors] == list(range(prefix, prefix + len(ancestors)))
+        paths.append((*common, *(row.tokens[j] for j in ancestors)))
     assert set(paths) == prefixes
     for sequence, nodes in zip(sequences, row.scored, strict=True):
         ends = range(sequence.first_scored + 1, sequence.length + 1)
@@ -128,10 +128,10 @@ def test_a_row_is_the_tree_of_its_prefixes(requests, trunk):
 
 @FRESH
 @given(pairs, limits, st.booleans())
-def test_a_plan_answers_everything_once(requests, sizes, trunks):
+def test_a_plan_answers_everything_once(requests, sizes, share_prefixes):
     sequences = to_sequences(with_long_prefixes(requests), 100)
-    groups = plan_rows(sequences, sizes, trunks=trunks)
-    assert trunks or not any(group.trunk for group in groups)
+    groups = plan_rows(sequences, sizes, share_prefixes=share_prefixes)
+    assert share_prefixes or not any(group.prefix for group in groups)
     check_plan(sequences, groups)
 
 
@@ -142,12 +142,12 @@ def test_batches_keep_to_the_limits(requests, sizes):
     for group in plan_rows(sequences, sizes):
         rows = group.rows
         while rows:
-            count = next_batch(rows, sizes, len(group.trunk))
+            count = next_batch(rows, sizes, len(group.prefix))
             batch, rows = rows[:count], rows[count:]
             longest = max(row.tokens for row in batch)
             assert count == 1 or count * longest <= sizes.batch_tokens
-            if count > 1 and (group.trunk or not all(row.chain for row in batch)):
-                assert count * longest * (longest + len(group.trunk)) <= sizes.mask_cells
+            if count > 1 and (group.prefix or not all(row.chain for row in batch)):
+                assert count * longest * (longest + len(group.prefix)) <= sizes.mask_cells
 
 
 @FRESH
@@ -171,23 +171,23 @@ def test_a_few_shot_prefix_is_computed_once():
     ]
     sequences = to_sequences(requests, 2048)
     (group,) = plan_rows(sequences, RowLimits(256, 1024, 1 << 25))
-    assert list(group.trunk) == shots
-    assert len(group.trunk) + sum(row.tokens for row in group.rows) == count_distinct_tokens(
+    assert list(group.prefix) == shots
+    assert len(group.prefix) + sum(row.tokens for row in group.rows) == count_distinct_tokens(
         sequences
     )
 
 
-def test_a_long_context_with_short_choices_becomes_a_trunk():
+def test_a_long_context_with_short_choices_becomes_a_shared_prefix():
     sequences = to_sequences(item(3000, 4, 3, first=0), 4096)
     (group,) = plan_rows(sequences, RowLimits(256, 1024, 1 << 25))
-    assert len(group.trunk) == 2999  # the last context token is where scoring begins
+    assert len(group.prefix) == 2999  # the last context token is where scoring begins
     assert [row.tokens for row in group.rows] == [1 + 4 * 2]
 
 
 def test_a_long_text_alone_is_a_chain_at_the_root():
     sequences = to_sequences([([1], list(range(2000)))], 4096)
     (group,) = plan_rows(sequences, RowLimits(256, 1024, 1000))
-    assert not group.trunk
+    assert not group.prefix
     assert [(row.tokens, row.chain) for row in group.rows] == [(2000, True)]
 
 
@@ -218,7 +218,7 @@ def test_a_short_text_between_two_that_part_does_not_join_them():
     assert (row.tokens, row.chain) == (304, False)
     # So a context beyond a row is computed apart, not as one wide row with a mask.
     (group,) = plan_rows(sequences, RowLimits(64, 1024, 1 << 20))
-    assert (len(group.trunk), [row.tokens for row in group.rows]) == (299, [5])
+    assert (len(group.prefix), [row.tokens for row in group.rows]) == (299, [5])
 
 
 @pytest.mark.parametrize(
@@ -246,17 +246,17 @@ def likely_work(seed: int) -> list[Sequence]:
 
 
 def computed(groups: list[Group]) -> int:
-    return sum(len(group.trunk) + sum(row.tokens for row in group.rows) for group in groups)
+    return sum(len(group.prefix) + sum(row.tokens for row in group.rows) for group in groups)
 
 
 def padded(groups: list[Group], sizes: RowLimits) -> int:
     """Tokens of all forwards, padding included."""
     total = 0
     for group in groups:
-        total += len(group.trunk)
+        total += len(group.prefix)
         rows = group.rows
         while rows:
-            count = next_batch(rows, sizes, len(group.trunk))
+            count = next_batch(rows, sizes, len(group.prefix))
             total += count * max(row.tokens for row in rows[:count])
             rows = rows[count:]
     return total
@@ -278,7 +278,7 @@ def test_likely_work_repeats_few_tokens(sizes, most, seed):
     groups = plan_rows(sequences, sizes)
     check_plan(sequences, groups)
     assert computed(groups) <= most * distinct
-    assert computed(groups) < computed(plan_rows(sequences, sizes, trunks=False))
+    assert computed(groups) < computed(plan_rows(sequences, sizes, share_prefixes=False))
     if sizes.padded:
         assert padded(groups, sizes) <= (most + 0.12) * distinct
 
@@ -297,7 +297,7 @@ def rows_of(*tokens: int, chain: bool = False) -> list[PlannedRow]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_tokens", "mask_cells", "trunk", "expected"),
+    ("rows", "batch_tokens", "mask_cells", "prefix", "expected"),
     [
         # Padding counts: three rows as long as the first.
         (rows_of(10, 9, 8), 30, 999, 0, 3),
@@ -307,12 +307,12 @@ def rows_of(*tokens: int, chain: bool = False) -> list[PlannedRow]:
         # So does the longest where it is not the first: chains come after trees.
         (rows_of(8) + rows_of(10, chain=True), 20, 999, 0, 2),
         (rows_of(8) + rows_of(10, chain=True), 19, 999, 0, 1),
-        # Masks: each row as wide as the longest and the trunk.
+        # Masks: each row as wide as the longest and the prefix.
         (rows_of(10, 9, 8), 99, 300, 0, 3),
         (rows_of(10, 9, 8), 99, 299, 0, 2),
         (rows_of(10, 9, 8), 99, 450, 5, 3),
         (rows_of(10, 9, 8), 99, 449, 5, 2),
-        # Chains from the root have none; on a trunk they have.
+        # Chains from the root have none; on a shared prefix they have.
         (rows_of(10, 9, 8, chain=True), 99, 1, 0, 3),
         (rows_of(10, 9, 8, chain=True), 99, 449, 5, 2),
         (rows_of(10) + rows_of(9, 8, chain=True), 99, 299, 0, 2),
@@ -323,14 +323,14 @@ def rows_of(*tokens: int, chain: bool = False) -> list[PlannedRow]:
         (rows_of(100, 100, 74), 399, 1 << 20, 0, 2),
     ],
 )
-def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
+def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, prefix, expected):
     sizes = RowLimits(256, batch_tokens, mask_cells)
-    assert next_batch(rows, sizes, trunk) == expected
-    assert trunk or next_batch(rows, sizes) == expected
+    assert next_batch(rows, sizes, prefix) == expected
+    assert prefix or next_batch(rows, sizes) == expected
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_tokens", "mask_cells", "trunk", "expected"),
+    ("rows", "batch_tokens", "mask_cells", "prefix", "expected"),
     [
         # The rows' own tokens count, and each tree's own square.
         (rows_of(10, 6, 4), 20, 999, 0, 3),
@@ -340,14 +340,14 @@ def test_how_many_padded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, tr
         (rows_of(10, 6, 4), 99, 100 + 36 + 15, 0, 2),
         (rows_of(10) + rows_of(6, 4, chain=True), 99, 100, 0, 3),
         (rows_of(10) + rows_of(6, 4, chain=True), 99, 99, 0, 1),
-        # Under a trunk rows are padded all the same.
+        # Under a shared prefix rows are padded all the same.
         (rows_of(10, 9, 8), 29, 999, 1, 2),
     ],
 )
-def test_how_many_rows_abreast_go_into_a_batch(rows, batch_tokens, mask_cells, trunk, expected):
+def test_how_many_unpadded_rows_go_into_a_batch(rows, batch_tokens, mask_cells, prefix, expected):
     sizes = RowLimits(256, batch_tokens, mask_cells, padded=False)
-    assert next_batch(rows, sizes, trunk) == expected
-    assert trunk or next_batch(rows, sizes) == expected
+    assert next_batch(rows, sizes, prefix) == expected
+    assert prefix or next_batch(rows, sizes) == expected
 
 
 def test_a_row_is_halved_until_one_sequence_is_left():

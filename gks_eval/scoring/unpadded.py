@@ -1,9 +1,9 @@
-"""Rows abreast: one long sequence for the linear layers, row by row for attention.
+"""Unpadded rows: one long sequence for the linear layers, row by row for attention.
 
 A batch of rows padded to the longest computes padding in every layer, and attention between all
-pairs of a row's tokens. Here the rows lie one behind the other in a single sequence, so that there
-is no padding; a function registered with transformers' attention interface cuts queries, keys and
-values apart again and has each row attend on its own.
+pairs of a row's tokens. Here the rows are concatenated into a single sequence without padding. A
+function registered with transformers' attention interface splits queries, keys and values into rows
+again and computes attention per row.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from typing import Any
 
 import torch
 
-from gks_eval.scoring.masks import Reach, additive, tree_mask
+from gks_eval.scoring.masks import AttentionWindow, additive, tree_mask
 from gks_eval.scoring.tree import TreeRow
 
-__all__ = ["Abreast", "lay_abreast"]
+__all__ = ["UnpaddedBatch", "unpadded_batch"]
 
-NAME = "gks_rows_abreast"
+NAME = "gks_unpadded_rows"
 
 
 @dataclass(frozen=True, slots=True)
-class Abreast:
+class UnpaddedBatch:
     """Rows in one sequence.
 
     Attributes:
-        bounds: Where each row starts, and where the last ends.
-        masks: For each kind of layer each row's mask, additive (1, 1, N, N); None for plain
-            causal attention.
+        bounds: Start of each row, and end of the last.
+        masks: Per kind of layer and row, the additive mask (1, 1, N, N); None for plain causal
+            attention.
     """
 
     bounds: list[int]
     masks: list[list[torch.Tensor | None]]
 
     def handles(self) -> list[torch.Tensor]:
-        """Return what the model takes for a mask, one a kind of layer: the kind's number."""
+        """Return the model's mask argument per kind of layer; it only holds the kind's number."""
         return [torch.full((1, 1, 1, 1), kind) for kind in range(len(self.masks))]
 
     @contextmanager
     def attended(self, config: Any) -> Iterator[None]:
-        """Have the model of `config` attend row by row."""
+        """Make the model of `config` compute attention per row."""
         _register()
         before = config._attn_implementation
         token = _CURRENT.set(self)
@@ -55,30 +55,33 @@ class Abreast:
             _CURRENT.reset(token)
 
 
-_CURRENT: ContextVar[Abreast] = ContextVar(NAME)
+_CURRENT: ContextVar[UnpaddedBatch] = ContextVar(NAME)
 
 
-def lay_abreast(
-    rows: Sequence[TreeRow], reaches: Sequence[Reach], dtype: torch.dtype, device: torch.device
-) -> Abreast:
+def unpadded_batch(
+    rows: Sequence[TreeRow],
+    windows: Sequence[AttentionWindow],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> UnpaddedBatch:
     """Prepare rows that start at the root of their trees.
 
     Args:
         rows: The rows.
-        reaches: How far back each kind of layer attends.
-        dtype: Of queries; a mask of bools would be converted to this type in every layer.
+        windows: How far back each kind of layer attends.
+        dtype: Of queries; every layer would convert a bool mask to it again.
         device: Where the model runs.
     """
     bounds = [0]
-    masks: list[list[torch.Tensor | None]] = [[] for _ in reaches]
+    masks: list[list[torch.Tensor | None]] = [[] for _ in windows]
     for row in rows:
         bounds.append(bounds[-1] + len(row.tokens))
         ends = torch.tensor([row.ends], device=device)
         depths = torch.tensor([row.depths], device=device)
-        for of_kind, reach in zip(masks, reaches, strict=True):
-            plain = row.is_chain and reach.covers(len(row.tokens))
-            of_kind.append(None if plain else additive(tree_mask(ends, depths, 0, reach), dtype))
-    return Abreast(bounds, masks)
+        for of_kind, window in zip(masks, windows, strict=True):
+            plain = row.is_chain and window.covers(len(row.tokens))
+            of_kind.append(None if plain else additive(tree_mask(ends, depths, 0, window), dtype))
+    return UnpaddedBatch(bounds, masks)
 
 
 def _attend(
@@ -111,4 +114,4 @@ def _attend(
 def _register() -> None:
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attend)  # again changes nothing
+    AttentionInterface.register(NAME, _attend)  # registering twice is harmless

@@ -10,11 +10,11 @@ from common import load_tiny
 from one_by_one import random_requests
 
 from gks_eval.scoring import PackedCounts, packed_log_likelihoods, supports_packed
-from gks_eval.scoring.abreast import lay_abreast
-from gks_eval.scoring.masks import Reach
+from gks_eval.scoring.masks import AttentionWindow
 from gks_eval.scoring.support import tree_model
 from gks_eval.scoring.tree import build_row, to_sequences
 from gks_eval.scoring.tree_model import TreeModel
+from gks_eval.scoring.unpadded import unpadded_batch
 
 REQUESTS = random_requests(4, 260)
 CPU = torch.device("cpu")
@@ -37,9 +37,9 @@ def test_nothing_is_padded(tiny_base: Any) -> None:
 def test_hidden_states_are_those_of_padded_rows(tiny_base: Any) -> None:
     tree = TreeModel(load_tiny(tiny_base("phi3")), CPU, 128)
     rows = rows_of(REQUESTS)
-    assert tree.abreast
+    assert tree.unpadded
     found, starts = tree.hidden(rows, [], long=False)
-    tree.abreast = False
+    tree.unpadded = False
     expected, padded_starts = tree.hidden(rows, [], long=False)
     assert found.shape[0] == sum(len(row.tokens) for row in rows) < expected.shape[0]
     for row, start, other in zip(rows, starts, padded_starts, strict=True):
@@ -54,7 +54,9 @@ def test_hidden_states_are_those_of_padded_rows(tiny_base: Any) -> None:
 @pytest.mark.parametrize("window", [None, 5])
 def test_only_rows_that_need_a_mask_have_one(window: int | None) -> None:
     chain, tree = rows_of([([1, 2, 3], [4, 5, 6, 7])]), rows_of([([1], [2, 3]), ([1], [4, 5])])
-    batch = lay_abreast([*chain, *tree], [Reach(), Reach(window=window)], torch.float32, CPU)
+    batch = unpadded_batch(
+        [*chain, *tree], [AttentionWindow(), AttentionWindow(size=window)], torch.float32, CPU
+    )
     assert batch.bounds == [0, 6, 9]
     assert [mask is None for mask in batch.masks[0]] == [True, False]
     assert [mask is None for mask in batch.masks[1]] == [window is None, False]
@@ -80,18 +82,18 @@ def test_the_models_own_attention_is_back_afterwards(tiny_base: Any) -> None:
         assert torch.equal(model(ids).logits, before)
 
 
-def test_a_model_that_cannot_lie_abreast_is_padded(
+def test_a_model_that_cannot_run_unpadded_is_padded(
     tiny_base: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
     model = load_tiny(tiny_base("llama"))
-    monkeypatch.setattr("gks_eval.scoring.tree_model.lay_abreast", refuses)
+    monkeypatch.setattr("gks_eval.scoring.tree_model.unpadded_batch", refuses)
     assert supports_packed(model, max_length=128) is None
     tree = tree_model(model, CPU, 128)
     assert isinstance(tree, TreeModel)
-    assert not tree.abreast
+    assert not tree.unpadded
     found = packed_log_likelihoods(model, REQUESTS[:8], device="cpu", max_length=128)
     monkeypatch.undo()
     again = packed_log_likelihoods(
