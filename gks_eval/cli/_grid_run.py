@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gks_eval.cli._lm_eval import lm_eval_told
+from gks_eval.cli._lm_eval import lm_eval_errors
 
 if TYPE_CHECKING:
     from gks_eval.grid import Grid
@@ -28,7 +28,7 @@ def plan(grid: Grid) -> None:
         return  # one process counts for all
     group.leave()
     quiet_libraries()
-    with lm_eval_told():
+    with lm_eval_errors():
         found = plan_grid(grid)
     print_whole(plan_table(found))
     for line in plan_lines(found):
@@ -65,6 +65,6 @@ def run(grid: Grid) -> list[Path] | None:
             console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)
 
     group = ProcessGroup()
-    with waiting, lm_eval_told():
+    with waiting, lm_eval_errors():
         folders = run_grid(grid, report if group.is_main else None)
     return folders if group.is_main else None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from gks_eval.errors import DataError, GksError, UsageError, whole_reason
 
-__all__ = ["lm_eval_told"]
+__all__ = ["lm_eval_errors"]
 
 # How lm-eval reports unknown names, missing files and values that it cannot use.
 _MISTAKES = (ValueError, OSError, LookupError, TypeError, AssertionError)
@@ -19,7 +19,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 
 
 @contextmanager
-def lm_eval_told() -> Iterator[None]:
+def lm_eval_errors() -> Iterator[None]:
     """Turn what comes out of lm-eval, and of the tasks and data sets below it, into a sentence.
 
     Raises:

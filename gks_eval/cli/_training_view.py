@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
-from gks_eval.training.watch import Watcher
+from gks_eval.training.run_callback import RunCallback
 from gks_eval.util.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from gks_eval.training.estimate import Estimate
     from gks_eval.training.jobs import Job, TrainingPlan
-    from gks_eval.training.watch import Step
+    from gks_eval.training.run_callback import Step
     from gks_eval.training.whole_library import TrainingOutcome
 
 __all__ = ["TrainingView", "clock", "quiet_training", "show_estimate"]
@@ -89,7 +89,7 @@ def _too_long(record: Mapping[str, Any]) -> str:
     return f"{count} (row {', '.join(map(str, named))}{more})"
 
 
-class TrainingView(Watcher):
+class TrainingView(RunCallback):
     """Draws the progress of a run; on something else than a terminal, one line an adapter."""
 
     def __init__(self, console: Console | None = None) -> None:

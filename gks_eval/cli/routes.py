@@ -73,7 +73,7 @@ def _routes(
         raise UsageError("--output takes what --tasks finds; leave it out with --text.")
     content = None if text is None else _read(text)
     from gks_eval.cli._bar import working
-    from gks_eval.cli._lm_eval import lm_eval_told
+    from gks_eval.cli._lm_eval import lm_eval_errors
     from gks_eval.method.setting import Setting
 
     parsed, others = Setting.parse(setting)
@@ -86,7 +86,7 @@ def _routes(
     if not parsed.uses_library:
         raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
-    with working("reading the tasks"), lm_eval_told():
+    with working("reading the tasks"), lm_eval_errors():
         from gks_eval.model.lm import GksArrowLM
         from gks_eval.util.quiet import quiet_libraries
 
@@ -96,7 +96,7 @@ def _routes(
     if content is not None:
         _show_text(lm, content)
     else:
-        with lm_eval_told():  # after the model, whose kind the authors' protocol asks for
+        with lm_eval_errors():  # after the model, whose kind the authors' protocol asks for
             items = _items(tasks, limit)
         _show_tasks(lm, items, setting, output)
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import typer
 
-from gks_eval.cli._lm_eval import lm_eval_told
+from gks_eval.cli._lm_eval import lm_eval_errors
 from gks_eval.errors import ResourceError, UsageError
 from gks_eval.tasklib.named import check_named, warn_of_unreadable
 from gks_eval.util.files import check_writable
@@ -204,7 +204,7 @@ def _run(context: typer.Context) -> None:
 
     `gks-eval run --help` lists them; `gks-eval run ls tasks` lists the tasks.
     """
-    with lm_eval_told():
+    with lm_eval_errors():
         _run_harness(context.args)
 
 

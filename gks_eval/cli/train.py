@@ -82,7 +82,7 @@ def train(
         return
     with TrainingView() as view:
         if ray is None:
-            outcome = train_library(plan, folder, only=names, watcher=view)
+            outcome = train_library(plan, folder, only=names, callback=view)
         else:
             from gks_eval.training.fan_out import train_on_ray
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "limits_told",
+    "limit_errors",
     "peak_memory_mb",
     "release_memory",
     "reset_peak_memory",
@@ -39,7 +39,7 @@ _DISK_WORDS = (
 
 
 @contextlib.contextmanager
-def limits_told(folder: Path) -> Iterator[None]:
+def limit_errors(folder: Path) -> Iterator[None]:
     """Turn what torch and safetensors say of a full memory or disk into a sentence.
 
     Args:

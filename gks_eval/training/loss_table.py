@@ -54,11 +54,11 @@ def measure_losses(
     Args:
         plan: The recipe; its sections must hold out rows.
         library: The finished library.
-        rows: Rows to measure on at most, a job.
+        rows: Maximum number of rows per job.
         report: Called with one line per job.
 
     Returns:
-        The mean loss a scored token, by job and then by adapter (``base`` for none).
+        The mean loss per scored token, by job and then by adapter (``base`` for none).
 
     Raises:
         DataError: A section holds nothing out.

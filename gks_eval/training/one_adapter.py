@@ -14,11 +14,11 @@ from gks_eval.training.base import load_frozen_base
 from gks_eval.training.held_out import mean_loss
 from gks_eval.training.job_data import JobData, load_job_data
 from gks_eval.training.jobs import Job, TrainingPlan
-from gks_eval.training.limits import limits_told, peak_memory_mb, reset_peak_memory
+from gks_eval.training.limits import limit_errors, peak_memory_mb, reset_peak_memory
 from gks_eval.training.loftq import start_from_loftq
+from gks_eval.training.run_callback import RunCallback, step_callback
 from gks_eval.training.sft import TrainingRun, steps_of, train_adapter
 from gks_eval.training.start import attach_adapter
-from gks_eval.training.watch import Watcher, step_callback
 from gks_eval.util.files import write_text
 from gks_eval.util.process_group import ProcessGroup
 
@@ -39,7 +39,7 @@ def train_job(
     fingerprint: str,
     *,
     tokenizer: PreTrainedTokenizerBase,
-    watcher: Watcher,
+    callback: RunCallback,
     group: ProcessGroup,
 ) -> None:
     """Train one adapter and write its folder.
@@ -53,7 +53,7 @@ def train_job(
         output: The library's folder.
         fingerprint: What the adapter is recognised by later.
         tokenizer: Of the base model.
-        watcher: Hears of the progress.
+        callback: Receives the progress.
         group: The processes that do it together.
 
     Raises:
@@ -68,15 +68,15 @@ def train_job(
         _clear_other_work(work, fingerprint + data.fingerprint)
     group.wait()
     steps = steps_of(len(data.train), schedule, group.size)
-    callback = step_callback(job, watcher, data.report.tokens * schedule.epochs / steps)
-    with limits_told(work):
+    trainer_callback = step_callback(job, callback, data.report.tokens * schedule.epochs / steps)
+    with limit_errors(work):
         base = load_frozen_base(recipe, plan.root)
         model = attach_adapter(base, recipe.adapter, str(base.name_or_path), job.start_seed)
         if recipe.adapter.init == "loftq":
             unquantised = recipe.load.model_copy(update={"quantization": "none", "device": "cpu"})
             start_from_loftq(model, load_frozen_base(recipe, plan.root, unquantised))
         if group.is_main:
-            watcher.started(job, steps)
+            callback.started(job, steps)
         run = train_adapter(
             model,
             tokenizer,
@@ -84,7 +84,7 @@ def train_job(
             schedule,
             seed=job.seed,
             work=work,
-            callbacks=[callback],
+            callbacks=[trainer_callback],
         )
         if group.is_main:
             record = _record(plan, job, fingerprint, data, base, run, group.size)
@@ -95,7 +95,7 @@ def train_job(
                 output / job.key, factors, recipe.adapter, recipe.base_model, record, run.curve
             )
             shutil.rmtree(work, ignore_errors=True)
-            watcher.finished(job, record)
+            callback.finished(job, record)
     group.wait()
 
 

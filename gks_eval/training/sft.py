@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.training.examples import Example
-from gks_eval.training.limits import limits_told
+from gks_eval.training.limits import limit_errors
 from gks_eval.training.recipe import Schedule
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def train_adapter(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    with _known_noise(), limits_told(work):
+    with _known_noise(), limit_errors(work):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - began
     share = 1.0 - done_before / max(trainer.state.global_step, 1)

@@ -19,8 +19,8 @@ from gks_eval.training.library_writer import is_foreign, write_trained_manifest
 from gks_eval.training.limits import release_memory
 from gks_eval.training.one_adapter import WORK, train_job
 from gks_eval.training.preflight import check_run
+from gks_eval.training.run_callback import RunCallback
 from gks_eval.training.sources import identity
-from gks_eval.training.watch import Watcher
 from gks_eval.util.files import exclusive
 from gks_eval.util.process_group import ProcessGroup
 
@@ -48,7 +48,11 @@ class TrainingOutcome:
 
 
 def train_library(
-    plan: TrainingPlan, output: Path, *, only: Sequence[str] = (), watcher: Watcher | None = None
+    plan: TrainingPlan,
+    output: Path,
+    *,
+    only: Sequence[str] = (),
+    callback: RunCallback | None = None,
 ) -> TrainingOutcome:
     """Train the adapters of a recipe that the library does not have yet.
 
@@ -60,17 +64,17 @@ def train_library(
         plan: The recipe's jobs.
         output: The library's folder.
         only: Names of adapters; all when empty.
-        watcher: Hears of the progress.
+        callback: Receives the progress.
 
     Raises:
         GksError: The recipe, the data, the base or the machine does not serve; see each class.
     """
-    watcher = watcher or Watcher()
+    callback = callback or RunCallback()
     group = ProcessGroup()
     jobs = plan.select(only)
     if group.is_main:
-        watcher.planned(plan, jobs)
-    # All are read before the first training: a missing column is an error now, not in some hours.
+        callback.planned(plan, jobs)
+    # All checks come first, so that a missing column is reported now and not after hours.
     checked = check_run(plan, jobs, output, whole=not only, processes=group.size)
     if checked.faults:
         raise checked.faults[0]
@@ -83,11 +87,11 @@ def train_library(
             why = group.agree(_why_not(held, output / job.key, fingerprint))
             if why:
                 if group.is_main:
-                    watcher.skipped(job, why)
+                    callback.skipped(job, why)
                 continue
             tokenizer = tokenizer or load_tokenizer(base_of(plan.recipe, plan.root))
             train_job(
-                plan, job, output, fingerprint, tokenizer=tokenizer, watcher=watcher, group=group
+                plan, job, output, fingerprint, tokenizer=tokenizer, callback=callback, group=group
             )
             trained.append(job.key)
             release_memory()

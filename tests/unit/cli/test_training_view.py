@@ -12,7 +12,7 @@ from rich.console import Console
 from gks_eval.cli._training_view import TrainingView, show_estimate
 from gks_eval.training.estimate import estimate
 from gks_eval.training.jobs import make_plan
-from gks_eval.training.watch import Step
+from gks_eval.training.run_callback import Step
 from gks_eval.training.whole_library import TrainingOutcome
 
 RECORD: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pytest
 from common import assert_sentence
 from lm_eval.tasks import TaskManager
 
-from gks_eval.cli._lm_eval import lm_eval_told
+from gks_eval.cli._lm_eval import lm_eval_errors
 from gks_eval.errors import DataError, UsageError
 from gks_eval.tasklib.named import leaves, warn_of_unreadable
 
@@ -90,7 +90,7 @@ def test_the_task_and_its_file_are_named(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write_task(tmp_path, **changes)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    with pytest.raises(DataError) as caught, lm_eval_told():
+    with pytest.raises(DataError) as caught, lm_eval_errors():
         manager.load(["toy"])["tasks"]["toy"].build_all_requests()
     assert_sentence(caught.value, "in task toy", said, f" in {tmp_path / 'toy.yaml'}")
 
@@ -101,13 +101,13 @@ def test_a_set_that_cannot_be_reached_is_no_mistake_of_the_yaml(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     write_task(tmp_path, dataset_path="org/nowhere", dataset_kwargs="{}")
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    with pytest.raises(DataError) as caught, lm_eval_told():
+    with pytest.raises(DataError) as caught, lm_eval_errors():
         manager.load(["toy"])
     assert_sentence(caught.value, "in task toy: ", "org/nowhere", "go online, or set GKS_DATA_ROOT")
 
 
 def test_what_comes_from_no_task_names_none() -> None:
-    with pytest.raises(UsageError) as caught, lm_eval_told():
+    with pytest.raises(UsageError) as caught, lm_eval_errors():
         raise ValueError("Tasks not found: x")
     assert_sentence(caught.value, "lm-eval stopped: Tasks not found: x")
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, ResourceError
 from gks_eval.training.jobs import make_plan
-from gks_eval.training.limits import limits_told, peak_memory_mb, reset_peak_memory
+from gks_eval.training.limits import limit_errors, peak_memory_mb, reset_peak_memory
 from gks_eval.training.whole_library import train_library
 
 Recipes = Callable[..., Path]
@@ -63,7 +63,7 @@ def test_a_base_that_does_not_fit_says_so(
 @pytest.mark.parametrize("numbers", [10, 1_000_000])
 def test_a_disk_that_fills_under_a_checkpoint_is_a_sentence(numbers: int, tmp_path: Path) -> None:
     def write() -> None:
-        with limits_told(tmp_path):
+        with limit_errors(tmp_path):
             torch.save({"moments": torch.zeros(numbers)}, "/dev/full")
 
     with pytest.raises(ResourceError) as caught:
@@ -72,7 +72,7 @@ def test_a_disk_that_fills_under_a_checkpoint_is_a_sentence(numbers: int, tmp_pa
 
 
 def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), limits_told(tmp_path):
+    with pytest.raises(ZeroDivisionError), limit_errors(tmp_path):
         _ = 1 / 0
 
 

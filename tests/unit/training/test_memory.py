@@ -26,16 +26,16 @@ import json, sys
 from pathlib import Path
 from gks_eval.training.jobs import make_plan
 from gks_eval.training.whole_library import train_library
-from gks_eval.training.watch import Watcher
+from gks_eval.training.run_callback import RunCallback
 
-class Scales(Watcher):
+class Scales(RunCallback):
     def started(self, job, steps):
         status = Path("/proc/self/status").read_text().split()
         self.held = int(status[status.index("VmRSS:") + 1]) // 1024
     def finished(self, job, record):
         print("MB", json.dumps([self.held, record["peak_memory_mb"]]), flush=True)
 
-train_library(make_plan(Path(sys.argv[1])), Path(sys.argv[2]), watcher=Scales())
+train_library(make_plan(Path(sys.argv[1])), Path(sys.argv[2]), callback=Scales())
 """
 
 

@@ -19,7 +19,7 @@ from gks_eval.library.peft_adapter import WEIGHTS_FILE as WEIGHTS
 from gks_eval.training.adapter_writer import CURVE
 from gks_eval.training.jobs import Job, make_plan
 from gks_eval.training.loss_table import LOSS_TABLE, measure_losses
-from gks_eval.training.watch import Step, Watcher
+from gks_eval.training.run_callback import RunCallback, Step
 from gks_eval.training.whole_library import CURVES, missing_adapters, train_library
 from gks_eval.util.files import exclusive
 
@@ -27,7 +27,7 @@ Recipes = Callable[..., Path]
 KEYS = ("experts/copy", "experts/upper", "general/en", "general/de")
 
 
-class Recorder(Watcher):
+class Recorder(RunCallback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.events: list[tuple[str, str]] = []
         self.steps: list[Step] = []
@@ -133,14 +133,14 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(
     train_library(plan, tmp_path / "whole", only=["copy"])
     stopped = Recorder(stop_after=8)
     with pytest.raises(KeyboardInterrupt):
-        train_library(plan, tmp_path / "library", only=["copy"], watcher=stopped)
+        train_library(plan, tmp_path / "library", only=["copy"], callback=stopped)
     assert not (tmp_path / "library/experts/copy").exists()
     work = tmp_path / "library/.work/experts-copy"
     # As if the process had died while writing a checkpoint.
     shutil.copytree(work / "checkpoint-6", work / "checkpoint-9")
     (work / "checkpoint-9" / "WHOLE").unlink()
     again = Recorder()
-    train_library(plan, tmp_path / "library", only=["copy"], watcher=again)
+    train_library(plan, tmp_path / "library", only=["copy"], callback=again)
     assert [step.step for step in again.steps] == list(range(7, 13))
     assert weights(tmp_path / "library", "experts/copy") == weights(
         tmp_path / "whole", "experts/copy"
@@ -155,7 +155,7 @@ def test_finished_adapters_are_not_trained_again_until_the_recipe_changes(
     plan = make_plan(recipe_file())
     train_library(plan, tmp_path / "library", only=["copy"])
     again = Recorder()
-    train_library(plan, tmp_path / "library", only=["copy"], watcher=again)
+    train_library(plan, tmp_path / "library", only=["copy"], callback=again)
     assert again.events == [("finished before", "experts/copy")]
     changed = make_plan(recipe_file(schedule={"epochs": 1}))
     assert "experts/copy" in [job.key for job in missing_adapters(changed, tmp_path / "library")]
@@ -168,7 +168,7 @@ def test_what_another_process_trains_is_left_to_it(recipe_file: Recipes, tmp_pat
     recorder = Recorder()
     with exclusive(tmp_path / "library/.work/experts-copy.lock") as held:
         assert held
-        outcome = train_library(plan, tmp_path / "library", only=["copy", "en"], watcher=recorder)
+        outcome = train_library(plan, tmp_path / "library", only=["copy", "en"], callback=recorder)
     assert recorder.events[0] == ("another process is training it", "experts/copy")
     assert outcome.trained == ("general/en",)
     assert "experts/copy" in outcome.missing
@@ -182,7 +182,7 @@ def test_a_file_that_is_gone_stops_its_own_adapter_alone(
     (tmp_path / "upper.jsonl").unlink()
     recorder = Recorder()
     with pytest.raises(DataError, match=r"upper\.jsonl"):
-        train_library(plan, tmp_path / "library", watcher=recorder)
+        train_library(plan, tmp_path / "library", callback=recorder)
     assert recorder.events == []  # told before anything was trained
     outcome = train_library(plan, tmp_path / "library", only=["copy"])
     assert outcome.trained == ("experts/copy",)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; the command line draws it, tests record it."""
+"""Callbacks of a training run: the command line draws them, tests record them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gks_eval.training.jobs import Job, TrainingPlan
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-__all__ = ["Step", "Watcher", "step_callback"]
+__all__ = ["RunCallback", "Step", "step_callback"]
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Step:
 
     Attributes:
         step: Its number, from 1.
-        of: Steps in all.
+        of: Total number of steps.
         loss: Mean over the scored tokens of the step.
-        tokens_per_second: Since this process began with the adapter.
+        tokens_per_second: Since this process started with the adapter.
         seconds_left: Until the adapter is done, at that speed.
     """
 
@@ -34,8 +34,8 @@ class Step:
     seconds_left: float
 
 
-class Watcher:
-    """Hears of everything that happens; does nothing with it."""
+class RunCallback:
+    """Callbacks of a run over several adapters; these do nothing."""
 
     def planned(self, plan: TrainingPlan, jobs: Sequence[Job]) -> None:
         """A run over `jobs` begins."""
@@ -50,14 +50,14 @@ class Watcher:
         """An adapter is written."""
 
     def skipped(self, job: Job, why: str) -> None:
-        """An adapter need not, or cannot now, be trained by this process."""
+        """An adapter is finished, or another process trains it."""
 
 
-def step_callback(job: Job, watcher: Watcher, tokens_a_step: float) -> TrainerCallback:
-    """Return a trainer callback that tells `watcher` of each step."""
+def step_callback(job: Job, callback: RunCallback, tokens_per_step: float) -> TrainerCallback:
+    """Return a trainer callback that passes each step to `callback`."""
     from transformers import TrainerCallback
 
-    class Tell(TrainerCallback):
+    class StepReporter(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the trainer's signature
             self.began, self.first = time.monotonic(), state.global_step
 
@@ -67,15 +67,15 @@ def step_callback(job: Job, watcher: Watcher, tokens_a_step: float) -> TrainerCa
                 return
             seconds = max(time.monotonic() - self.began, 1e-9)
             done = max(state.global_step - self.first, 1)
-            watcher.step(
+            callback.step(
                 job,
                 Step(
                     step=state.global_step,
                     of=state.max_steps,
                     loss=float(logs["loss"]),
-                    tokens_per_second=done * tokens_a_step / seconds,
+                    tokens_per_second=done * tokens_per_step / seconds,
                     seconds_left=(state.max_steps - state.global_step) * seconds / done,
                 ),
             )
 
-    return Tell()
+    return StepReporter()
