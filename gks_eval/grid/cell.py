@@ -115,25 +115,25 @@ def evaluate_cell(
     from lm_eval.api.model import CacheHook
     from lm_eval.loggers import EvaluationTracker
 
-    aside = grid.output / f".{cell.slug}.partial"
+    partial = grid.output / f".{cell.slug}.partial"
     if group.is_main:
-        _prepare(aside, lm.identity(), request)
+        _prepare(partial, lm.identity(), request)
     # Several processes divide all requests again in each call, so a cache per process cannot be
     # used: a killed grid then starts its unfinished cell again.
-    cache = str(aside / "requests") if group.size == 1 else None
-    written = aside / "written"
+    cache = str(partial / "requests") if group.size == 1 else None
+    written = partial / "written"
     # A name that ends in .json makes the tracker write without a folder for the model. It measures
     # the time from here.
     tracker = EvaluationTracker(output_path=str(written / "results.json"))
     began = time.monotonic()
-    with _cache_errors(aside):
+    with _cache_errors(partial):
         results = evaluate(lm, tasks, grid, use_cache=cache, log_samples=True)
     spent = {
         "seconds": round(time.monotonic() - began, 1),
         "distinct_tokens": sum(group.gather(lm.counts.distinct_tokens)),
     }
     if cache is not None:
-        with _cache_errors(aside):
+        with _cache_errors(partial):
             lm.cache_hook.dbdict.close()
         lm.cache_hook = CacheHook(None)
     if results is None:
@@ -159,35 +159,35 @@ def evaluate_cell(
     commit = getattr(lm.config, "_commit_hash", None)
     record = {"label": cell.label, "request": request, "commit": commit, "spent": spent}
     _publish(written, grid.output / cell.slug, record, rows)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _cache_errors(aside: Path) -> Iterator[None]:
+def _cache_errors(partial: Path) -> Iterator[None]:
     # SQLite has its own errors for a full disk.
     try:
         yield
     except sqlite3.OperationalError as error:
         raise ResourceError(
-            f"{aside}: scored requests could not be written ({error}); make room and run the same "
-            "command again to resume."
+            f"{partial}: scored requests could not be written ({error}); make room and run the "
+            "same command again to resume."
         ) from error
 
 
-def _prepare(aside: Path, identity: str, request: Mapping[str, Any]) -> None:
+def _prepare(partial: Path, identity: str, request: Mapping[str, Any]) -> None:
     """Keep the folder of a killed run with the same request, or start an empty one."""
-    marker = aside / "request.json"
+    marker = partial / "request.json"
     mark = json.dumps({"identity": identity, **request}, sort_keys=True, default=str)
     try:
         usable = marker.read_text(encoding="utf-8") == mark
-        for database in aside.glob("requests*.db") if usable else ():
+        for database in partial.glob("requests*.db") if usable else ():
             with contextlib.closing(sqlite3.connect(database)) as connection:
                 usable = connection.execute("pragma quick_check").fetchone() == ("ok",)
     except (OSError, ValueError, sqlite3.DatabaseError):
         usable = False
     if usable:
         return
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     write_text(marker, mark)
 
 

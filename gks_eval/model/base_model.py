@@ -22,10 +22,10 @@ __all__ = [
     "BaseWords",
     "Quantization",
     "ResolvedBase",
-    "beside_recipe",
     "check_quantization",
     "content_stamp",
     "recipe_base",
+    "relative_to_recipe",
     "resolve_base",
 ]
 
@@ -139,11 +139,11 @@ def recipe_base(
         UsageError: An embedded base of this name does not exist.
         LibraryError: The package of an embedded base is not installed.
     """
-    name = beside_recipe(name, root)
+    name = relative_to_recipe(name, root)
     return ResolvedBase(name, resolve_base_model(name), revision, quantization, words=RECIPE)
 
 
-def beside_recipe(name: str, root: Path) -> str:
+def relative_to_recipe(name: str, root: Path) -> str:
     """Return the name of a base, with a relative path resolved against the recipe's folder."""
     return str((root / name).resolve()) if name.startswith(".") else name
 

@@ -1,6 +1,6 @@
-"""Attaching a library to a model: every linear layer it updates gets a forward hook.
+"""Attaching a library to a model: every linear layer that it updates gets a forward hook.
 
-The base's own modules and weights stay as and where they are, under their own names.
+The base's modules and weights keep their names and places.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Attachment", "attach"]
 
 logger = logging.getLogger(__name__)
 
-# Libraries, by content hash, whose shared starts this process has warned of.
+# Content hashes of the libraries whose shared starts this process has warned about.
 _WARNED: set[str] = set()
 
 
@@ -35,7 +35,7 @@ class Attachment:
     Also a context manager that detaches on leaving.
 
     Attributes:
-        setting: What the model runs by.
+        setting: The current setting.
         starts: What the setting's rule keeps of the experts, see `gks_eval.library.starts`; None
             where nothing is subtracted, or by the rule `delta`.
     """
@@ -49,13 +49,13 @@ class Attachment:
         self.layers = {name: RoutedUpdate(found[name], name) for name in library.modules}
 
     def apply(self, setting: Setting | str) -> None:
-        """Run the model by `setting` from now on.
+        """Run the model with `setting` from now on.
 
         Args:
             setting: As for `attach`.
 
         Raises:
-            UsageError: The library has not what the setting names.
+            UsageError: The library lacks what the setting names.
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
         setting = self.library.check(as_setting(setting))
@@ -86,12 +86,12 @@ class Attachment:
             logger.warning(warning)
 
     def observe(self, observer: Observer | None) -> None:
-        """Have every layer report its coefficients to `observer`; None stops that."""
+        """Make every layer report its coefficients to `observer`; None stops it."""
         for update in self.layers.values():
             update.observer = observer
 
     def detach(self) -> None:
-        """Leave the base as it was; further calls do nothing."""
+        """Restore the base; further calls do nothing."""
         for update in self.layers.values():
             update.remove()
         self.layers = {}
@@ -111,19 +111,19 @@ class Attachment:
 def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attachment:
     """Attach `library` to `model` and apply `setting`.
 
-    Logs a warning, once a library and process, where the experts share their starts with what is
-    subtracted from their factors, see `gks_eval.library.starts`.
+    Logs a warning, once per library and process, if the experts share their starts with the
+    adapters that are subtracted from their factors, see `gks_eval.library.starts`.
 
     Args:
-        model: Any causal LM of transformers with linear layers, quantised or not, split over
-            devices or not.
+        model: A causal LM of transformers with linear layers; it may be quantised or split over
+            devices.
         library: Adapters that fit it.
-        setting: How they are subtracted, routed and combined; as text in the grid's grammar, see
+        setting: How they are subtracted, routed and combined; a text is in the grid's grammar, see
             `Setting.parse`.
 
     Raises:
         CompatibilityError: The adapters do not fit the model or the setting.
-        UsageError: The library has not what the setting names, or one is attached already.
+        UsageError: The library lacks what the setting names, or one is attached already.
     """
     setting = library.check(as_setting(setting))
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
@@ -149,8 +149,8 @@ def _warn_of_loftq(library: Library, model: nn.Module) -> None:
     # On the meta device nothing is quantised yet, or the weights are offloaded.
     if any(not (m.get_parameter("weight").is_meta or is_quantized(m)) for m in layers):
         logger.warning(
-            "Library %s: %s started from LoftQ, so their updates also make up for the error of a "
-            "4-bit base, and this base is not quantised; load it with load_in_4bit=True, unless "
+            "Library %s: %s started from LoftQ, so their updates also compensate for the error of "
+            "a 4-bit base, and this base is not quantised; load it with load_in_4bit=True, unless "
             "its weights are LoftQ's own.",
             library.name,
             ", ".join(one.name for one in started),
@@ -161,6 +161,6 @@ def _device(layer: nn.Module) -> torch.device:
     weight = layer.get_parameter("weight")
     if not weight.is_meta:
         return weight.device
-    # accelerate keeps offloaded weights on meta and says where they run.
+    # accelerate keeps offloaded weights on meta, and their device in its hook.
     hook = getattr(layer, "_hf_hook", None)
     return torch.device(getattr(hook, "execution_device", None) or "cpu")

@@ -41,7 +41,7 @@ def read_cluster_file(path: Path) -> dict[str, list[str]]:
     """Return the tasks of each cluster.
 
     Raises:
-        ConfigError: The file is missing, empty or has faults, or a task stands in two clusters.
+        ConfigError: The file is missing, empty or has faults, or a task is in two clusters.
     """
     clusters = load_typed(path, ClusterFile).clusters
     if not clusters:
@@ -53,7 +53,7 @@ def read_cluster_file(path: Path) -> dict[str, list[str]]:
         for task in tasks:
             if task in place:
                 raise ConfigError(
-                    f"{path}: the task {task!r} stands in {place[task]} and {cluster}; keep one."
+                    f"{path}: the task {task!r} is in {place[task]} and in {cluster}; keep one."
                 )
             place[task] = cluster
     return clusters

@@ -142,7 +142,7 @@ def convert_mttl(
 
 
 def convert_bin(folder: Path) -> Path:
-    """Turn a PEFT folder's ``adapter_model.bin`` into safetensors next to it.
+    """Turn a PEFT folder's ``adapter_model.bin`` into safetensors in the same folder.
 
     Args:
         folder: A folder with adapter_config.json and adapter_model.bin.
@@ -160,7 +160,7 @@ def convert_bin(folder: Path) -> Path:
 
     pickled, target = folder / PICKLED[0], folder / WEIGHTS_FILE
     if target.is_file():
-        raise UsageError(f"{target}: is there already; nothing is to be converted.")
+        raise UsageError(f"{target}: exists already; there is nothing to convert.")
     tensors = tensors_of(load_pickled(pickled), pickled)
     with replaced_file(target) as aside:
         # Two names for one memory are two tensors on disk.
@@ -187,8 +187,8 @@ def _rank_and_alpha(content: Mapping[str, Any], checkpoint: Path) -> tuple[int, 
         if isinstance(place, Mapping) and "lora_rank" in place and "lora_alpha" in place:
             return int(place["lora_rank"]), float(place["lora_alpha"])
     raise LibraryError(
-        f"{checkpoint}: neither it nor {meta.name} next to it says lora_rank and lora_alpha; put"
-        " the library's .meta file there."
+        f"{checkpoint}: neither it nor {meta.name} next to it names lora_rank and lora_alpha; "
+        "put the library's .meta file there."
     )
 
 

@@ -31,7 +31,7 @@ FIRST_STEP_MB = 256
 
 @dataclass(frozen=True)
 class JobEstimate:
-    """One adapter before its training; None is what only its data, on the hub, can tell.
+    """One adapter before its training; values that need data from the hub are None.
 
     Attributes:
         key: Of the job.

@@ -1,7 +1,7 @@
-"""A library's adapters over a cluster: one Ray task an adapter, nothing scheduled by ourselves.
+"""A library's adapters on a cluster: one Ray task per adapter; Ray does all scheduling.
 
-Ray gives each task to a free worker and starts it again where a worker dies; the task goes on from
-its last checkpoint, because that lies with the library on a file system that all workers share.
+Ray gives each task to a free worker, and restarts it if a worker dies. The task then resumes from
+its last checkpoint, which is in the library's folder on a file system that all workers share.
 """
 
 from __future__ import annotations

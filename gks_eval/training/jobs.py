@@ -1,4 +1,4 @@
-"""A recipe as a list of jobs, one an adapter; pure, nothing is read but the recipe."""
+"""A recipe as a list of jobs, one per adapter; only the recipe is read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Job:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A recipe, where it lies, and its jobs.
+    """A recipe, its folder and its jobs.
 
     Attributes:
         recipe: The recipe.
@@ -85,7 +85,7 @@ class TrainingPlan:
 
         Args:
             job: The adapter.
-            data: What stands for its data (`gks_eval.training.sources.identity`).
+            data: Identity of its data (`gks_eval.training.sources.identity`).
         """
         recipe = self.recipe
         return digest_of_json(

@@ -9,7 +9,7 @@ from gks_eval.errors import LibraryError
 from gks_eval.library import writer
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import RECORD
-from gks_eval.model.base_model import beside_recipe
+from gks_eval.model.base_model import relative_to_recipe
 from gks_eval.training.jobs import TrainingPlan
 from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.paths import MANIFEST
@@ -58,7 +58,7 @@ def write_trained_manifest(plan: TrainingPlan, output: Path) -> Path:
     """
     recipe = plan.recipe
     records = {job.key: read_or_empty(output / job.key / RECORD) for job in plan.jobs}
-    manifest: dict[str, Any] = {"base_model": beside_recipe(recipe.base_model, plan.root)}
+    manifest: dict[str, Any] = {"base_model": relative_to_recipe(recipe.base_model, plan.root)}
     revision = recipe.revision or next(iter(records.values())).get("base_revision")
     if revision:
         manifest["revision"] = revision

@@ -40,7 +40,7 @@ _DISK_WORDS = (
 
 @contextlib.contextmanager
 def limit_errors(folder: Path) -> Iterator[None]:
-    """Turn what torch and safetensors say of a full memory or disk into a sentence.
+    """Turn errors of torch and safetensors for a full memory or disk into a sentence.
 
     Args:
         folder: What is written to.

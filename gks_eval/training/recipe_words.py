@@ -100,7 +100,7 @@ def suggestion(path: tuple[str | int, ...], keys: Mapping[str, str]) -> str | No
     """Return what to write for a key that a recipe does not know there; None where nothing fits.
 
     Args:
-        path: The key, after the sections that it stands in.
+        path: The key, after its sections.
         keys: The recipe's own keys, each with its section.
     """
     word = str(path[-1])

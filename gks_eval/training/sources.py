@@ -28,7 +28,7 @@ Row = Mapping[str, Any]
 
 
 def identity(job: Job, root: Path) -> str:
-    """Return what stands for a job's data before any row is read.
+    """Return the identity of a job's data, without reading rows.
 
     The SHA-256 of a local file, or a hub data set's address, which pins the data as far as its
     `revision` does.
@@ -189,7 +189,7 @@ def _hub(place: Place) -> Iterator[Row]:
         )
     except GksError:
         raise
-    except Exception as error:  # datasets, fsspec and the HTTP client each have trees of their own
+    except Exception as error:  # datasets, fsspec and the HTTP client each have their own errors
         raise HubError(
             f"data set {place.hub}: cannot be read ({reason(error)}); check the id, the network and"
             " `hf auth login`, or give a local `file`."

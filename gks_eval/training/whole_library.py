@@ -1,4 +1,4 @@
-"""A recipe -> a library: walks the jobs, skips what is finished, goes on with what was begun."""
+"""A recipe -> a library: runs the jobs, skips finished ones, resumes unfinished ones."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_the_file_is_read_back_and_names_the_experts_of_a_recipe(
 def test_a_task_in_two_clusters_is_a_fault(tmp_path: Path) -> None:
     path = tmp_path / "clusters.yaml"
     path.write_text("clusters: {a: [x, y], b: [y]}\n", "utf-8")
-    with pytest.raises(ConfigError, match="'y' stands in a and b"):
+    with pytest.raises(ConfigError, match="'y' is in a and in b"):
         read_cluster_file(path)
     path.write_text("clusters: {}\n", "utf-8")
     with pytest.raises(ConfigError, match="has no cluster"):

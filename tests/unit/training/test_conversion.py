@@ -129,7 +129,7 @@ def test_what_cannot_be_converted_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "bare"
     folder.mkdir()
     torch.save(tensors, folder / "a.ckpt")
-    with pytest.raises(LibraryError, match="says lora_rank and lora_alpha"):
+    with pytest.raises(LibraryError, match="names lora_rank and lora_alpha"):
         convert_mttl(folder, tmp_path / "out", base_model="org/phi")
     (folder / "a.ckpt").write_bytes(b"torn")
     with pytest.raises(LibraryError, match=r"a\.ckpt"):
@@ -146,7 +146,7 @@ def test_a_pickled_peft_adapter_becomes_safetensors(
     weights = folder / "adapter_model.safetensors"
     tensors = load_file(weights)
     torch.save(tensors, folder / "adapter_model.bin")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         convert_bin(folder)
     weights.unlink()
     convert_bin(folder)
