@@ -1,1 +1,1 @@
-"""What every folder may use: files, YAML, paths, the process group."""
+"""Helpers for every folder: files, JSON, YAML, paths, the process group."""

@@ -49,39 +49,34 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into a sentence.
+    """Turn an `OSError` of writing into a `ResourceError`.
 
     Raises:
-        ResourceError: It was refused: the disk is full, or `path` cannot be written.
+        ResourceError: The disk is full, or `path` cannot be written.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
-                f"{path}: the disk is full; make room and run the same command again, it goes on"
-                " where it stopped."
+                f"{path}: the disk is full; free some space and run the same command again to"
+                " resume."
             ) from error
         if _is_open_elsewhere(error) and path.exists():
             raise ResourceError(
                 f"{path} cannot be replaced while another program has it open; close it there and"
                 " run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ResourceError(
-                f"{path}: cannot be written ({error.strerror}); give a folder of yours with"
-                " --output."
-            ) from error
         raise ResourceError(
-            f"{path} cannot be written: {error.strerror or error}; give another folder with"
+            f"{path} cannot be written ({error.strerror or error}); choose another folder with"
             " --output."
         ) from error
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that `folder` can be written, or made, before hours of work go there.
+    """Check that `folder` can be created or written to, before long work starts.
 
-    Nothing is left behind.
+    No file remains.
 
     Raises:
         ResourceError: It cannot.
@@ -95,7 +90,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_output(file: Path) -> None:
-    """Make sure that `file` can be written before the work that fills it.
+    """Check that `file` can be written, before long work starts.
 
     Raises:
         UsageError: It is a folder.

@@ -1,4 +1,4 @@
-"""The order of a grid's settings, which its folder keeps for those who read it."""
+"""The order of a grid's settings, recorded in its output folder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ _FILE: Final = "grid.json"
 
 
 def read_order(folder: Path) -> list[str]:
-    """Return the settings' folders in their order; none where nothing is recorded."""
+    """Return the settings' folders in order; empty if no order is recorded."""
     found = read_or_empty(folder / _FILE).get("settings")
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def write_order(folder: Path, settings: Sequence[str]) -> None:
-    """Record the order of a command; one that leaves out earlier settings only adds to theirs.
+    """Record the order of a command's settings.
 
-    So a setting that is added later does not become the baseline of a comparison.
+    If the command omits recorded settings, its own follow theirs, so that a later setting does not
+    become the baseline of a comparison.
     """
-    from gks_eval.util.files import write_text  # the evidence reads orders and writes nothing
+    from gks_eval.util.files import write_text  # not needed by readers
 
     before = read_order(folder)
     whole = set(before) <= set(settings)

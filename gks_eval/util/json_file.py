@@ -1,4 +1,4 @@
-"""The one reader of JSON files: bounded, typed, each fault a sentence that names the file."""
+"""Reads JSON files with size limits; each error names the file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonError(ValueError):
-    """A text that is not usable as JSON.
+    """Invalid JSON.
 
     Attributes:
-        line: Where, if the fault has a line.
+        line: Line of the fault, if known.
     """
 
     def __init__(self, what: str, line: int | None = None) -> None:
@@ -33,20 +33,20 @@ class JsonError(ValueError):
 
 
 def parse_json(raw: bytes, constants: bool = False) -> Any:
-    r"""Return the content of a JSON text, such that it can be written again.
+    r"""Return the content of a JSON text.
 
-    JSON can spell half a character (``"\ud800"``), which no UTF-8 file can hold: question marks
-    replace it.
+    JSON can contain lone surrogates (``"\ud800"``), which UTF-8 cannot encode. Question marks
+    replace them, so that the content can be written again.
 
     Args:
         raw: The text, in UTF-8, UTF-16 or UTF-32.
-        constants: Whether NaN and the infinities are allowed: Python writes them, JSON has none.
+        constants: Whether NaN and infinities are allowed; Python writes them, JSON excludes them.
 
     Raises:
-        JsonError: It is no JSON, or a key stands twice in one object.
+        JsonError: The text is not JSON, or an object has a key twice.
     """
     try:
-        text = raw.decode(json.detect_encoding(raw))  # strict, unlike json.loads
+        text = raw.decode(json.detect_encoding(raw))  # json.loads would not be strict
         refuse = None if constants else _refuse_constant
         content = json.loads(text, object_pairs_hook=_object, parse_constant=refuse)
         if _SURROGATE.search(text):
@@ -80,14 +80,14 @@ def _refuse_constant(name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class JsonFile:
-    """A kind of JSON file, read with the errors of those who hand it in.
+    """A kind of JSON file and the error class for its faults.
 
     Attributes:
-        what: Its name in a sentence, such as ``results file``.
+        what: Its name in errors, such as ``results file``.
         error: The class of every error.
-        mend: How to repair a broken one.
-        limit: Its largest size in bytes; of one line where lines are read.
-        constants: Whether NaN and the infinities are allowed.
+        mend: What the user can do about a broken file.
+        limit: Maximum size in bytes, of the file or, for `lines`, of a line.
+        constants: Whether NaN and infinities are allowed.
     """
 
     what: str
@@ -97,15 +97,15 @@ class JsonFile:
     constants: bool = False
 
     def read(self, path: Path) -> dict[str, Any]:
-        """Return the object that a file holds.
+        """Return the object in a file.
 
         Raises:
-            GksError: As `error`: the file is missing, too large, or no JSON object.
+            GksError: As `error`: the file is missing, too large, or not a JSON object.
         """
         return self.parse(self.read_bytes(path), path)
 
     def read_as(self, path: Path, model: type[ModelT]) -> ModelT:
-        """Return the object that a file holds, as `model`.
+        """Return the object in a file, validated as `model`.
 
         Raises:
             GksError: As `read`, or the object does not satisfy the model.
@@ -136,10 +136,10 @@ class JsonFile:
         return raw
 
     def parse(self, raw: bytes, path: Path, line: int | None = None) -> dict[str, Any]:
-        """Return the object that the bytes of a file, or of one of its lines, hold.
+        """Return the object in the bytes of a file or of one line.
 
         Raises:
-            GksError: As `error`: they hold no JSON object.
+            GksError: As `error`: they are not a JSON object.
         """
         try:
             content = parse_json(raw, self.constants)
@@ -155,7 +155,7 @@ class JsonFile:
         """Yield (line number, object) of a file with one JSON object per line.
 
         Raises:
-            GksError: As `error`: the file cannot be read, or a line is too long or no object.
+            GksError: As `error`: the file cannot be read, or a line is too long or not an object.
         """
         try:
             with path.open("rb") as file:
@@ -176,12 +176,13 @@ class JsonFile:
 
     def _too_large(self, where: Path | str) -> GksError:
         return self.error(
-            f"{where} is larger than {self.limit >> 20} MiB, which no {self.what} is; {self.mend}."
+            f"{where} is larger than {self.limit >> 20} MiB, too large for a {self.what}; "
+            f"{self.mend}."
         )
 
 
 def read_or_empty(path: Path) -> dict[str, Any]:
-    """Return the object of a file that gks_eval wrote; empty where it is missing or broken."""
+    """Return the object in a file that gks_eval wrote; empty if it is missing or broken."""
     try:
         with path.open("rb") as file:
             content = parse_json(file.read(_RECORD_BYTES), constants=True)

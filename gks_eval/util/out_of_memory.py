@@ -1,4 +1,4 @@
-"""Errors that mean that memory did not suffice."""
+"""Recognises out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ _WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory did not suffice, on whatever device."""
+    """Return whether an error means that memory ran out, on any device."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(word in text for word in _WORDS)

@@ -1,6 +1,6 @@
-"""Where the package's own data lie: the tasks and the bundled libraries of adapters.
+"""Paths of the package's data (tasks, bundled libraries) and names for folders.
 
-A wheel carries them in ``gks_eval/_data/``; a checkout has them next to the package.
+In a wheel the data are in ``gks_eval/_data/``, in a checkout next to the package.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NOT_ON_WINDOWS: Final = re.compile(
 
 
 def is_portable_name(name: str) -> bool:
-    """Tell whether a file or folder can have this name on Linux, macOS and Windows."""
+    """Return whether a file or folder can have this name on Linux, macOS and Windows."""
     return bool(name) and not _NOT_ON_WINDOWS.fullmatch(name)
 
 
@@ -66,29 +66,29 @@ def tasks_dir() -> Path:
 
 
 def task_folders(further: Sequence[str], flag: str) -> list[str]:
-    """Return our folder of tasks and then `further` ones, which `flag` named.
+    """Return our task folder followed by `further`, the folders given with `flag`.
 
     Raises:
-        UsageError: One does not exist; lm-eval itself would go on without its tasks.
+        UsageError: A folder does not exist; lm-eval would ignore it.
     """
     for folder in further:
         if not Path(folder).is_dir():
-            raise UsageError(f"{flag} {folder} is no folder: name one that holds task YAMLs.")
+            raise UsageError(f"{flag} {folder} is not a folder; name one with task YAMLs.")
     return [str(tasks_dir()), *further]
 
 
 def adapters_dir() -> Path:
-    """Return the folder of the bundled libraries, one sub-folder each."""
+    """Return the folder of the bundled libraries, one sub-folder per library."""
     return _data_dir("adapters")
 
 
 def bundled(file: str) -> list[str]:
-    """Return the names of the bundled libraries that have a file of this name, sorted."""
+    """Return the sorted names of the bundled libraries that contain `file`."""
     return sorted(path.parent.name for path in adapters_dir().glob(f"*/{file}"))
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be made again.
+    """Return the cache folder; everything in it can be made again.
 
     ``GKS_EVAL_CACHE``, else ``XDG_CACHE_HOME/gks_eval``, else ``~/.cache/gks_eval``.
     """

@@ -1,4 +1,4 @@
-"""The processes that torchrun or `accelerate launch` started together."""
+"""The process group that torchrun or `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["ProcessGroup"]
 
 T = TypeVar("T")
 
-# As in lm-eval: the others wait while one process works alone.
+# As in lm-eval: the other processes wait while one works alone.
 PATIENCE = timedelta(weeks=52)
 
 
 class ProcessGroup:
-    """The processes that were started together; with a single one, every method does nothing.
+    """The processes that were started together; with one process, no method communicates.
 
     Every process must make the same calls of `agree`, `gather` and `wait` in the same order.
 
@@ -55,18 +55,18 @@ class ProcessGroup:
         return found
 
     def leave(self) -> None:
-        """Make this process run alone; call it before anything connects it with the others."""
+        """Make this process run alone; call it before the process group is initialised."""
         for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
             os.environ.pop(name, None)
         self.size, self.rank, self.is_main = 1, 0, True
 
     def wait(self) -> None:
-        """Return when all processes have called this."""
+        """Wait until all processes have called this."""
         if self.size > 1:
             self.join().wait_for_everyone()
 
     def join(self) -> PartialState:
-        """Connect the processes, once."""
+        """Initialise the process group, once."""
         import torch
         from accelerate import PartialState
 

@@ -1,4 +1,4 @@
-"""Keeping the libraries' chatter out of a command's output."""
+"""Less output from other libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["quiet_libraries"]
 
 
 def quiet_libraries() -> None:
-    """Let transformers, datasets and lm-eval speak of trouble only; their progress bars stay."""
+    """Show only errors of transformers, datasets and lm-eval; their progress bars stay."""
     for name in ("lm_eval", "lm-eval", "transformers", "datasets", "bitsandbytes", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,4 +1,4 @@
-"""Versions of what a number depends on, for results and provenance."""
+"""Versions of the packages that results depend on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that are installed."""
+    """Return the versions of Python and of these packages, if installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""YAML to typed model, with every fault reported at once and each with its line."""
+"""Reads YAML as typed models; reports all faults at once, each with its line."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class FrozenModel(BaseModel):
-    """Base of all typed files: immutable, unknown keys are faults."""
+    """Base of all typed files: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
-    def hint(cls, path: KeyPath) -> str | None:  # noqa: ARG003 - for those that say more
-        """Return what to write for an unknown key, where the near names would not say it.
+    def hint(cls, path: KeyPath) -> str | None:  # noqa: ARG003 - for subclasses
+        """Return a hint for an unknown key, or None to suggest near names.
 
         Args:
-            path: The key, after those that lead to it from the top of the file.
+            path: The keys from the top of the file to this one.
         """
         return None
 
@@ -50,34 +50,33 @@ def load_typed(path: Path, model: type[ModelT]) -> ModelT:
         The validated model.
 
     Raises:
-        ConfigError: The file is missing, not UTF-8, not YAML, too large once its aliases are
-            followed, or does not satisfy the model; all faults of the model are listed, each with
-            its line.
+        ConfigError: The file is missing, not UTF-8, not YAML, too large with its aliases expanded,
+            or does not satisfy the model. The message lists all faults, each with its line.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path} is larger than 128 KiB, which no file of this kind needs.")
+            raise ConfigError(f"{path} is larger than 128 KiB; remove what does not belong there.")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; check the path.") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8 (byte {error.start}); save it in that encoding."
-        ) from None
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     return parse_typed(text, model, source=str(path))
 
 
 def parse_typed(text: str, model: type[ModelT], source: str) -> ModelT:
-    """Parse YAML `text` as `model`; `source` names it in messages.
+    """Parse YAML `text` as `model`; errors call it `source`.
 
     Raises:
         ConfigError: As `load_typed`.
     """
     data, lines = _parse(text, source)
     if not isinstance(data, dict):
-        raise ConfigError(f"{source} holds no mapping of keys at its top; see the documentation.")
+        raise ConfigError(
+            f"{source} has no mapping of keys at the top level; see the documentation."
+        )
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -104,15 +103,15 @@ def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML: {whole_reason(error)}.") from None
     except RecursionError:
-        raise ConfigError(f"{source} is nested too deeply.") from None
-    except (ValueError, OverflowError):  # the scanner's own, of "\\U99999999"
+        raise ConfigError(f"{source} is nested too deeply; flatten it.") from None
+    except (ValueError, OverflowError):  # raised by the scanner for "\\U99999999"
         raise ConfigError(
-            f"{source} is not valid YAML: an escape in quotes stands for no character."
+            f"{source} is not valid YAML: an escape sequence in quotes is not a character."
         ) from None
 
 
 class _Builder:
-    """Turns composed nodes into Python values, noting lines and bounding aliases."""
+    """Turns composed nodes into Python values; records lines and limits aliases."""
 
     def __init__(self, loader: yaml.SafeLoader, source: str) -> None:
         self.lines: dict[KeyPath, int] = {}
@@ -121,12 +120,12 @@ class _Builder:
         self._nodes = 0
 
     def build(self, node: yaml.Node, path: KeyPath, depth: int) -> Any:
-        # Aliases share nodes, so a small file can stand for billions of values: count each visit.
+        # Aliases share nodes, so a small file can contain billions of values: count each visit.
         self._nodes += 1
         if self._nodes > MAX_NODES or depth > MAX_DEPTH:
             raise ConfigError(
-                f"{self._source} holds too many or too deeply nested values once its aliases are "
-                "followed; write it out plainly."
+                f"{self._source} has too many or too deeply nested values with its aliases "
+                "expanded; write it without aliases."
             )
         line = node.start_mark.line + 1
         self.lines[path] = line
@@ -138,7 +137,7 @@ class _Builder:
                 key = self.build(key_node, (*path, "<key>"), depth + 1)
                 where = f"{self._source} line {key_node.start_mark.line + 1}"
                 if isinstance(key, (dict, list)):
-                    raise ConfigError(f"{where}: a key must be a plain word.")
+                    raise ConfigError(f"{where}: a key must be a single value.")
                 if key is None or isinstance(key, bool):
                     # YAML 1.1 reads the language code of Norwegian as False.
                     raise ConfigError(
@@ -146,7 +145,7 @@ class _Builder:
                     )
                 if key in built:
                     raise ConfigError(
-                        f"{where}: the key {key_node.value!r:.60} stands twice; keep one."
+                        f"{where}: the key {key_node.value!r:.60} occurs twice; keep one."
                     )
                 key_path = (*path, key)
                 built[key] = self.build(value_node, key_path, depth + 1)
@@ -160,13 +159,13 @@ class _Builder:
         try:
             value = self._loader.construct_object(node)
             if isinstance(value, str):
-                value.encode()  # YAML can spell half a character, which nothing can write again
+                value.encode()  # lone surrogates cannot be written to a file
             return value
         except (ValueError, OverflowError, LookupError, AttributeError):
-            # Dates such as 2026-99-99, over-long numbers, `!!bool x`: PyYAML's constructors trip.
+            # Dates such as 2026-99-99, over-long numbers, `!!bool x`: PyYAML's constructors fail.
             raise ConfigError(
-                f"{self._source} is not valid YAML: line {line}: {_shown(node.value)} is no usable "
-                "value; write it in quotes if it is a text."
+                f"{self._source} is not valid YAML: line {line}: {_shown(node.value)} is not a "
+                "valid value; quote it if it is text."
             ) from None
 
 
@@ -189,7 +188,7 @@ def _sentence(fault: ErrorDetails, lines: dict[KeyPath, int], model: type[BaseMo
 
 
 def _shown(part: object) -> str:
-    """Write a key or value of the file so that it can be put into a sentence."""
+    """Return a key or value of the file as printable text."""
     text = str(part)
     plain = text.isprintable() and text == text.strip() != ""
     text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
@@ -197,12 +196,12 @@ def _shown(part: object) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """Names of the fields of the sub-model that `path` leads to, as far as it can be followed."""
+    """Return the field names of the sub-model at `path`; empty if there is none."""
     current: Any = model
     in_container = False
     for part in path:
         if in_container:
-            in_container = False  # `part` is an index or a free key: its item is the model found
+            in_container = False  # `part` is an index or a free key of that model's container
             continue
         fields = getattr(current, "model_fields", {})
         if part not in fields:
@@ -212,7 +211,7 @@ def _fields_at(model: type[BaseModel], path: KeyPath) -> list[str]:
 
 
 def _model_in(annotation: Any) -> tuple[Any, bool]:
-    """Return the first model an annotation holds, and whether a list or mapping holds it."""
+    """Return the first model in an annotation, and whether it is in a list or mapping."""
     if hasattr(annotation, "model_fields"):
         return annotation, False
     for argument in getattr(annotation, "__args__", ()):

@@ -60,7 +60,7 @@ def test_the_users_folders_come_after_ours(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"{tmp_path / 'no'} is no folder"):
+    with pytest.raises(UsageError, match=f"{tmp_path / 'no'} is not a folder"):
         include_paths([str(tmp_path / "no")])
 
 

@@ -77,7 +77,7 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
         text("base_model: x\nexperts: [\n"),
         [MANIFEST, "not valid YAML", "line 3"],
     ),
-    "library.yaml is empty": (ConfigError, text(""), [MANIFEST, "holds no mapping"]),
+    "library.yaml is empty": (ConfigError, text(""), [MANIFEST, "has no mapping"]),
     "many faults": (
         ConfigError,
         text("bas_model: x\nexperts:\n  ok: a\n  a b: c\ngeneral: 3\n"),
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
     "a key twice": (
         ConfigError,
         text("base_model: x\nexperts:\n  a: b\n  a: c\n"),
-        ["line 4: the key 'a' stands twice"],
+        ["line 4: the key 'a' occurs twice"],
     ),
     "an alias bomb": (
         ConfigError,
@@ -101,7 +101,7 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
             "base_model: x\nexperts: {a: b}\nprovenance:\n  a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
             + "".join(f"  a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 12))
         ),
-        ["once its aliases are followed"],
+        ["with its aliases expanded"],
     ),
     "a missing adapter": (
         LibraryError,

@@ -121,8 +121,9 @@ def test_what_a_killed_write_left_goes_and_a_neighbour_s_stays(
     recipe_file: Recipes, tmp_path: Path
 ) -> None:
     experts = tmp_path / "library/experts"
-    for name in (".copy-abcd_123", ".copy-abcd_123-old", ".copy-cat-abcd_123"):
+    for name in (".copy-0123456789abcdef", ".copy-cat-0123456789abcdef"):
         (experts / name).mkdir(parents=True)
         save_file({"half": torch.zeros(2)}, experts / name / "adapter_model.safetensors")
     train_library(make_plan(recipe_file()), tmp_path / "library", only=["copy"])
-    assert sorted(folder.name for folder in experts.iterdir()) == [".copy-cat-abcd_123", "copy"]
+    left = sorted(folder.name for folder in experts.iterdir())
+    assert left == [".copy-cat-0123456789abcdef", "copy"]

@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
             (aside / "half").touch()
             raise full
 
-    with pytest.raises(ResourceError, match="goes on where it stopped"):
+    with pytest.raises(ResourceError, match="again to resume"):
         fill()
     assert (tmp_path / "a.txt").read_text() == "old"
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "folder", "kept"]
