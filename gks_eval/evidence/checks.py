@@ -106,7 +106,7 @@ def group_check(
     if key is None or any(key not in group.metrics for group in groups):
         return unjudged(f"no metric {key or limits.metric or 'at all'} in both runs")
     if groups[0].leaves != groups[1].leaves:
-        return unjudged("the two runs have other tasks in it")
+        return unjudged("its tasks differ between the two runs")
     parts: dict[str, Found] = {}
     for leaf in groups[0].leaves:
         if all(leaf in run.tasks and key not in run.tasks[leaf].metrics for run in both):
@@ -115,7 +115,7 @@ def group_check(
         if parts[leaf].changes is None or parts[leaf].problem:
             return unjudged(f"{leaf}: {parts[leaf].problem}")
     if not parts:
-        return unjudged(f"no task of it has {key}")
+        return unjudged(f"none of its tasks has {key}")
     directions = {_sign(found) for found in parts.values()}
     if len(directions) > 1:
         return unjudged(f"its tasks do not agree whether a higher {key} is better")

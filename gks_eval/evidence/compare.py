@@ -137,8 +137,8 @@ def _refuse_or_note(
     if faults and not force:
         more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise ResultsError(
-            f"the runs are not comparable: {'; '.join(faults[:4])}{more}; run them alike, or "
-            "compare them all the same with --force."
+            f"the runs are not comparable: {'; '.join(faults[:4])}{more}; run them with "
+            "the same settings, or compare them anyway with --force."
         )
     return forced_notes(faults)
 

@@ -106,7 +106,7 @@ def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskRes
     n = entry.get("sample_len", counts.effective)
     if n is None and not raw.n_samples and not raw.higher_is_better:
         raise ResultsError(
-            f"{path} is of an lm-eval before 0.4.3, which records no numbers of items; run the "
+            f"{path} is of lm-eval before 0.4.3, which records no number of items; run the "
             "evaluation again with lm-eval 0.4.3 or later."
         )
     if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= MAX_ITEMS:

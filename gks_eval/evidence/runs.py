@@ -148,7 +148,7 @@ def _runs_at(text: str) -> list[Run]:
     except UnicodeEncodeError:  # a lone surrogate
         impossible = True
     if impossible:
-        raise ResultsError(f"{text!r:.200} names no results: no path can be written so.")
+        raise ResultsError(f"{text!r:.200} is not a valid path; name a folder or a results file.")
     if not text.strip():
         # Path("") is the working folder, which an unset variable of a script must not select.
         raise ResultsError("an empty path names no results; is a variable of the script unset?")

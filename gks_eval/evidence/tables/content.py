@@ -130,10 +130,10 @@ def difference_table(comparison: Comparison) -> Table:
     columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
     columns.append("detectable")
     notes = [
-        "p: two-sided; exact McNemar, sign flips, or for a group a bootstrap. Holm over the "
-        "tasks of a run, groups apart. +/−: items that only the run, or only the baseline, gets "
-        "right. detectable: the difference seen in 80% of cases at 5% with so many pairs and so "
-        "many changed items."
+        "p is two-sided: exact McNemar, sign flips, or a bootstrap for groups. Holm over the "
+        "tasks of a run, without groups. +/−: items that only the run, or only the baseline, gets "
+        "right. detectable: the difference that is detected with 80% power at 5%, given the "
+        "numbers of pairs and of changed items."
     ]
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"

@@ -31,7 +31,7 @@ def verdict_table(verdict: Verdict) -> Table:
     adjusted = "Holm over all checks" if verdict.policy.correction == "holm" else "unadjusted"
     notes = [
         f"p: one-sided, of being worse by more than tolerated; {adjusted}. +/−: items that got "
-        "better and worse. catches: the drop that is seen in 80% of cases.",
+        "better and worse. catches: the drop that is detected with 80% power.",
         *(f"{o.check.name}: {'; '.join(o.reasons)}." for o in outcomes if o.reasons),
         *(f"{note}." for note in verdict.notes),
     ]

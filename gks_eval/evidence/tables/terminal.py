@@ -37,7 +37,7 @@ def print_tables(tables: list[Table], console: Console) -> None:
         notes = list(table.notes)
         if left_out:
             left = ", ".join(left_out)
-            notes.append(f"Left out at this width: {left}; a wider terminal has room.")
+            notes.append(f"Left out at this width: {left}; a wider terminal shows them.")
         for note in notes:
             console.print(Text(plain(note), style="dim"))
         console.print()

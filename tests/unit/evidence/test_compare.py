@@ -284,7 +284,7 @@ def test_the_first_four_faults_are_told_and_the_rest_counted(factory, tmp_path, 
     for name, version in (("x", 1.0), ("y", 2.0)):
         factory.write_run(tmp_path / name, tasks, version=version)
     told = "; ".join(f"t{n} in y and x: version 1.0 against 2.0" for n in range(4))
-    with pytest.raises(ResultsError, match=f"comparable: {told}{more}; run them alike"):
+    with pytest.raises(ResultsError, match=f"comparable: {told}{more}; run them with the same"):
         compare(find_runs([str(tmp_path / "x"), str(tmp_path / "y")]))
 
 

@@ -212,7 +212,7 @@ def test_a_group_of_other_tasks(factory, tmp_path):
     factory.write_run(tmp_path / "old", SCORES, groups=GROUP)
     factory.write_run(tmp_path / "new", SCORES, groups={"g": (("a",), True)})
     check = only(measure_checks(*read(tmp_path), GatePolicy()), "g")
-    assert check.problem == "the two runs have other tasks in it"
+    assert check.problem == "its tasks differ between the two runs"
 
 
 def test_a_group_is_as_comparable_as_its_tasks(factory, tmp_path):
@@ -251,7 +251,7 @@ def test_a_group_is_judged_on_the_tasks_that_have_its_metric(runs, tmp_path, ord
     assert check.problem == "a: no metric acc,none in the candidate"
     edit(tmp_path / "old", other_metric("a"))
     check = only(measure_checks(*read(tmp_path), GatePolicy()), "g")
-    assert check.problem == "no task of it has acc,none"
+    assert check.problem == "none of its tasks has acc,none"
 
 
 def test_why_items_cannot_be_paired_is_said_once(runs, tmp_path):
