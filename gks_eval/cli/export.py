@@ -43,6 +43,10 @@ def _export(
             "--license", help="Of the new adapters, as apache-2.0; default: the library's."
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="ORG/NAME", help="Upload to this new or empty repository on the hub."),
+    ] = None,
 ) -> None:
     """Export the adapters of a setting as PEFT folders: residual experts, one expert or a merge."""
     from gks_eval.cli._bar import working
@@ -52,13 +56,22 @@ def _export(
     with working("exporting"):
         from gks_eval.library.export import export
         from gks_eval.library.load import load_library
+        from gks_eval.library.push import check_push
+        from gks_eval.library.push import push as upload
 
-        done = export(load_library(library), parsed, output, rank, license=license_)
+        source = load_library(library)
+        if push is not None:
+            check_push(source, push)
+        done = export(source, parsed, output, rank, license=license_)
     if done.truncation is not None:
         _show(done.truncation)
     count = "1 adapter" if len(done.adapters) == 1 else f"{len(done.adapters)} adapters"
     checked = "is there already" if done.kept else "PEFT reads the same updates"
     typer.echo(f"{output}: {count}: {', '.join(done.adapters)}; {checked}")
+    if push is not None:
+        with working("uploading"):
+            address = upload(done.folder, done.files, push)
+        typer.echo(f"{address}: uploaded, {len(done.files)} files")
 
 
 def _show(truncation: Truncation) -> None:
