@@ -5,19 +5,16 @@ Pure Python: sequences in, plans and rows out; no model and no tensors.
 - `sequences`: requests truncated, deduplicated and sorted
 - `rows`: one row, a token tree written depth first
 - `row_plan`: which sequences share a row, and which rows share a precomputed prefix
+- `planned_rows`: what a plan consists of
+- `batches`: how many rows go into one forward
 - `shares`: which process computes which sequences
 """
 
 from __future__ import annotations
 
-from gks_eval.scoring.tree.row_plan import (
-    Group,
-    PlannedRow,
-    RowLimits,
-    halves,
-    next_batch,
-    plan_rows,
-)
+from gks_eval.scoring.tree.batches import halves, next_batch
+from gks_eval.scoring.tree.planned_rows import Group, PlannedRow, RowLimits
+from gks_eval.scoring.tree.row_plan import plan_rows
 from gks_eval.scoring.tree.rows import TreeRow, build_row
 from gks_eval.scoring.tree.sequences import (
     Sequence,

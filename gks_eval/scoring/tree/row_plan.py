@@ -11,74 +11,16 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, isqrt
 
+from gks_eval.scoring.tree.planned_rows import Group, PlannedRow, RowLimits
 from gks_eval.scoring.tree.sequences import Sequence, shared_inputs
 
-__all__ = ["Group", "PlannedRow", "RowLimits", "halves", "next_batch", "plan_rows"]
+__all__ = ["plan_rows"]
 
 ATTENTION_EVEN = 2048
 """Row length at which attention costs about as much as a small model's linear layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowLimits:
-    """How large rows and batches may be.
-
-    Attributes:
-        row_tokens: Target length of a row.
-        batch_tokens: Maximum number of tokens per forward, padding included; a longer row has its
-            own forward.
-        mask_cells: Maximum number of cells in a batch's attention masks.
-        padded: Whether rows from the root are padded to the longest of a batch.
-        whole_tokens: Clusters up to this size are kept in one row; 0 for twice `row_tokens`.
-    """
-
-    row_tokens: int
-    batch_tokens: int
-    mask_cells: int
-    padded: bool = True
-    whole_tokens: int = 0
-
-    @property
-    def whole(self) -> int:
-        """Return the size up to which a cluster is kept in one row."""
-        return self.whole_tokens or 2 * self.row_tokens
-
-    @property
-    def worth_sharing(self) -> int:
-        """Return the prefix length below which repeating it in every row costs almost nothing."""
-        return max(4, self.row_tokens // 16)
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRow:
-    """Sequences that share a row.
-
-    Attributes:
-        members: Their positions, ascending.
-        tokens: The row's length.
-        chain: Whether it is a single path of tokens, without branches.
-    """
-
-    members: tuple[int, ...]
-    tokens: int
-    chain: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Rows that continue one shared prefix: trees, then chains, each sorted from the longest.
-
-    Attributes:
-        prefix: Its tokens, computed once; empty if rows start at the root.
-        rows: The rows that continue it.
-    """
-
-    prefix: tuple[int, ...]
-    rows: list[PlannedRow]
 
 
 class _Runs:
@@ -255,49 +197,3 @@ def _merged(clusters: list[PlannedRow], runs: _Runs, prefix: int) -> PlannedRow:
         runs.sequences[other].length - runs.common(one, other) for one, other in pairwise(members)
     )
     return PlannedRow(tuple(members), tokens, chain=False)
-
-
-def next_batch(rows: Seq[PlannedRow], limits: RowLimits, prefix: int = 0) -> int:
-    """Return how many of the first `rows` go into one forward: at least one.
-
-    Args:
-        rows: As in a group: trees, then chains, each sorted from the longest.
-        limits: Sizes of rows and batches.
-        prefix: Number of tokens of their shared prefix.
-    """
-    if not limits.padded and not prefix:
-        return _next_unpadded(rows, limits)
-    longest = 0
-    for count, row in enumerate(rows, start=1):
-        longest = max(longest, row.tokens)
-        maskless = rows[0].chain and not prefix
-        cells = 0 if maskless else count * longest * (prefix + longest)
-        if count > 1 and (
-            count * longest > limits.batch_tokens
-            or cells > limits.mask_cells
-            # Padding a much shorter row costs more than a separate forward.
-            or (4 * row.tokens < 3 * longest and 2 * (count - 1) * longest > limits.batch_tokens)
-        ):
-            return count - 1
-    return len(rows)
-
-
-def _next_unpadded(rows: Seq[PlannedRow], limits: RowLimits) -> int:
-    tokens = cells = 0
-    for count, row in enumerate(rows):
-        tokens += row.tokens
-        cells += 0 if row.chain else row.tokens**2
-        if count and (tokens > limits.batch_tokens or cells > limits.mask_cells):
-            return count
-    return len(rows)
-
-
-def halves(row: PlannedRow) -> list[PlannedRow]:
-    """Split a row that does not fit into memory, or return it alone if it has one sequence."""
-    middle = len(row.members) // 2
-    if not middle:
-        return [row]
-    return [
-        PlannedRow(members, row.tokens, row.chain)
-        for members in (row.members[:middle], row.members[middle:])
-    ]
