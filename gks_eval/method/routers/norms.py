@@ -32,6 +32,7 @@ __all__ = ["LayerNorms", "Rows"]
 _TINY: Final = 2.0**-126
 # Rows of a matrix that are parallel to within rounding count as one when it is inverted.
 _PARALLEL: Final = 1e-6
+# Errors of inner activations may grow by this factor before the rows get a product of their own.
 _ENLARGED: Final = 2.0
 
 
