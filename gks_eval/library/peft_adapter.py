@@ -6,7 +6,6 @@ Whatever a routed layer could not reproduce exactly is refused rather than appro
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from gks_eval.library.peft_config import (
 )
 from gks_eval.method.lora import LoraPair
 from gks_eval.util.files import sha256_of
-from gks_eval.util.json_file import read_or_empty
+from gks_eval.util.json_file import parse_json, read_or_empty
 
 __all__ = ["CONFIG_FILE", "EXPORT", "RECORD", "WEIGHTS_FILE", "Adapter", "read_adapter"]
 
@@ -144,8 +143,8 @@ def _export_record(weights: Path) -> dict[str, Any]:
     with safe_open(weights, framework="pt") as file:
         text = (file.metadata() or {}).get(EXPORT, "{}")
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
+        record = parse_json(text.encode())
+    except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -15,6 +15,7 @@ from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 from gks_eval.method.lora import LoraPair
 from gks_eval.util.files import replaced_folder, sha256_of, write_text
+from gks_eval.util.json_file import parse_json
 from gks_eval.util.paths import MANIFEST, unportable
 
 __all__ = ["check_folder_names", "write_adapter", "write_manifest"]
@@ -145,7 +146,7 @@ def _commonest(values: Iterable[float]) -> float:
 def _in_order(weights: bytes) -> bytes:
     """Return a safetensors file with sorted metadata; safetensors leaves their order to chance."""
     start, length = 8, int.from_bytes(weights[:8], "little")
-    header = json.loads(weights[start : start + length])
+    header = parse_json(weights[start : start + length])
     header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
