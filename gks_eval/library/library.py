@@ -10,7 +10,7 @@ from typing import Any
 from gks_eval.errors import CompatibilityError, UsageError, did_you_mean
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import Adapter
-from gks_eval.library.stand_ins import stand_ins_at
+from gks_eval.library.stand_in_layers import stand_ins_at
 from gks_eval.method.lora import EXACT, LoraPair, no_update, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
@@ -73,7 +73,7 @@ class Library:
         """Return what is mixed and what is subtracted from it at one linear layer.
 
         These are the experts' and the general adapters' pairs, or the stand-ins that the setting
-        puts in their place, see `gks_eval.library.stand_ins`.
+        puts in their place, see `gks_eval.library.stand_in_layers`.
         """
         if setting.stand_ins.used:
             return stand_ins_at(self, module, setting)

@@ -21,7 +21,7 @@ __all__ = ["spectr"]
 _ROUNDING: Final = 1e-6
 
 
-class Weighted(TopK):
+class SpectrParameters(TopK):
     """Parameters of a router whose chosen experts may share equally."""
 
     weights: Literal["softmax", "equal"] = Field(
@@ -43,10 +43,10 @@ class Weighted(TopK):
 
 @router(
     paper="Fleshman and Van Durme 2025, https://arxiv.org/abs/2504.03454",
-    parameters=Weighted,
+    parameters=SpectrParameters,
     basis=spectral_pair,
 )
-def spectr(layer: Layer, parameters: Weighted) -> Prepared:
+def spectr(layer: Layer, parameters: SpectrParameters) -> Prepared:
     """Softmax over the largest ``|V_e^T x|``; ``dW_e = U_e S_e V_e^T`` is its SVD.
 
     V_e^T, (Q, K), has one row per singular value that is not rounding; the values do not weigh
