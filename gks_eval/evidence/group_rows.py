@@ -12,7 +12,7 @@ from gks_eval.evidence.notes import some
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import Scores
 from gks_eval.evidence.stats.group_test import group_test
-from gks_eval.evidence.stats.unpaired import mean_difference
+from gks_eval.evidence.stats.unpaired import mean_difference, mean_interval
 from gks_eval.evidence.task_rows import CompareOptions, TaskOutcome
 
 __all__ = ["group_row"]
@@ -83,7 +83,7 @@ def _score(tasks: Mapping[str, Scores], weighted: bool, settings: CompareOptions
         if interval := test.interval(settings.confidence):
             return Score(value=value, n=n, low=interval[0], high=interval[1], method="bootstrap")
     elif spread := _stderr(parts, weights):
-        low, high, _ = mean_difference(0.0, 0.0, value, spread, settings.confidence)
+        low, high = mean_interval(value, spread, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="stderr")
     return Score(value=value, n=n, low=None, high=None, method="none")
 

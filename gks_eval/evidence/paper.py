@@ -14,7 +14,7 @@ from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import pick_key
 from gks_eval.evidence.stats.holm import holm
-from gks_eval.evidence.stats.unpaired import proportion_difference
+from gks_eval.evidence.stats.unpaired import mean_interval, proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
 from gks_eval.util.yaml import FrozenModel, parse_typed
 
@@ -273,14 +273,14 @@ def _average(
         (cell.ours or 0.0) * (100.0 - (cell.ours or 0.0)) / max(1, (cell.n or 1) - 1)
         for cell in ours
     )
-    half = 1.959964 * math.sqrt(variance) / len(ours)
+    low, high = mean_interval(value, math.sqrt(variance) / len(ours))
     return average.model_copy(
         update={
             "run": run.label,
             "ours": value,
             "n": sum(cell.n or 0 for cell in ours),
-            "low": value - half,
-            "high": value + half,
+            "low": low,
+            "high": high,
             "difference": value - published.mean,
         }
     )

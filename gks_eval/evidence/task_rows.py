@@ -12,7 +12,11 @@ from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, alike, load_scores
 from gks_eval.evidence.stats.bootstrap import DRAWS
 from gks_eval.evidence.stats.group_test import group_test
-from gks_eval.evidence.stats.unpaired import mean_difference, proportion_difference
+from gks_eval.evidence.stats.unpaired import (
+    mean_difference,
+    mean_interval,
+    proportion_difference,
+)
 from gks_eval.evidence.stats.wilson import wilson_interval
 
 __all__ = ["CompareOptions", "TaskOutcome", "score_of", "task_outcome"]
@@ -120,7 +124,7 @@ def score_of(scores: Scores, settings: CompareOptions) -> Score:
         if interval := test.interval(settings.confidence):
             return Score(value=value, n=n, low=interval[0], high=interval[1], method="bootstrap")
     elif scores.metric.stderr:
-        low, high, _ = mean_difference(0.0, 0.0, value, scores.metric.stderr, settings.confidence)
+        low, high = mean_interval(value, scores.metric.stderr, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="stderr")
     return Score(value=value, n=n, low=None, high=None, method="none")
 

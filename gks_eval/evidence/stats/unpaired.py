@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from gks_eval.evidence.stats.roots import root
 
-__all__ = ["independent_score", "mean_difference", "proportion_difference"]
+__all__ = ["independent_score", "mean_difference", "mean_interval", "proportion_difference"]
 
 _EDGE = 1e-12
 
@@ -66,6 +66,12 @@ def independent_score(
     return excess / math.sqrt(variance)
 
 
+def mean_interval(value: float, stderr: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the normal interval of a mean from its standard error."""
+    half = float(norm.isf((1.0 - confidence) / 2.0)) * stderr
+    return value - half, value + half
+
+
 def mean_difference(
     first: float, first_stderr: float, second: float, second_stderr: float, confidence: float = 0.95
 ) -> tuple[float, float, float]:
@@ -78,5 +84,5 @@ def mean_difference(
     if spread == 0.0:
         raise ValueError("two standard errors of 0 give no interval")
     difference = second - first
-    half = float(norm.isf((1.0 - confidence) / 2.0)) * spread
-    return difference - half, difference + half, float(2.0 * norm.sf(abs(difference) / spread))
+    low, high = mean_interval(difference, spread, confidence)
+    return low, high, float(2.0 * norm.sf(abs(difference) / spread))

@@ -25,7 +25,7 @@ from gks_eval.evidence.stats.paired_test import CountTest, paired_test
 from gks_eval.evidence.stats.power import detectable_difference, mcnemar_power
 from gks_eval.evidence.stats.sign_flips import less_p as flip_less_p
 from gks_eval.evidence.stats.sign_flips import subset_means, two_sided_p
-from gks_eval.evidence.stats.unpaired import mean_difference, proportion_difference
+from gks_eval.evidence.stats.unpaired import mean_difference, mean_interval, proportion_difference
 from gks_eval.evidence.stats.wilson import wilson_interval
 
 # --- Wilson -------------------------------------------------------------------------------------
@@ -527,6 +527,12 @@ def test_an_unpaired_interval_excludes_zero_exactly_where_p_is_below_alpha(
 def test_unpaired_runs_that_are_all_right_do_not_differ():
     assert proportion_difference(50, 50, 80, 80)[2] == 1.0
     assert proportion_difference(0, 50, 0, 80)[2] == 1.0
+
+
+def test_the_interval_of_a_mean_is_the_normal_one():
+    for confidence in (0.5, 0.95, 0.99):
+        expected = stats.norm.interval(confidence, loc=2.0, scale=0.3)
+        assert mean_interval(2.0, 0.3, confidence) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_difference_of_means_by_hand():
