@@ -21,55 +21,109 @@ if TYPE_CHECKING:
         ResultsError,
         UsageError,
     )
+    from gks_eval.evidence.compare import compare
+    from gks_eval.evidence.gate import gate
+    from gks_eval.evidence.policy import GatePolicy
+    from gks_eval.evidence.runs import find_runs
+    from gks_eval.grid.runner import run_grid
+    from gks_eval.grid.settings import Grid
     from gks_eval.library.export import export
+    from gks_eval.library.geometry import library_geometry
+    from gks_eval.library.library import Library
     from gks_eval.library.load import load_library
+    from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens
+    from gks_eval.method.decorators import joint_rule, merge, router, rule
     from gks_eval.method.lora import LoraPair
+    from gks_eval.method.registry import MERGES, ROUTERS, RULES
     from gks_eval.method.setting import Setting
     from gks_eval.model.embedded import embedded_model
-    from gks_eval.model.inject import attach
+    from gks_eval.model.inject import Attachment, attach
     from gks_eval.model.lm import GksArrowLM
+    from gks_eval.model.observe import RoutingTally
     from gks_eval.util.paths import tasks_dir
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MERGES",
+    "ROUTERS",
+    "RULES",
+    "Attachment",
     "CompatibilityError",
     "ConfigError",
     "DataError",
+    "GatePolicy",
     "GksArrowLM",
     "GksError",
+    "Grid",
     "HubError",
+    "Layer",
+    "Library",
     "LibraryError",
     "LoraPair",
+    "Parameters",
+    "Prepared",
     "ResourceError",
     "ResultsError",
+    "RoutingTally",
     "Setting",
+    "Tokens",
     "UsageError",
     "__version__",
     "attach",
+    "compare",
     "embedded_model",
     "export",
+    "find_runs",
+    "gate",
+    "joint_rule",
+    "library_geometry",
     "load_library",
+    "merge",
+    "router",
+    "rule",
+    "run_grid",
     "tasks_dir",
 ]
 
 _HOMES = {
+    "Attachment": "model.inject",
     "CompatibilityError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
+    "GatePolicy": "evidence.policy",
     "GksArrowLM": "model.lm",
     "GksError": "errors",
+    "Grid": "grid.settings",
     "HubError": "errors",
+    "Layer": "method.declaration",
+    "Library": "library.library",
     "LibraryError": "errors",
     "LoraPair": "method.lora",
+    "MERGES": "method.registry",
+    "Parameters": "method.declaration",
+    "Prepared": "method.declaration",
+    "ROUTERS": "method.registry",
+    "RULES": "method.registry",
     "ResourceError": "errors",
     "ResultsError": "errors",
+    "RoutingTally": "model.observe",
     "Setting": "method.setting",
+    "Tokens": "method.declaration",
     "UsageError": "errors",
     "attach": "model.inject",
+    "compare": "evidence.compare",
     "embedded_model": "model.embedded",
     "export": "library.export",
+    "find_runs": "evidence.runs",
+    "gate": "evidence.gate",
+    "joint_rule": "method.decorators",
+    "library_geometry": "library.geometry",
     "load_library": "library.load",
+    "merge": "method.decorators",
+    "router": "method.decorators",
+    "rule": "method.decorators",
+    "run_grid": "grid.runner",
     "tasks_dir": "util.paths",
 }
 """The module of this package that each public name lives in."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gks_eval.method.declaration import Layer, merge
+from gks_eval.method.declaration import Layer
+from gks_eval.method.decorators import merge
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.merges.pruning import DroppedElected, on_factors, pruned
 

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from gks_eval.method.declaration import Layer, merge
+from gks_eval.method.declaration import Layer
+from gks_eval.method.decorators import merge
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.merges.inner import Inner, inner_merge
 from gks_eval.method.merges.span import common_span

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gks_eval.method.declaration import Layer, Parameters, merge
+from gks_eval.method.declaration import Layer, Parameters
+from gks_eval.method.decorators import merge
 from gks_eval.method.lora import LoraPair, stack
 
 __all__ = ["mean"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from gks_eval.method.declaration import Layer, merge
+from gks_eval.method.declaration import Layer
+from gks_eval.method.decorators import merge
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.merges.span import common_span
 from gks_eval.method.merges.weight import Weighted

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gks_eval.method.declaration import Layer, Parameters, merge
+from gks_eval.method.declaration import Layer, Parameters
+from gks_eval.method.decorators import merge
 from gks_eval.method.lora import LoraPair, stack
 
 __all__ = ["task_arithmetic"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gks_eval.method.declaration import Layer, merge
+from gks_eval.method.declaration import Layer
+from gks_eval.method.decorators import merge
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.merges.span import singular_triplets
 from gks_eval.method.merges.weight import Multiplied

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gks_eval.method.declaration import Layer, Prepared, Tokens, router
+from gks_eval.method.declaration import Layer, Prepared, Tokens
+from gks_eval.method.decorators import router
 from gks_eval.method.routers.prototypes import prototypes
 from gks_eval.method.routers.top_k import TopK, top_k_softmax
 

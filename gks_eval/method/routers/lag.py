@@ -9,7 +9,8 @@ from pydantic import Field
 from typing_extensions import Self
 
 from gks_eval.errors import UsageError
-from gks_eval.method.declaration import Layer, Prepared, Tokens, router
+from gks_eval.method.declaration import Layer, Prepared, Tokens
+from gks_eval.method.decorators import router
 from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.spectrum import spectral_pair
 from gks_eval.method.routers.top_k import TopK, top_k_softmax

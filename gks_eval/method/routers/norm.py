@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gks_eval.method.declaration import Layer, Prepared, router
+from gks_eval.method.declaration import Layer, Prepared
+from gks_eval.method.decorators import router
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.spectrum import spectral_pair, spectrum

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 
 from gks_eval.method.controls import generator_of
-from gks_eval.method.declaration import Layer, Prepared, router
+from gks_eval.method.declaration import Layer, Prepared
+from gks_eval.method.decorators import router
 from gks_eval.method.routers.arrow import LayerArrow
 from gks_eval.method.routers.top_k import TopK
 

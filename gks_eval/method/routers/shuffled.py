@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from gks_eval.method.controls import derangement, generator_of
-from gks_eval.method.declaration import Layer, Prepared, router
+from gks_eval.method.declaration import Layer, Prepared
+from gks_eval.method.decorators import router
 from gks_eval.method.routers.arrow import LayerArrow
 from gks_eval.method.routers.prototypes import prototypes
 from gks_eval.method.routers.random import Seeded

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, router
+from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens
+from gks_eval.method.decorators import router
 
 __all__ = ["Fixed", "uniform"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gks_eval.method.declaration import rule
+from gks_eval.method.decorators import rule
 from gks_eval.method.lora import LoraPair, stack
 from gks_eval.method.rules.scale import Scaled
 

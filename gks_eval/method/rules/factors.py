@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gks_eval.method.declaration import rule
+from gks_eval.method.decorators import rule
 from gks_eval.method.lora import LoraPair, average_factors, same_factors
 from gks_eval.method.rules.rounding import without_rounding
 from gks_eval.method.rules.scale import Scaled

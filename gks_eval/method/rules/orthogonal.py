@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gks_eval.method.declaration import rule
+from gks_eval.method.decorators import rule
 from gks_eval.method.lora import LoraPair, average_factors, same_factors
 from gks_eval.method.rules.rounding import ROUNDING, without_rounding
 from gks_eval.method.rules.scale import Scaled

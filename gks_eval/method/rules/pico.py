@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from gks_eval.method.declaration import Parameters, joint_rule
+from gks_eval.method.declaration import Parameters
+from gks_eval.method.decorators import joint_rule
 from gks_eval.method.lora import LoraPair, inner_product
 
 __all__ = ["pico"]

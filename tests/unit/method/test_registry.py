@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from gks_eval.cli.main import build_app
 from gks_eval.errors import CompatibilityError, UsageError
-from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, merge, router, rule
+from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens
+from gks_eval.method.decorators import merge, router, rule
 from gks_eval.method.lora import LoraPair, average_factors, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, ROUTERS, RULES

@@ -11,7 +11,8 @@ import torch
 from common import LargestTensor, dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
-from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens, router
+from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens
+from gks_eval.method.decorators import router
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS

@@ -1,0 +1,97 @@
+"""Decorators that declare a function as a rule, router or merge.
+
+The function's name becomes the method's name, the first line of its docstring the summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gks_eval.method.declaration import Layer, Merge, Parameters, Prepared, Router, Rule
+
+if TYPE_CHECKING:
+    from gks_eval.method.lora import LoraPair
+
+__all__ = ["joint_rule", "merge", "router", "rule"]
+
+
+def rule(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    equal_factors: bool = False,
+    general_part: Callable[[Sequence[LoraPair], Any], LoraPair] | None = None,
+) -> Callable[[Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]], Rule]:
+    """Declare the decorated function as a rule; its name and first line name and describe it."""
+
+    def declare(function: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]) -> Rule:
+        common = _common(function, paper, parameters, needs)
+        return Rule(*common, function, general_part, equal_factors)
+
+    return declare
+
+
+def joint_rule(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    after_merge: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair] | None = None,
+) -> Callable[[Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]]], Rule]:
+    """Declare the decorated function as a joint rule; see `rule`."""
+
+    def declare(function: Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]]) -> Rule:
+        common = _common(function, paper, parameters, needs)
+        return Rule(*common, _alone, None, False, function, after_merge)
+
+    return declare
+
+
+def router(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    sums_to_one: bool = True,
+    basis: Callable[[LoraPair], LoraPair] | None = None,
+) -> Callable[[Callable[[Layer, Any], Prepared]], Router]:
+    """Declare the decorated function as a router; see `rule`."""
+
+    def declare(function: Callable[[Layer, Any], Prepared]) -> Router:
+        return Router(*_common(function, paper, parameters, needs), function, sums_to_one, basis)
+
+    return declare
+
+
+def merge(
+    *,
+    paper: str,
+    parameters: type[Parameters] = Parameters,
+    needs: str = "",
+    equal_factors: bool | Callable[[Any], bool] = False,
+    instead: str = "",
+) -> Callable[[Callable[[Layer, Any], LoraPair]], Merge]:
+    """Declare the decorated function as a merge; see `rule`."""
+
+    def declare(function: Callable[[Layer, Any], LoraPair]) -> Merge:
+        common = _common(function, paper, parameters, needs)
+        return Merge(*common, function, equal_factors, instead)
+
+    return declare
+
+
+def _alone(task: LoraPair, general: Sequence[LoraPair], parameters: Any) -> LoraPair:
+    """Return an adapter that is alone, which no joint rule changes."""
+    del general, parameters
+    return task
+
+
+def _common(
+    function: Callable[..., object], paper: str, parameters: type[Parameters], needs: str
+) -> tuple[str, str, str, type[Parameters], str]:
+    summary = (function.__doc__ or "").strip().partition("\n")[0]
+    if not summary:
+        raise TypeError(f"{function.__qualname__} needs a docstring; its first line is shown")
+    return function.__name__.rstrip("_"), summary, paper, parameters, needs
