@@ -135,7 +135,7 @@ def export(
         manifest = {key: value for key, value in manifest.items() if value is not None}
         write_manifest(aside, manifest, "Written by `gks-eval export`.")
         facts = Facts(folder.name, record, license, places, found, hashes, rank)
-        (aside / CARD).write_text(model_card(library, setting, facts), encoding="utf-8")
+        (aside / CARD).write_text(model_card(library, setting, facts), encoding="utf-8", newline="")
         load_library(str(aside))
         for name, pairs in found.items():
             check_with_peft(aside / places[name], pairs)
