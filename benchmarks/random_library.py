@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from gks_eval.library.load import MANIFEST, Library, load_library
-from gks_eval.library.peft_adapter import WEIGHTS_FILE
+from gks_eval.library.writer import write_adapter
+from gks_eval.method.lora import LoraPair
 
 __all__ = ["random_library"]
 
@@ -47,9 +47,16 @@ def random_library(
         "experts": [f"expert-{n}" for n in range(experts)],
         "general": [f"general-{n}" for n in range(general)],
     }
+    targets = sorted({module.rpartition(".")[2] for module in shapes})
     for kind, members in names.items():
         for name in members:
-            _write_adapter(folder / kind / name, shapes, rank, base_model, generator)
+            write_adapter(
+                folder / kind / name,
+                _random_adapter(shapes, rank, generator),
+                base_model=base_model,
+                # Without a type of task, PEFT loads it onto a lone layer too.
+                config={"target_modules": targets, "task_type": None},
+            )
     manifest = {"base_model": base_model} | {
         kind: {name: f"{kind}/{name}" for name in members} for kind, members in names.items()
     }
@@ -58,27 +65,12 @@ def random_library(
     return load_library(str(folder))
 
 
-def _write_adapter(
-    folder: Path,
-    shapes: Mapping[str, tuple[int, int]],
-    rank: int,
-    base_model: str,
-    generator: torch.Generator,
-) -> None:
-    from peft import LoraConfig
-
-    factors: dict[str, torch.Tensor] = {}
+def _random_adapter(
+    shapes: Mapping[str, tuple[int, int]], rank: int, generator: torch.Generator
+) -> dict[str, LoraPair]:
+    pairs = {}
     for module, (width_out, width_in) in shapes.items():
         A_RK = torch.randn(rank, width_in, generator=generator) / width_in**0.5
         B_DR = GAIN * torch.randn(width_out, rank, generator=generator) / width_in**0.5
-        factors[f"base_model.model.{module}.lora_A.weight"] = A_RK
-        factors[f"base_model.model.{module}.lora_B.weight"] = B_DR
-    folder.mkdir(parents=True)
-    save_file(factors, folder / WEIGHTS_FILE)
-    LoraConfig(
-        r=rank,
-        lora_alpha=4 * rank,
-        target_modules=sorted({module.rpartition(".")[2] for module in shapes}),
-        base_model_name_or_path=base_model,
-        inference_mode=True,
-    ).save_pretrained(folder)
+        pairs[module] = LoraPair(A_RK, B_DR, 4.0)
+    return pairs
