@@ -36,7 +36,7 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class BaseLoad(FrozenModel):
-    """How the base model is held while adapters are trained on it.
+    """How the base model is loaded for training.
 
     Attributes:
         quantization: ``nf4`` holds the linear layers in 4 bits (bitsandbytes, no double
@@ -51,7 +51,7 @@ class BaseLoad(FrozenModel):
 
 
 class AdapterShape(FrozenModel):
-    """The LoRA that every adapter of the library is.
+    """The shape and start of every LoRA in the library.
 
     Attributes:
         rank: R of A (R,K) and B (D,R).
@@ -78,11 +78,11 @@ class Schedule(FrozenModel):
     Attributes:
         epochs: Passes over the rows.
         learning_rate: Peak.
-        batch_size: Rows a device and micro-step.
-        accumulation: Micro-steps an optimiser step.
+        batch_size: Rows per device and micro-step.
+        accumulation: Micro-steps per optimiser step.
         decay: Shape of the learning rate after the warm-up.
-        warmup: Share of the steps over which the rate rises.
-        clip: Largest norm of the gradient; 0 leaves it alone.
+        warmup: Share of the steps in which the learning rate rises.
+        clip: Maximum norm of the gradient; 0 for no clipping.
         weight_decay: Decoupled, as in AdamW.
         optimizer: The 8-bit ones fall back as `gks_eval.training.sft` states.
         gradient_checkpointing: Less memory for about a fifth more time.
@@ -103,7 +103,7 @@ class Schedule(FrozenModel):
 
 
 class Place(FrozenModel):
-    """Where rows or texts lie: a local file, or a data set on the hub.
+    """The place of rows or texts: a local file, or a data set on the hub.
 
     Attributes:
         file: Path relative to the recipe: ``.jsonl`` or ``.parquet`` (and ``.txt`` for texts:
@@ -131,7 +131,7 @@ class ExpertMember(Place):
         target: Column of the answer.
         where: Columns and the value, or list of values, that a row must have.
         fraction: Share of the rows to train on, drawn with the recipe's seed.
-        rows: Rows to train on at most, drawn likewise.
+        rows: Maximum number of rows, drawn likewise.
     """
 
     source: Text = "source"
@@ -146,12 +146,12 @@ class GeneralMember(Place):
 
     Attributes:
         column: Column of the text.
-        windows: Windows to train on at most.
-        prompt: Tokens of a window that are read only (unless `loss` is ``all``).
+        windows: Maximum number of windows.
+        prompt: Tokens of a window that are not trained on (unless `loss` is ``all``).
         completion: Tokens after them.
         cut: ``first`` takes the first window of each text that is long enough, ``packed`` joins
             all texts with the end-of-text token between and cuts the whole.
-        min_chars: Shorter texts are passed over.
+        min_chars: Shorter texts are skipped.
     """
 
     column: Text = "text"
@@ -163,7 +163,7 @@ class GeneralMember(Place):
 
 
 class Clusters(FrozenModel):
-    """Experts named by a cluster file, one a cluster (`gks-eval cluster` writes it).
+    """Experts named by a cluster file, one per cluster (`gks-eval cluster` writes it).
 
     Attributes:
         file: The cluster file, relative to the recipe.
@@ -181,7 +181,7 @@ class Section(FrozenModel):
         schedule: Optimisation; what is not given is taken from the recipe's own `schedule`.
         loss: ``completion`` trains on the answer alone, ``all`` on every token (the published
             code).
-        format: ``chat`` is the base model's own chat template, ``plain`` is none.
+        format: ``chat`` is the base model's chat template, ``plain`` uses none.
         held_out: Rows or windows kept from training, on which the base and the adapter are
             measured at the end.
     """
@@ -198,7 +198,7 @@ class ExpertSection(Section):
     Attributes:
         data: Defaults of the members.
         members: The experts by name.
-        clusters: In place of members: one expert a cluster.
+        clusters: Instead of members: one expert per cluster.
         max_tokens: Longest row; a longer one loses the end of its source, never of its target.
         prompt: Text before the target where `format` is ``plain``.
     """
