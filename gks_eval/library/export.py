@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from gks_eval.library.load import Library, load_library
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import CONFIG_FILE, EXPORT, WEIGHTS_FILE, Adapter
 from gks_eval.library.peft_check import check_with_peft
-from gks_eval.library.peft_config import read_config
+from gks_eval.library.target_fields import target_fields
 from gks_eval.library.truncation import Truncation, truncated
 from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
 from gks_eval.method.lora import LoraPair
@@ -110,7 +110,7 @@ def export(
         record["relative_error"] = float(f"{truncation.total:.6g}")
     started = {str(adapter.init).lower() for adapter in _sources(library, setting)}
     header = {**record, **({"init": "loftq"} if "loftq" in started else {})}
-    configs = _configs(library, setting, names, found)
+    experts = [library.experts[name] for name in library.chosen_experts(setting)]
     record["versions"] = versions()
     with replaced_folder(folder) as aside:
         hashes = {
@@ -118,10 +118,10 @@ def export(
                 aside / places[name],
                 pairs,
                 base_model=library.config.base_model,
-                config=configs[name],
+                config=target_fields(experts if setting.merge else [expert], pairs),
                 metadata={EXPORT: json.dumps(header, sort_keys=True)},
             )
-            for name, pairs in found.items()
+            for (name, pairs), expert in zip(found.items(), experts, strict=False)
         }
         manifest = {
             "base_model": library.config.base_model,
@@ -217,46 +217,3 @@ def _adapters(
                 pair = truncated(pair, truncation, module)
             found[name][module] = pair
     return found, truncation
-
-
-def _configs(
-    library: Library,
-    setting: Setting,
-    names: tuple[str, ...],
-    found: Mapping[str, Mapping[str, LoraPair]],
-) -> dict[str, dict[str, Any]]:
-    """Return the fields of each new adapter's config that say which layers it updates."""
-    sources = [library.experts[name] for name in library.chosen_experts(setting)]
-    if setting.merge is None:
-        return {name: _targets(one) for name, one in zip(names, sources, strict=True)}
-    first = sources[0]
-    if all(replace(one.targets, path=first.targets.path) == first.targets for one in sources):
-        return {names[0]: _targets(first)}
-    return {names[0]: {**_targets(first), **_NO_TARGETS, "target_modules": sorted(found[names[0]])}}
-
-
-_NO_TARGETS: Final[dict[str, Any]] = {
-    "exclude_modules": None,
-    "layers_to_transform": None,
-    "layers_pattern": None,
-}
-
-
-def _targets(adapter: Adapter) -> dict[str, Any]:
-    targets = adapter.targets
-    modules = targets.modules
-    if modules is None or targets.all_linear:
-        # Both depend on the model; the last parts of the names say the same of this one.
-        modules = tuple({layer.rpartition(".")[2] for layer in adapter.pairs})
-    config, _ = read_config(adapter.folder, adapter.name)
-    return {
-        "target_modules": modules if isinstance(modules, str) else sorted(modules),
-        "exclude_modules": _plain(targets.exclude),
-        "layers_to_transform": _plain(targets.layers),
-        "layers_pattern": _plain(targets.layers_pattern),
-        "fan_in_fan_out": bool(config.get("fan_in_fan_out")),
-    }
-
-
-def _plain(value: tuple[Any, ...] | str) -> list[Any] | str | None:
-    return (value if isinstance(value, str) else list(value)) or None

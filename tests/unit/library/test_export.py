@@ -298,6 +298,18 @@ def test_configs_select_the_same_layers_as_the_sources(
         pass  # the base has exactly the layers that the new config names
 
 
+def test_targets_left_to_pefts_table_are_written_out(
+    tmp_path: Path, tiny_base: Callable[..., Path]
+) -> None:
+    base = tiny_base("llama")
+    save_adapter(load_tiny(base), tmp_path / "one", ["q_proj", "v_proj"], seed=1)
+    edit_json(tmp_path / "one" / CONFIG_FILE, target_modules=None)
+    (tmp_path / MANIFEST).write_text(f"base_model: {base}\nexperts: {{one: one}}\n")
+    done = export(load_library(str(tmp_path)), "arrow", tmp_path / "new")
+    config = json.loads((done.adapters["one"] / CONFIG_FILE).read_text("utf-8"))
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+
+
 def test_merges_of_adapters_with_different_targets_name_every_layer(
     tmp_path: Path, tiny_base: Callable[..., Path]
 ) -> None:
