@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
-__all__ = ["detectable_difference", "mcnemar_power"]
+__all__ = ["detectable_difference", "mcnemar_power", "needed_pairs"]
 
 
 def mcnemar_power(
@@ -76,3 +76,35 @@ def detectable_difference(
     if miss(variance) < 0.0:
         return math.nan
     return float(brentq(miss, 0.0, variance))
+
+
+def needed_pairs(
+    variance: float,
+    difference: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    binary: bool = True,
+) -> int | None:
+    r"""Return how many pairs show a difference with the given power, two-sided.
+
+    The inverse of `detectable_difference`: for accuracies
+    :math:`n = (z_\alpha \sqrt{\psi} + z_\beta \sqrt{\psi - d^2})^2 / d^2`, else
+    :math:`n = (z_\alpha + z_\beta)^2 \psi / d^2`.
+
+    Args:
+        variance: As there; a discordance counts as at least d, which it must be to show d.
+        difference: To be shown, d > 0.
+        alpha: Level.
+        power: Chance of seeing it.
+        binary: Whether `variance` is a discordance.
+
+    Returns:
+        The number; None where nothing varies.
+    """
+    if variance <= 0.0:
+        return None
+    if binary:
+        variance = max(variance, difference)
+    z_alpha, z_beta = float(norm.isf(alpha / 2.0)), float(norm.isf(1.0 - power))
+    spread = math.sqrt(variance - difference**2 if binary else variance)
+    return math.ceil(((z_alpha * math.sqrt(variance) + z_beta * spread) / difference) ** 2)

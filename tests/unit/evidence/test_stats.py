@@ -22,7 +22,7 @@ from gks_eval.evidence.stats.group_test import group_test
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.stats.paired_counts import less_p, paired_interval, signed_root
 from gks_eval.evidence.stats.paired_test import CountTest, paired_test
-from gks_eval.evidence.stats.power import detectable_difference, mcnemar_power
+from gks_eval.evidence.stats.power import detectable_difference, mcnemar_power, needed_pairs
 from gks_eval.evidence.stats.sign_flips import less_p as flip_less_p
 from gks_eval.evidence.stats.sign_flips import subset_means, two_sided_p
 from gks_eval.evidence.stats.unpaired import mean_difference, mean_interval, proportion_difference
@@ -471,6 +471,24 @@ def test_the_detectable_difference_has_the_power_asked_for(n, psi):
     d = detectable_difference(n, psi)
     # The exact test is conservative, the formula is not: a few points less.
     assert mcnemar_power(n, psi, d, two_sided=True) == pytest.approx(0.8, abs=0.04)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 15])
+@pytest.mark.parametrize(("psi", "d"), [(0.1, 0.02), (0.4, 0.05), (0.03, 0.02)])
+def test_the_needed_pairs_have_the_power_asked_for(alpha, psi, d):
+    n = needed_pairs(psi, d, alpha)
+    assert n is not None
+    assert detectable_difference(n, psi, alpha) <= d < detectable_difference(n - 1, psi, alpha)
+    # The exact test is a little weaker than the normal approximation.
+    assert mcnemar_power(n, psi, d, alpha, two_sided=True) == pytest.approx(0.8, abs=0.04)
+    many = needed_pairs(psi, d, alpha, binary=False)
+    assert detectable_difference(many, psi, alpha, binary=False) <= d
+    assert detectable_difference(many - 1, psi, alpha, binary=False) > d
+
+
+def test_needed_pairs_of_hardly_any_change():
+    assert needed_pairs(0.0, 0.02) is None
+    assert needed_pairs(0.001, 0.02) == needed_pairs(0.02, 0.02)
 
 
 def test_the_detectable_difference_by_hand():

@@ -1,0 +1,246 @@
+"""Whether a treatment beats its controls: a function of item scores alone.
+
+Every control gives one difference per item, treatment less control, and the mean over the tasks is
+tested as a comparison tests it (`gks_eval.evidence.measure`), with Holm's correction over all
+controls. A claim needs all controls of its role beaten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from gks_eval.evidence.averages import group_weights
+from gks_eval.evidence.measure import Changes, Measurement, measure_group, measure_task
+from gks_eval.evidence.pairing import Pairing
+from gks_eval.evidence.question import Claim, Contrast, Role, State
+from gks_eval.evidence.stats.bootstrap import DRAWS
+from gks_eval.evidence.stats.holm import holm
+from gks_eval.evidence.stats.power import needed_pairs
+from gks_eval.evidence.stats.streams import Floats
+
+__all__ = ["Rules", "Sample", "best_of_the_other_half", "claims", "judge", "mean_of_draws"]
+
+# Arrays of scores come without records of their items.
+_NO_RECORDS: Final = Pairing((), 0, 0, 0, 0)
+
+# What holds where all controls of a role are beaten, and what is in question else.
+_CLAIMS: Final[Mapping[Role, tuple[str, str]]] = {
+    "subtraction": (
+        "General knowledge subtraction helps here: {treatment} beats no subtraction and every "
+        "stand-in for the general adapter",
+        "general knowledge subtraction helps here",
+    ),
+    "routing": (
+        "Routing helps here: {treatment} beats every control of the router",
+        "routing helps here",
+    ),
+    "library": (
+        "The trained experts matter here: {treatment} beats random experts",
+        "the trained experts matter here",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When a control counts as beaten.
+
+    Attributes:
+        alpha: Level of all tests together.
+        margin: Smallest difference that matters.
+        weighted: Whether the mean weighs tasks by their items.
+        resamples: Of a bootstrap.
+    """
+
+    alpha: float = 0.05
+    margin: float = 0.02
+    weighted: bool = False
+    resamples: int = DRAWS
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One control, item by item.
+
+    Attributes:
+        name: The control's.
+        role: The control's.
+        draws: Settings that it was made of.
+        score: Its mean score.
+        changes: By task, treatment less control, (n_t,); scores lie between 0 and 1.
+        binary: Whether all changes are -1, 0 or 1.
+    """
+
+    name: str
+    role: Role
+    draws: int
+    score: float
+    changes: Mapping[str, Floats]
+    binary: bool
+
+
+def mean_of_draws(draws: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    """Return per task and item the mean over draws.
+
+    So the draws of a control count as one control. The interval then says how the items vary, with
+    the draws as they are.
+    """
+    return {task: np.mean([draw[task] for draw in draws], axis=0) for task in draws[0]}
+
+
+def best_of_the_other_half(experts: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    """Return the changes against the best single expert per task, without selection bias.
+
+    A task's items are split by even and odd position. For the items of each half, the expert with
+    the best mean score on the other half is taken; the first of equals. So no item chooses the
+    expert that it is scored with. A task of one item takes the mean over the experts.
+
+    Args:
+        experts: By expert the treatment's scores less the expert's, by task, (n_t,).
+    """
+    found: dict[str, Floats] = {}
+    for task in experts[0]:
+        table = np.array([expert[task] for expert in experts])
+        if table.shape[1] < 2:
+            found[task] = table.mean(axis=0)
+            continue
+        chosen = np.empty(table.shape[1])
+        for half in (0, 1):
+            # The best expert is the one that the treatment exceeds the least.
+            best = int(np.argmin(table[:, 1 - half :: 2].mean(axis=1)))
+            chosen[half::2] = table[best, half::2]
+        found[task] = chosen
+    return found
+
+
+def judge(samples: Sequence[Sample], rules: Rules) -> list[Contrast]:
+    """Test the treatment against every control.
+
+    Args:
+        samples: The controls, all on the same tasks.
+        rules: When one counts as beaten.
+    """
+    measured = [_measure(sample, rules) for sample in samples]
+    p_values = [one.test.two_sided_p() for one in measured]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+    return [
+        _contrast(sample, one, p, None if p is None else next(adjusted), rules, len(samples))
+        for sample, one, p in zip(samples, measured, p_values, strict=True)
+    ]
+
+
+def _measure(sample: Sample, rules: Rules) -> Measurement:
+    parts = {
+        task: Changes(values, sample.binary, _NO_RECORDS, values)
+        for task, values in sample.changes.items()
+    }
+    if len(parts) == 1:
+        return measure_task(next(iter(parts.values())), rules.resamples)
+    return measure_group(parts, rules.weighted, rules.resamples)
+
+
+def _contrast(
+    sample: Sample,
+    measured: Measurement,
+    p: float | None,
+    p_holm: float | None,
+    rules: Rules,
+    controls: int,
+) -> Contrast:
+    low, high = _interval(sample, measured, rules) or (None, None)
+    # Per item, so that the two kinds of measurement have one unit.
+    variance = measured.variance * measured.n / measured.units
+    single = measured.binary and measured.units > 1
+    return Contrast(
+        name=sample.name,
+        role=sample.role,
+        draws=sample.draws,
+        score=sample.score,
+        difference=measured.change,
+        low=low,
+        high=high,
+        p=p,
+        p_holm=p_holm,
+        n=measured.n,
+        gains=measured.gains,
+        losses=measured.losses,
+        needed=needed_pairs(variance, rules.margin, rules.alpha / controls, binary=single),
+        state=_state(measured.change, high, p_holm, rules),
+        note=measured.test.problem,
+    )
+
+
+def _interval(sample: Sample, measured: Measurement, rules: Rules) -> tuple[float, float] | None:
+    found = measured.test.interval(1.0 - rules.alpha)
+    if found or measured.gains or measured.losses or measured.test.problem:
+        return found
+    # No item differs. With a chance q of differing, n items all agree with (1 - q)^n; scores
+    # between 0 and 1 change by 1 at most.
+    sizes = [values.size for values in sample.changes.values()]
+    weights = group_weights(sizes, rules.weighted)
+    chances = [1.0 - (rules.alpha / 2.0) ** (1.0 / size) for size in sizes]
+    bound = sum(weight * chance for weight, chance in zip(weights, chances, strict=True))
+    return -bound, bound
+
+
+def _state(difference: float, high: float | None, p: float | None, rules: Rules) -> State:
+    if p is not None and p < rules.alpha:
+        return "beaten" if difference > 0.0 else "better"
+    return "as well" if high is not None and high < rules.margin else "undecided"
+
+
+def claims(treatment: str, contrasts: Sequence[Contrast], rules: Rules) -> list[Claim]:
+    """Answer for each role whether all of its controls are beaten.
+
+    Args:
+        treatment: Its name in the sentences.
+        contrasts: As `judge` returns them.
+        rules: As given to `judge`.
+    """
+    found = []
+    for role, (holds, question) in _CLAIMS.items():
+        own = [contrast for contrast in contrasts if contrast.role == role]
+        if not own:
+            continue
+        if all(contrast.state == "beaten" for contrast in own):
+            sentence = f"{holds.format(treatment=treatment)} (Holm over {len(contrasts)} controls)."
+            found.append(Claim(role=role, holds=True, sentence=sentence))
+        elif any(contrast.state in ("as well", "better") for contrast in own):
+            sentence = f"Not shown that {question}: {_equals(treatment, own, rules)}."
+            found.append(Claim(role=role, holds=False, sentence=sentence))
+        else:
+            sentence = f"Too few items to say whether {question}: {_undecided(own, rules)}."
+            found.append(Claim(role=role, holds=None, sentence=sentence))
+    return found
+
+
+def _equals(treatment: str, contrasts: Sequence[Contrast], rules: Rules) -> str:
+    parts = []
+    for state, word in (("better", "better than"), ("as well", "as well as")):
+        names = [contrast.name for contrast in contrasts if contrast.state == state]
+        if names:
+            do = "does" if len(names) == 1 else "do"
+            parts.append(f"{', '.join(names)} {do} {word} {treatment}")
+    return f"{' and '.join(parts)} (margin {_points(rules)})"
+
+
+def _undecided(contrasts: Sequence[Contrast], rules: Rules) -> str:
+    undecided = [contrast for contrast in contrasts if contrast.state == "undecided"]
+    names = ", ".join(contrast.name for contrast in undecided)
+    are = "is" if len(undecided) == 1 else "are"
+    said = f"with n = {undecided[0].n}, {names} {are} neither beaten nor shown to do as well"
+    needed = [contrast.needed for contrast in undecided if contrast.needed is not None]
+    if not needed:
+        return f"{said}; as no item differs, the number needed is not known"
+    if max(needed) <= undecided[0].n:
+        return f"{said}; the differences lie near the margin of {_points(rules)}"
+    return f"{said}; a difference of {_points(rules)} needs about {max(needed)} items (power 80%)"
+
+
+def _points(rules: Rules) -> str:
+    points = 100.0 * rules.margin
+    return f"{points:g} point" if points == 1.0 else f"{points:g} points"
