@@ -11,7 +11,7 @@ from typing import Final
 
 from gks_eval.util.paths import MANIFEST, RECIPE, bundled, tasks_dir
 
-__all__ = ["joined_bash_words", "libraries", "recipes", "settings", "task", "tasks"]
+__all__ = ["joined_bash_words", "libraries", "recipes", "settings", "task", "tasks", "treatments"]
 
 _NAME: Final = re.compile(r"^(?:task|group|tag): *['\"]?([\w-]+)", re.MULTILINE)
 
@@ -76,6 +76,15 @@ def settings(incomplete: str) -> list[str]:
 
     merges = (f"merge:{name}" for name in MERGES.names())
     return _last_of_list(["base", "gks:avg", *ROUTERS.names(), *merges], incomplete)
+
+
+def treatments(incomplete: str) -> list[str]:
+    """Return the routers with all general adapters subtracted."""
+    from gks_eval.method.registry import ROUTERS
+
+    controls = ("arrow", "random", "shuffled")
+    routers = (f"{name}:avg" for name in ROUTERS.names() if name not in controls)
+    return _starting(["gks:avg", *routers], incomplete)
 
 
 def _task_names() -> set[str]:

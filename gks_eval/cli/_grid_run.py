@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +36,12 @@ def plan(grid: Grid) -> None:
         typer.echo(line)
 
 
-def run(grid: Grid) -> list[Path] | None:
+def run(grid: Grid, on_start: Callable[[], None] | None = None) -> list[Path] | None:
     """Run a grid and print each setting's progress on standard error.
+
+    Args:
+        grid: What to run.
+        on_start: Called in process 0 after all checks, before anything is computed.
 
     Returns:
         The settings' folders; None in the processes that write nothing.
@@ -60,6 +65,8 @@ def run(grid: Grid) -> list[Path] | None:
     def report(cell: Cell, state: str) -> None:
         nonlocal seen
         waiting.close()
+        if not seen and on_start is not None:
+            on_start()
         if state != "done":
             seen += 1
             console.print(f"[{seen}/{total}] {cell.label}: {state}", markup=False, highlight=False)

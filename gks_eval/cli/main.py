@@ -29,6 +29,7 @@ FAMILIES = (
     "run",
     "tasks",
     "grid",
+    "controls",
     "library",
     "methods",
     "routes",

@@ -21,8 +21,9 @@ def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Folders, results files or globs; the first run is the baseline. Routing shares "
-            "(routes*.json) and library geometry (geometry*.json) in a folder are shown too."
+            help="Folders, results files or globs; the first run is the baseline. Controls "
+            "(controls.json), routing shares (routes*.json) and library geometry (geometry*.json) "
+            "in a folder are shown too."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),

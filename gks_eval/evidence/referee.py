@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from scipy.stats import norm
 
 from gks_eval.evidence.averages import group_weights
 from gks_eval.evidence.measure import Changes, Measurement, measure_group, measure_task
@@ -19,6 +20,7 @@ from gks_eval.evidence.pairing import Pairing
 from gks_eval.evidence.question import Claim, Contrast, Role, State
 from gks_eval.evidence.stats.bootstrap import DRAWS
 from gks_eval.evidence.stats.holm import holm
+from gks_eval.evidence.stats.paired_test import CountTest
 from gks_eval.evidence.stats.power import needed_pairs
 from gks_eval.evidence.stats.streams import Floats
 
@@ -175,16 +177,33 @@ def _contrast(
 
 
 def _interval(sample: Sample, measured: Measurement, rules: Rules) -> tuple[float, float] | None:
+    """Return the test's interval, no narrower than that of `_adjusted_wald`.
+
+    A bootstrap of few changed items is too narrow to say that a control does as well.
+    """
+    if measured.test.problem:
+        return None
     found = measured.test.interval(1.0 - rules.alpha)
-    if found or measured.gains or measured.losses or measured.test.problem:
+    if found and isinstance(measured.test, CountTest):
         return found
-    # No item differs. With a chance q of differing, n items all agree with (1 - q)^n; scores
-    # between 0 and 1 change by 1 at most.
-    sizes = [values.size for values in sample.changes.values()]
-    weights = group_weights(sizes, rules.weighted)
-    chances = [1.0 - (rules.alpha / 2.0) ** (1.0 / size) for size in sizes]
-    bound = sum(weight * chance for weight, chance in zip(weights, chances, strict=True))
-    return -bound, bound
+    low, high = _adjusted_wald(list(sample.changes.values()), rules)
+    return (min(found[0], low), max(found[1], high)) if found else (low, high)
+
+
+def _adjusted_wald(tasks: Sequence[Floats], rules: Rules) -> tuple[float, float]:
+    r"""Return an interval that keeps a width where few items differ, or none.
+
+    Every task gets two more items, one that the treatment wins by 1 and one that it loses by 1. Of
+    the n_t + 2 changes with mean m_t and variance v_t,
+    :math:`\sum_t w_t m_t \pm z \sqrt{\sum_t w_t^2 v_t / (n_t + 2)}` (Bonett and Price, Journal of
+    Educational and Behavioral Statistics 2012, for one task of zeros and ones).
+    """
+    weights = group_weights([values.size for values in tasks], rules.weighted)
+    more = [np.append(values, (1.0, -1.0)) for values in tasks]
+    mean = sum(w * float(v.mean()) for w, v in zip(weights, more, strict=True))
+    variance = sum(w * w * float(v.var()) / v.size for w, v in zip(weights, more, strict=True))
+    width = float(norm.isf(rules.alpha / 2.0)) * variance**0.5
+    return mean - width, mean + width
 
 
 def _state(difference: float, high: float | None, p: float | None, rules: Rules) -> State:
@@ -232,13 +251,13 @@ def _undecided(contrasts: Sequence[Contrast], rules: Rules) -> str:
     undecided = [contrast for contrast in contrasts if contrast.state == "undecided"]
     names = ", ".join(contrast.name for contrast in undecided)
     are = "is" if len(undecided) == 1 else "are"
-    said = f"with n = {undecided[0].n}, {names} {are} neither beaten nor shown to do as well"
+    said = f"with n = {undecided[0].n:,}, {names} {are} neither beaten nor shown to do as well"
     needed = [contrast.needed for contrast in undecided if contrast.needed is not None]
     if not needed:
         return f"{said}; as no item differs, the number needed is not known"
     if max(needed) <= undecided[0].n:
         return f"{said}; the differences lie near the margin of {_points(rules)}"
-    return f"{said}; a difference of {_points(rules)} needs about {max(needed)} items (power 80%)"
+    return f"{said}; a difference of {_points(rules)} needs about {max(needed):,} items (power 80%)"
 
 
 def _points(rules: Rules) -> str:

@@ -58,6 +58,7 @@ from gks_eval.errors import (
 # ---------------------------------------------------------------------- the table
 ITEMS = "grid --library library --tasks gks_demo_goals_en --output out --settings base --samples "
 GRID = "grid --library library --tasks gks_demo_goals_en --limit 2 --output out --settings "
+CONTROLS = "controls --library library --tasks gks_demo_goals_en --output out --treatment "
 TRAIN = "train recipe.yaml --output made"
 COMPARE = "compare old new"
 GATE = "gate --baseline old --candidate new --policy gate.yaml"
@@ -169,6 +170,16 @@ ARGUMENTS = {
     "no such include path": (GRID + "arrow --include-path nowhere", UsageError,
         ["--include-path nowhere is not a folder", "task YAMLs"]),
     "unknown setting": (GRID + "gsk:en", UsageError, ["'gsk' is unknown", "did you mean 'gks'"]),
+    "a treatment that subtracts nothing": (CONTROLS + "arrow", UsageError,
+        ["--treatment 'arrow' subtracts no general adapter", "such as gks:avg"]),
+    "a treatment that is a control": (CONTROLS + "gks:avg;general=random", UsageError,
+        ["is itself a control"]),
+    "a treatment of an unknown language": (CONTROLS + "gks:xx", UsageError,
+        ["subtract=xx", "known: en, de, fr"]),
+    "no draws": (CONTROLS + "gks:avg --seeds 0", UsageError, ["--seeds", "1"]),
+    "a margin in points": (CONTROLS + "gks:avg --margin 2", UsageError, ["--margin", "0.9"]),
+    "a broken question": (CONTROLS + "gks:avg", ResultsError, ["controls.json", "delete it"],
+        text("out/controls.json", "{")),
     "unknown rule": (GRID + "gks:en;rule=delat", UsageError, ["rule=delat", "'delta'"]),
     "unknown preset": (GRID + "gks:en;preset=papr", UsageError, ["preset=papr", "'paper'"]),
     "unknown scoring": (GRID + "arrow --model-args scoring=pakced", UsageError, ["'packed'"]),

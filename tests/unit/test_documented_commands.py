@@ -128,12 +128,16 @@ def check_ours(
         from gks_eval.grid.settings import parse_settings
 
         parse_settings(values["settings"].split(","))
+    if values.get("treatment"):
+        from gks_eval.grid.controls import read_treatment
+
+        read_treatment(values["treatment"])
     if values.get("rows"):
         from benchmarks.request import ROWS, rows_of
 
         assert set(rows_of(values["rows"])) <= set(ROWS), command.where
     for field in ("tasks", "task"):
-        if name.endswith(("grid", "routes")) and values.get(field):
+        if name.endswith(("grid", "controls", "routes")) and values.get(field):
             assert set(values[field].split(",")) <= known_tasks, command.where
 
 

@@ -19,12 +19,14 @@ from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import find_observed
 from gks_eval.evidence.paper import Family, load_paper, side_by_side
+from gks_eval.evidence.question import ControlsFile, read_controls
 from gks_eval.evidence.report.folds import Fold, Sheet, folds, sheet
 from gks_eval.evidence.report.forest import Forest, difference_forest, paper_forest
 from gks_eval.evidence.report.items import collect
 from gks_eval.evidence.report.library import geometry_part, routing_part
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.tables.content import difference_table, leaderboard
+from gks_eval.evidence.tables.controls_text import answers, controls_table
 from gks_eval.evidence.tables.paper_text import paper_tables
 
 __all__ = ["Options", "build_page"]
@@ -54,7 +56,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
 
     Args:
         runs: The runs, the baseline first.
-        folders: Where to look for routing shares and library geometry.
+        folders: Where to look for controls, routing shares and library geometry.
         options: What to show.
 
     Raises:
@@ -78,14 +80,22 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     macros: Any = environment.get_template("macros.html.j2").module
     parted = folds(comparison)
     changes = [_change(fold, comparison) for fold in parted if _changes(fold)]
+    controls = [part for folder in folders for part in _controls(read_controls(folder))]
     paper = _paper(runs, options.family)
     parts = {
         "changes": changes,
+        "controls": controls,
         "paper": paper,
         "routing": routes,
         "geometry": geometry,
     }
-    names = {"changes": "Change", "paper": "Paper", "routing": "Routing", "geometry": "Library"}
+    names = {
+        "changes": "Change",
+        "controls": "Controls",
+        "paper": "Paper",
+        "routing": "Routing",
+        "geometry": "Library",
+    }
     return environment.get_template("page.html.j2").render(
         title=options.title,
         style=_trusted(_asset("page.css")),
@@ -102,6 +112,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         comparison=comparison,
         boards=[(fold, sheet(leaderboard(fold.comparison))) for fold in parted],
         changes=changes,
+        controls=controls,
         paper=paper,
         routes=[routing_part(found) for found in routes],
         geometry=[geometry_part(found) for found in geometry],
@@ -134,6 +145,14 @@ def _changes(fold: Fold) -> bool:
 def _change(fold: Fold, whole: Comparison) -> tuple[Fold, Sheet, Forest | None]:
     part = fold.comparison
     return fold, sheet(difference_table(part)), difference_forest(part, whole)
+
+
+def _controls(found: ControlsFile | None) -> list[tuple[list[str], Sheet]]:
+    """Return question, answers and table of a folder's controls; nothing before they have run."""
+    if found is None or found.finding is None:
+        return []
+    asked = found.question, found.finding
+    return [(answers(*asked), sheet(controls_table(*asked)))]
 
 
 def _trusted(text: str) -> Markup:

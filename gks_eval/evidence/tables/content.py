@@ -13,8 +13,10 @@ __all__ = [
     "difference_table",
     "flip_table",
     "flips_to_show",
+    "interval",
     "leaderboard",
     "number",
+    "p_value",
 ]
 
 
@@ -101,8 +103,8 @@ def _scores_by_task(comparison: Comparison, percent: str) -> Table:
         for label, score in row.scores.items():
             if label in places:
                 marks[len(rows), 1] = places[label]
-            interval = _interval(score.low, score.high, row.binary)
-            rows.append([f"  {label}", number(score.value, row.binary), interval, str(score.n)])
+            bounds = interval(score.low, score.high, row.binary)
+            rows.append([f"  {label}", number(score.value, row.binary), bounds, str(score.n)])
     columns = ["task / run", "score", f"{percent} interval", "n"]
     return Table("Scores", columns, rows, marks, ["Accuracies in percent."], spare=0)
 
@@ -146,10 +148,10 @@ def difference_table(comparison: Comparison) -> Table:
 def _difference(d: Difference, binary: bool) -> list[str]:
     return [
         number(d.difference, binary, signed=True),
-        _interval(d.low, d.high, binary, signed=True),
-        _p(d.p),
+        interval(d.low, d.high, binary, signed=True),
+        p_value(d.p),
         str(d.n),
-        _p(d.p_holm),
+        p_value(d.p_holm),
         "–" if d.gains is None else f"{d.gains}/{d.losses}",
         number(d.detectable, binary),
     ]
@@ -207,16 +209,18 @@ def _better(row: Row, difference: Difference) -> bool:
 def _score(score: Score | None, binary: bool) -> str:
     if score is None:
         return "–"
-    return f"{number(score.value, binary)} {_interval(score.low, score.high, binary)}"
+    return f"{number(score.value, binary)} {interval(score.low, score.high, binary)}"
 
 
-def _interval(low: float | None, high: float | None, binary: bool, signed: bool = False) -> str:
+def interval(low: float | None, high: float | None, binary: bool, signed: bool = False) -> str:
+    """Return bounds as text, in brackets."""
     if low is None or high is None:
         return "[–]"
     return f"[{number(low, binary, signed)}, {number(high, binary, signed)}]"
 
 
-def _p(p: float | None) -> str:
+def p_value(p: float | None) -> str:
+    """Return a p-value as text."""
     if p is None:
         return "–"
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"

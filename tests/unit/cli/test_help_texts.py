@@ -50,7 +50,7 @@ def test_an_option_of_lm_evals_has_its_names_here() -> None:
         for one in command.params:
             long = "--" + one.name
             # The commands that evaluate; elsewhere an option of one name is another thing.
-            if long in theirs and name in ("gks-eval grid", "gks-eval routes"):
+            if long in theirs and name in ("gks-eval grid", "gks-eval controls", "gks-eval routes"):
                 missing = set(theirs[long]) - set(one.opts)
                 assert not missing, f"{name}: {long} lacks {missing}"
                 checked += 1
@@ -91,6 +91,8 @@ def test_the_top_help_cuts_no_description(width: int) -> None:
         ("grid --settings gks :", {"avg"}),
         ("grid --settings = base,a", {"base,arrow"}),
         ("grid --settings 'base,gks:a", {"base,gks:avg"}),
+        ("controls --treatment spec", {"spectr:avg"}),
+        ("controls --treatment gks : a", {"avg"}),
         ("compare x --format ", {"terminal", "markdown", "csv", "json", "latex"}),
         ("lint gks_xnli_f", {"gks_xnli_fr"}),
         ("report results --ou", {"--output"}),

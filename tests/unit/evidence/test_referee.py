@@ -11,6 +11,7 @@ from gks_eval.evidence.question import Claim, Contrast, Role
 from gks_eval.evidence.referee import (
     Rules,
     Sample,
+    _adjusted_wald,
     best_of_the_other_half,
     claims,
     judge,
@@ -132,7 +133,7 @@ def test_few_items_decide_nothing_and_say_how_many_would() -> None:
     assert claim.sentence == (
         "Too few items to say whether general knowledge subtraction helps here: with n = 8, arrow "
         f"is neither beaten nor shown to do as well; a difference of 2 points needs about "
-        f"{contrast.needed} items (power 80%)."
+        f"{contrast.needed:,} items (power 80%)."
     )
 
 
@@ -141,12 +142,30 @@ def test_no_item_differs() -> None:
         judge([one({"a": [0] * n, "b": [0] * n})], Rules(margin=0.02))[0] for n in (4, 1000)
     )
     assert (few.state, few.needed, few.p) == ("undecided", None, 1.0)
-    # Clopper and Pearson's bound of 0 in 1000 at 2.5%.
-    assert few.high == pytest.approx(1 - 0.025 ** (1 / 4))
-    assert many.high == pytest.approx(0.003682, abs=1e-6)
+    # With a win and a loss more, a task's variance is 2 / (n + 2); the mean is over two tasks.
+    assert few.high == pytest.approx(1.959964 * (2 / 6 / 6 / 2) ** 0.5)
+    assert many.high == pytest.approx(1.959964 * (2 / 1002 / 1002 / 2) ** 0.5)
     assert many.state == "as well"
     (claim,) = claims("gks:avg", [few], Rules())
     assert "as no item differs, the number needed is not known" in claim.sentence
+
+
+def test_a_single_loss_of_few_items_does_not_make_a_control_equal() -> None:
+    """The bootstrap's interval ends at 0 here."""
+    (contrast,) = judge([one({"a": [-1, 0, 0, 0], "b": [0, 0, 0, 0]})], Rules())
+    assert contrast.state == "undecided"
+    # Means of six items, -1/6 and 0; variances 3/6 - 1/36 and 2/6, over six.
+    spread = ((1 / 2 - 1 / 36) / 6 / 4 + 1 / 3 / 6 / 4) ** 0.5
+    assert contrast.high == pytest.approx(-1 / 12 + 1.959964 * spread)
+
+
+def test_the_adjusted_interval_is_bonett_and_prices_for_one_task() -> None:
+    gains, losses, n = 7, 3, 60
+    values = np.array([1.0] * gains + [-1.0] * losses + [0.0] * (n - gains - losses))
+    first, second = (gains + 1) / (n + 2), (losses + 1) / (n + 2)
+    half = 1.959964 * ((first + second - (first - second) ** 2) / (n + 2)) ** 0.5
+    expected = (first - second - half, first - second + half)
+    assert _adjusted_wald([values], Rules()) == pytest.approx(expected)
 
 
 def test_a_task_of_one_item_has_no_test() -> None:
