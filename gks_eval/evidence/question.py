@@ -197,8 +197,11 @@ def check_question(folder: Path, question: Question) -> Finding | None:
     kept = read_controls(folder)
     if kept is None:
         return None
-    if kept.question != question:
-        before, now = kept.question.model_dump(), question.model_dump()
+    # A library may be named in several ways; its hash says what it is.
+    before, now = (
+        one.model_dump(exclude={"library", "left_out"}) for one in (kept.question, question)
+    )
+    if before != now:
         changed = ", ".join(name.replace("_", " ") for name in now if before[name] != now[name])
         raise ResultsError(
             f"{folder / CONTROLS_FILE} holds another question (other {changed}), which is fixed "

@@ -29,21 +29,10 @@ __all__ = ["Rules", "Sample", "best_of_the_other_half", "claims", "judge", "mean
 # Arrays of scores come without records of their items.
 _NO_RECORDS: Final = Pairing((), 0, 0, 0, 0)
 
-# What holds where all controls of a role are beaten, and what is in question else.
-_CLAIMS: Final[Mapping[Role, tuple[str, str]]] = {
-    "subtraction": (
-        "General knowledge subtraction helps here: {treatment} beats no subtraction and every "
-        "stand-in for the general adapter",
-        "general knowledge subtraction helps here",
-    ),
-    "routing": (
-        "Routing helps here: {treatment} beats every control of the router",
-        "routing helps here",
-    ),
-    "library": (
-        "The trained experts matter here: {treatment} beats random experts",
-        "the trained experts matter here",
-    ),
+_CLAIMS: Final[Mapping[Role, str]] = {
+    "subtraction": "general knowledge subtraction helps here",
+    "routing": "routing helps here",
+    "library": "the trained experts matter here",
 }
 
 
@@ -221,18 +210,20 @@ def claims(treatment: str, contrasts: Sequence[Contrast], rules: Rules) -> list[
         rules: As given to `judge`.
     """
     found = []
-    for role, (holds, question) in _CLAIMS.items():
+    for role, claim in _CLAIMS.items():
         own = [contrast for contrast in contrasts if contrast.role == role]
         if not own:
             continue
         if all(contrast.state == "beaten" for contrast in own):
-            sentence = f"{holds.format(treatment=treatment)} (Holm over {len(contrasts)} controls)."
+            names = ", ".join(contrast.name for contrast in own)
+            beats = f"{treatment} beats {names} (Holm over {len(contrasts)} controls)"
+            sentence = f"{claim[0].upper()}{claim[1:]}: {beats}."
             found.append(Claim(role=role, holds=True, sentence=sentence))
         elif any(contrast.state in ("as well", "better") for contrast in own):
-            sentence = f"Not shown that {question}: {_equals(treatment, own, rules)}."
+            sentence = f"Not shown that {claim}: {_equals(treatment, own, rules)}."
             found.append(Claim(role=role, holds=False, sentence=sentence))
         else:
-            sentence = f"Too few items to say whether {question}: {_undecided(own, rules)}."
+            sentence = f"Too few items to say whether {claim}: {_undecided(own, rules)}."
             found.append(Claim(role=role, holds=None, sentence=sentence))
     return found
 

@@ -126,6 +126,7 @@ def test_another_question_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "controls.json"
     file.write_text(ControlsFile(question=asked).to_json(), "utf-8")
     check_question(tmp_path, asked)
+    check_question(tmp_path, asked.model_copy(update={"library": "another/path/l"}))
     for changed in ({"margin": 0.01}, {"seeds": 3}, {"library_hash": "1" * 64}):
         with pytest.raises(ResultsError) as caught:
             check_question(tmp_path, asked.model_copy(update=changed))

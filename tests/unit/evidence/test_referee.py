@@ -77,8 +77,8 @@ def test_subtraction_that_truly_helps() -> None:
     for role in ("subtraction", "routing", "library"):
         assert sum(said[role].holds is True for _, said in found) >= 95, role
     assert found[0][1]["subtraction"].sentence == (
-        "General knowledge subtraction helps here: gks:avg beats no subtraction and every stand-in "
-        "for the general adapter (Holm over 15 controls)."
+        "General knowledge subtraction helps here: gks:avg beats no subtraction, experts=rescaled, "
+        "general=random, general=rotated, general=permuted, general=other (Holm over 15 controls)."
     )
 
 
