@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.grid.short_names import split_name
-from gks_eval.method.setting import Setting, digest, setting_arguments
+from gks_eval.method.setting import Setting, setting_arguments
+from gks_eval.util.digest import digest
 
 __all__ = ["Cell", "Grid", "parse_settings"]
 

@@ -8,8 +8,6 @@ from the registry.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, get_args
 
@@ -17,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
 from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.method.arguments import check_of_another, methods_of, parameter_names
 from gks_eval.method.declaration import Merge, Method, Parameters, Router, Rule
 from gks_eval.method.grammar import EXPERT, MERGE, languages, read_kind, word
 from gks_eval.method.parameters import checked
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 from gks_eval.method.stand_ins import STAND_INS, StandIns
+from gks_eval.util.digest import digest
 
 __all__ = [
     "NOT_GIVEN",
@@ -30,7 +30,6 @@ __all__ = [
     "NotGiven",
     "Setting",
     "as_setting",
-    "digest",
     "setting_arguments",
 ]
 
@@ -87,7 +86,7 @@ class Setting(BaseModel):
     def _with_parameters(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         values = {name: given[name] for name in cls.model_fields if name in given}
         loose = {name: value for name, value in given.items() if name not in values}
-        if unknown := sorted(loose.keys() - _parameter_names()):
+        if unknown := sorted(loose.keys() - parameter_names()):
             known = setting_arguments()
             raise UsageError(f"unknown argument {unknown[0]}; {did_you_mean(unknown[0], known)}.")
         router = str(values.get("router", cls.model_fields["router"].default))
@@ -101,12 +100,12 @@ class Setting(BaseModel):
                 f"rule={rule} subtracts no general adapter, and subtract={given_word} was given; "
                 "use subtract=none or another rule."
             )
-        for method in _methods(rule, router):
+        for method in methods_of(rule, router):
             fields = method.parameters.fields()
             own = {name: value for name, value in loose.items() if name in fields}
             values |= checked(method.parameters, own).model_dump(exclude_unset=True)
         for name in loose.keys() - values.keys():  # of another method: ignored, but not nonsense
-            _check_of_another(name, loose[name])
+            check_of_another(name, loose[name])
         joint = RULES.get(rule).joint is not None
         if values.get("experts") == "rescaled" and not joint and not values.get("subtract", True):
             values["subtract"] = ("avg",)  # whose residual gives the norm
@@ -198,7 +197,7 @@ class Setting(BaseModel):
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters of the rule and of the router or merge, by name, defaults included."""
-        methods = [m for m in _methods(self.rule, self.router) if m is not STAND_INS]
+        methods = [m for m in methods_of(self.rule, self.router) if m is not STAND_INS]
         chosen = [self._parameters_of(method) for method in methods]
         chosen += [self.stand_ins] if self.stand_ins.used else []
         return {name: value for one in chosen for name, value in one.model_dump().items()}
@@ -261,7 +260,7 @@ class Setting(BaseModel):
             return []
         return [
             (method, self._parameters_of(method))
-            for method in _methods(self.rule if self.applies_rule else None, self.router)
+            for method in methods_of(self.rule if self.applies_rule else None, self.router)
             if method is not STAND_INS or self.stand_ins.used
         ]
 
@@ -327,51 +326,11 @@ def as_setting(given: Setting | str) -> Setting:
 
 def setting_arguments() -> frozenset[str]:
     """Return the names of all arguments of settings, the parameters of every method included."""
-    return frozenset({*Setting.model_fields, "preset"}) | _parameter_names()
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """Hash plain JSON values: 16 hex digits of the SHA-256 of their canonical form."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return frozenset({*Setting.model_fields, "preset"}) | parameter_names()
 
 
 def _is_expert(router: str) -> bool:
     return router != "none" and not router.startswith(MERGE) and router not in ROUTERS
-
-
-def _methods(rule: str | None, router: str) -> list[Method]:
-    found: list[Method] = [STAND_INS] if rule is None else [RULES.get(rule), STAND_INS]
-    if router.startswith(MERGE):
-        found.append(MERGES.get(router.removeprefix(MERGE)))
-    elif router in ROUTERS:
-        found.append(ROUTERS.get(router))
-    return found
-
-
-def _all_methods() -> list[Method]:
-    return [*RULES.usable(), STAND_INS, *ROUTERS.usable(), *MERGES.usable()]
-
-
-def _parameter_names() -> frozenset[str]:
-    return frozenset(name for method in _all_methods() for name in method.parameters.fields())
-
-
-def _check_of_another(name: str, value: object) -> None:
-    """Check that some method takes the value.
-
-    Raises:
-        UsageError: None does; the sentence is that of the first.
-    """
-    faults = []
-    for method in _all_methods():
-        if name in method.parameters.fields():
-            try:
-                checked(method.parameters, {name: value})
-                return
-            except UsageError as error:
-                faults.append(error)
-    raise faults[0]
 
 
 def _since(field: FieldInfo) -> bool:

@@ -12,9 +12,10 @@ from typing import Final, Literal
 
 from gks_eval.errors import UsageError
 from gks_eval.library.manifest import LibraryConfig
-from gks_eval.method.setting import NOT_GIVEN, NotGiven, digest
+from gks_eval.method.setting import NOT_GIVEN, NotGiven
 from gks_eval.model.embedded import resolve_base_model
 from gks_eval.model.quantized import saved_quantization
+from gks_eval.util.digest import digest
 
 __all__ = [
     "MODEL_ARGUMENTS",

@@ -8,11 +8,12 @@ from lm_eval.api.model import CacheHook
 
 from gks_eval.errors import UsageError
 from gks_eval.library.load import Library
-from gks_eval.method.setting import Setting, digest
+from gks_eval.method.setting import Setting
 from gks_eval.model.base_model import ResolvedBase, content_stamp
 from gks_eval.model.inject import Attachment, attach
 from gks_eval.model.packed_lm import PackedLM
 from gks_eval.scoring.request_cache import stamp
+from gks_eval.util.digest import digest
 from gks_eval.util.versions import versions
 
 __all__ = ["RoutedLM"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gks_eval.errors import UsageError
-from gks_eval.method.setting import digest
+from gks_eval.util.digest import digest
 from gks_eval.util.files import sha256_of
 
 __all__ = ["DATA_ROOT", "content_key", "data_root", "local_data"]

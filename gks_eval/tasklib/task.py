@@ -12,7 +12,6 @@ from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
 
 from gks_eval.errors import UsageError
-from gks_eval.method.setting import digest
 from gks_eval.scoring.request_cache import CACHE_AND_ITEMS
 from gks_eval.tasklib.data import load_data, load_subsets, resolve_files
 from gks_eval.tasklib.excepthook import say_errors_under_lm_eval
@@ -25,6 +24,7 @@ from gks_eval.tasklib.faults import (
 )
 from gks_eval.tasklib.metrics import choice_metrics
 from gks_eval.tasklib.task_content import task_content
+from gks_eval.util.digest import digest
 
 __all__ = ["GksTask", "NoExamples", "no_examples", "without_warnings"]
 

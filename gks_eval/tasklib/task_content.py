@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from gks_eval.method.setting import digest
+from gks_eval.util.digest import digest
 
 __all__ = ["code_digest", "group_content", "task_content"]
 
