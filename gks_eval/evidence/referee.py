@@ -182,15 +182,20 @@ def _interval(sample: Sample, measured: Measurement, rules: Rules) -> tuple[floa
 def _adjusted_wald(tasks: Sequence[Floats], rules: Rules) -> tuple[float, float]:
     r"""Return an interval that keeps a width where few items differ, or none.
 
-    Every task gets two more items, one that the treatment wins by 1 and one that it loses by 1. Of
-    the n_t + 2 changes with mean m_t and variance v_t,
-    :math:`\sum_t w_t m_t \pm z \sqrt{\sum_t w_t^2 v_t / (n_t + 2)}` (Bonett and Price, Journal of
-    Educational and Behavioral Statistics 2012, for one task of zeros and ones).
+    One win of the treatment by 1 and one loss by 1 are added, 1/T of each to each of T tasks. With
+    the mean m_t and the variance v_t of a task's changes after that,
+    :math:`\sum_t w_t m_t \pm z \sqrt{\sum_t w_t^2 v_t / (n_t + 2/T)}`. For one task of zeros and
+    ones it is the interval of Bonett and Price, Journal of Educational and Behavioral Statistics
+    2012.
     """
     weights = group_weights([values.size for values in tasks], rules.weighted)
-    more = [np.append(values, (1.0, -1.0)) for values in tasks]
-    mean = sum(w * float(v.mean()) for w, v in zip(weights, more, strict=True))
-    variance = sum(w * w * float(v.var()) / v.size for w, v in zip(weights, more, strict=True))
+    added = 2.0 / len(tasks)
+    mean = variance = 0.0
+    for weight, values in zip(weights, tasks, strict=True):
+        n = values.size + added
+        own = float(values.sum()) / n
+        mean += weight * own
+        variance += weight**2 * ((float((values**2).sum()) + added) / n - own**2) / n
     width = float(norm.isf(rules.alpha / 2.0)) * variance**0.5
     return mean - width, mean + width
 

@@ -142,9 +142,9 @@ def test_no_item_differs() -> None:
         judge([one({"a": [0] * n, "b": [0] * n})], Rules(margin=0.02))[0] for n in (4, 1000)
     )
     assert (few.state, few.needed, few.p) == ("undecided", None, 1.0)
-    # With a win and a loss more, a task's variance is 2 / (n + 2); the mean is over two tasks.
-    assert few.high == pytest.approx(1.959964 * (2 / 6 / 6 / 2) ** 0.5)
-    assert many.high == pytest.approx(1.959964 * (2 / 1002 / 1002 / 2) ** 0.5)
+    # With half a win and half a loss more, a task's variance is 1 / (n + 1); two tasks.
+    assert few.high == pytest.approx(1.959964 * (1 / 5 / 5 / 2) ** 0.5)
+    assert many.high == pytest.approx(1.959964 * (1 / 1001 / 1001 / 2) ** 0.5)
     assert many.state == "as well"
     (claim,) = claims("gks:avg", [few], Rules())
     assert "as no item differs, the number needed is not known" in claim.sentence
@@ -154,9 +154,9 @@ def test_a_single_loss_of_few_items_does_not_make_a_control_equal() -> None:
     """The bootstrap's interval ends at 0 here."""
     (contrast,) = judge([one({"a": [-1, 0, 0, 0], "b": [0, 0, 0, 0]})], Rules())
     assert contrast.state == "undecided"
-    # Means of six items, -1/6 and 0; variances 3/6 - 1/36 and 2/6, over six.
-    spread = ((1 / 2 - 1 / 36) / 6 / 4 + 1 / 3 / 6 / 4) ** 0.5
-    assert contrast.high == pytest.approx(-1 / 12 + 1.959964 * spread)
+    # Of five items each: means -1/5 and 0, variances 2/5 - 1/25 and 1/5.
+    spread = (9 / 25 / 5 / 4 + 1 / 5 / 5 / 4) ** 0.5
+    assert contrast.high == pytest.approx(-1 / 10 + 1.959964 * spread)
 
 
 def test_the_adjusted_interval_is_bonett_and_prices_for_one_task() -> None:
