@@ -40,10 +40,13 @@ def controls_table(question: Question, finding: Finding) -> Table:
     }
     columns = ["control", "change", f"{100 * (1 - question.alpha):g}% interval", "p Holm"]
     columns += ["verdict", "score", "p", "+/−", "n", "n needed"]
-    weighting = "equal weights" if len({t.weight for t in finding.tasks}) == 1 else "by size"
+    even = len({task.weight for task in finding.tasks}) == 1
+    weighting = f"mean over {len(finding.tasks)} tasks, {'equal weights' if even else 'by size'}"
+    if len(finding.tasks) == 1:
+        weighting = finding.tasks[0].name
     notes = [
-        f"{question.treatment} scores {number(finding.score, binary=True)}, mean over "
-        f"{len(finding.tasks)} tasks, {weighting}. change: {question.treatment} less the control, "
+        f"{question.treatment} scores {number(finding.score, binary=True)}, "
+        f"{weighting}. change: {question.treatment} less the control, "
         "in points, on the same items. beaten: the treatment is higher after Holm. control better: "
         "the reverse. as well: the interval ends below the margin. n needed: items that show the "
         "margin in 80% of cases. Random controls are averaged per item over their draws (in "
