@@ -10,13 +10,13 @@ import numpy as np
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.aggregation import ratio_of_sums
 from gks_eval.evidence.averages import group_weights, is_weighted
+from gks_eval.evidence.claims import claims
 from gks_eval.evidence.measure import pair
 from gks_eval.evidence.question import Finding, Question, QuestionControl, TaskUsed
 from gks_eval.evidence.referee import (
     Rules,
     Sample,
     best_of_the_other_half,
-    claims,
     judge,
     mean_of_draws,
 )

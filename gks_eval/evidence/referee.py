@@ -2,7 +2,7 @@
 
 Every control gives one difference per item, treatment less control, and the mean over the tasks is
 tested as a comparison tests it (`gks_eval.evidence.measure`), with Holm's correction over all
-controls. A claim needs all controls of its role beaten.
+controls.
 """
 
 from __future__ import annotations
@@ -17,23 +17,17 @@ from scipy.stats import norm
 from gks_eval.evidence.averages import group_weights
 from gks_eval.evidence.measure import Changes, Measurement, measure_group, measure_task
 from gks_eval.evidence.pairing import Pairing
-from gks_eval.evidence.question import Claim, Contrast, Role, State
+from gks_eval.evidence.question import Contrast, Role, State
 from gks_eval.evidence.stats.bootstrap import DRAWS
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.stats.paired_test import CountTest
 from gks_eval.evidence.stats.power import needed_pairs
 from gks_eval.evidence.stats.streams import Floats
 
-__all__ = ["Rules", "Sample", "best_of_the_other_half", "claims", "judge", "mean_of_draws"]
+__all__ = ["Rules", "Sample", "best_of_the_other_half", "judge", "mean_of_draws"]
 
 # Arrays of scores come without records of their items.
 _NO_RECORDS: Final = Pairing((), 0, 0, 0, 0)
-
-_CLAIMS: Final[Mapping[Role, str]] = {
-    "subtraction": "general knowledge subtraction helps here",
-    "routing": "routing helps here",
-    "library": "the trained experts matter here",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,58 +198,3 @@ def _state(difference: float, high: float | None, p: float | None, rules: Rules)
     if p is not None and p < rules.alpha:
         return "beaten" if difference > 0.0 else "better"
     return "as well" if high is not None and high < rules.margin else "undecided"
-
-
-def claims(treatment: str, contrasts: Sequence[Contrast], rules: Rules) -> list[Claim]:
-    """Answer for each role whether all of its controls are beaten.
-
-    Args:
-        treatment: Its name in the sentences.
-        contrasts: As `judge` returns them.
-        rules: As given to `judge`.
-    """
-    found = []
-    for role, claim in _CLAIMS.items():
-        own = [contrast for contrast in contrasts if contrast.role == role]
-        if not own:
-            continue
-        if all(contrast.state == "beaten" for contrast in own):
-            names = ", ".join(contrast.name for contrast in own)
-            beats = f"{treatment} beats {names} (Holm over {len(contrasts)} controls)"
-            sentence = f"{claim[0].upper()}{claim[1:]}: {beats}."
-            found.append(Claim(role=role, holds=True, sentence=sentence))
-        elif any(contrast.state in ("as well", "better") for contrast in own):
-            sentence = f"Not shown that {claim}: {_equals(treatment, own, rules)}."
-            found.append(Claim(role=role, holds=False, sentence=sentence))
-        else:
-            sentence = f"Too few items to say whether {claim}: {_undecided(own, rules)}."
-            found.append(Claim(role=role, holds=None, sentence=sentence))
-    return found
-
-
-def _equals(treatment: str, contrasts: Sequence[Contrast], rules: Rules) -> str:
-    parts = []
-    for state, word in (("better", "better than"), ("as well", "as well as")):
-        names = [contrast.name for contrast in contrasts if contrast.state == state]
-        if names:
-            do = "does" if len(names) == 1 else "do"
-            parts.append(f"{', '.join(names)} {do} {word} {treatment}")
-    return f"{' and '.join(parts)} (margin {_points(rules)})"
-
-
-def _undecided(contrasts: Sequence[Contrast], rules: Rules) -> str:
-    undecided = [contrast for contrast in contrasts if contrast.state == "undecided"]
-    names = ", ".join(contrast.name for contrast in undecided)
-    are = "is" if len(undecided) == 1 else "are"
-    said = f"with n = {undecided[0].n:,}, {names} {are} neither beaten nor shown to do as well"
-    needed = [contrast.needed for contrast in undecided if contrast.needed is not None]
-    if not needed:
-        return f"{said}; as no item differs, the number needed is not known"
-    if max(needed) <= undecided[0].n:
-        return f"{said}; the differences lie near the margin of {_points(rules)}"
-    return f"{said}; a difference of {_points(rules)} needs about {max(needed):,} items (power 80%)"
-
-
-def _points(rules: Rules) -> str:
-    points = 100.0 * rules.margin
-    return f"{points:g} point" if points == 1.0 else f"{points:g} points"

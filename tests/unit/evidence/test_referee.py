@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from gks_eval.evidence.claims import claims
 from gks_eval.evidence.question import Claim, Contrast, Role
 from gks_eval.evidence.referee import (
     Rules,
     Sample,
     _adjusted_wald,
     best_of_the_other_half,
-    claims,
     judge,
     mean_of_draws,
 )
