@@ -22,6 +22,7 @@ import torch
 
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.method.declaration import (
+    VECTORS,
     Layer,
     Merge,
     Method,
@@ -158,8 +159,13 @@ def _check_routing(
 
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(9, WIDTH_IN, generator=generator).to(dtype)
+    vectors = None
+    if router.needs == VECTORS:
+        vectors = torch.randn(len(experts), WIDTH_IN, generator=generator)
+        vectors[torch.tensor([pair.missing for pair in experts])] = 0.0
     with torch.no_grad():
-        weights = _without_writing(partial(build, experts, [], setting, dtype=dtype), experts)
+        prepare = partial(build, experts, [], setting, dtype=dtype, prepared=vectors)
+        weights = _without_writing(prepare, experts)
         inner = x @ weights.read[weights.fused :].T
         shares = weights.router.coefficients(Tokens(x.clone(), _scores(x, weights), inner))
         assert shares.shape in ((9, len(experts)), (1, len(experts))), (
@@ -182,7 +188,7 @@ def _check_routing(
         ):
             assert (found - expected).abs().max() < tolerance, f"Routing does not depend on {what}."
         assert routed(x[:0])[0].shape == (0, WIDTH_OUT), "No tokens are no error."
-        slow, _ = reference_update(x.float(), experts, [], setting)
+        slow, _ = reference_update(x.float(), experts, [], setting, prepared=vectors)
         error = (update.double() - slow).abs().max() / slow.abs().max().clamp_min(1e-6)
         assert error < tolerance, "The update is the one of the plain loops."
         moved = to_device(weights, torch.device("meta"))

@@ -223,6 +223,21 @@ def save_library(
     return folder
 
 
+def save_random_vectors(folder: Path, router: str, *, seed: int = 0) -> None:
+    """Write random prepared vectors of a router into a library's folder."""
+    from gks_eval.library.load import load_library
+    from gks_eval.library.prepared import home_of_vectors, write_vectors
+
+    library, generator = load_library(str(folder)), torch.Generator().manual_seed(seed)
+    tensors = {
+        f"{name}/{layer}": torch.randn(pair.shape[1], generator=generator)
+        for name, adapter in library.experts.items()
+        for layer, pair in adapter.pairs.items()
+    }
+    made = {name: {"adapter": adapter.digest} for name, adapter in library.experts.items()}
+    write_vectors(home_of_vectors(library, router), tensors, {"experts": made})
+
+
 def edit_json(path: Path, **changes: Any) -> None:
     """Change fields of a JSON object on disk."""
     content = json.loads(path.read_text("utf-8"))

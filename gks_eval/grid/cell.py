@@ -52,7 +52,6 @@ def cell_request(
         content: The content of the tasks, as `gks_eval.grid.task_index.grid_content` gives it.
         grid: The grid that the cell belongs to.
     """
-    routed = library is not None and cell.setting.uses_library
     stamps = {
         name: content_stamp(str(value))
         for name, value in sorted(grid.model_arguments.items())
@@ -61,7 +60,7 @@ def cell_request(
     return {
         "setting": cell.setting.identity(),
         "arguments": dict(cell.others),
-        "library": library.content_hash if library is not None and routed else None,
+        "library": None if library is None else library.content_of(cell.setting),
         "base": dict(base),
         "model_arguments": {
             name: str(v) for name, v in sorted(grid.model_arguments.items()) if name not in _SECRET

@@ -83,7 +83,7 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[
             name = "the files of the base" if same else "the base"
             yield _change(name, before.get("name"), now.get("name"), shown=not same)
         elif key == "library":
-            yield "the adapters of the library"
+            yield "the adapters of the library, or the vectors prepared for the router"
         else:
             yield key
 

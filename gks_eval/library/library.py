@@ -10,10 +10,12 @@ from typing import Any
 from gks_eval.errors import CompatibilityError, UsageError, did_you_mean
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import Adapter
+from gks_eval.library.prepared import PreparedVectors, prepared_vectors
 from gks_eval.library.stand_in_layers import stand_ins_at
+from gks_eval.method.declaration import VECTORS
 from gks_eval.method.lora import EXACT, LoraPair, no_update, same_factors
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.setting import Setting
+from gks_eval.method.setting import Setting, digest
 
 __all__ = ["Library"]
 
@@ -86,6 +88,25 @@ class Library:
         """Return an adapter's update of one linear layer; zero where it leaves the layer alone."""
         return adapter.pairs.get(module) or no_update(self.shapes[module])
 
+    def vectors(self, setting: Setting) -> PreparedVectors | None:
+        """Return the prepared vectors of the setting's router; None where it needs none.
+
+        Raises:
+            LibraryError: They are missing, broken, or were made for other adapters.
+        """
+        if not setting.uses_library or setting.router_method()[0].needs != VECTORS:
+            return None
+        return prepared_vectors(self, setting.router)
+
+    def content_of(self, setting: Setting) -> str | None:
+        """Return a hash of everything in the library that the setting's numbers depend on."""
+        if not setting.uses_library:
+            return None
+        vectors = self.vectors(setting)
+        if vectors is None:
+            return self.content_hash
+        return digest({"library": self.content_hash, "vectors": vectors.sha256})
+
     def check(self, setting: Setting) -> Setting:
         """Check that the setting can be run with these adapters.
 
@@ -96,6 +117,7 @@ class Library:
             UsageError: Unknown language or expert, or top_k above the number of experts.
             CompatibilityError: Ranks or scalings differ where the formula needs them equal, or an
                 adapter lacks a layer whose factors it needs.
+            LibraryError: The router's prepared vectors are missing, broken or of other adapters.
         """
         if not setting.uses_library:
             return setting
@@ -128,6 +150,7 @@ class Library:
         except UsageError as error:
             raise UsageError(f"library {self.name}: {error}") from None
         self._check_factors(setting)
+        self.vectors(setting)
         return setting
 
     def _check_stand_ins(self, setting: Setting) -> None:
@@ -190,9 +213,11 @@ class Library:
             f"{', '.join(scalings)}; targets {', '.join(targets)} ({layers})."
         )
 
-    def describe(self) -> dict[str, Any]:
-        """Return what results record about the library, as plain JSON values."""
-        return {
+    def describe(self, setting: Setting | None = None) -> dict[str, Any]:
+        """Return what results, of a setting, record about the library, as plain JSON values."""
+        vectors = None if setting is None else self.vectors(setting)
+        hashes = {"vectors": vectors.sha256} if vectors is not None else {}
+        return hashes | {
             "name": self.name,
             "content_hash": self.content_hash,
             "base_model": self.config.base_model,

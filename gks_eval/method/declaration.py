@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gks_eval.method.lora import LoraPair
 
 __all__ = [
+    "VECTORS",
     "Layer",
     "LayerRouter",
     "Merge",
@@ -33,6 +34,10 @@ __all__ = [
     "Rule",
     "Tokens",
 ]
+
+
+VECTORS: Final = "prepared vectors"
+"""What a router needs that reads `Layer.prepared`."""
 
 
 class Parameters(BaseModel):
@@ -71,8 +76,7 @@ class Method:
         summary: One line.
         paper: Where the method comes from: authors, year and address.
         parameters: The model of its parameters.
-        needs: What must be there beyond the adapters, such as ``prepared vectors``; empty for
-            nothing.
+        needs: What must be there beyond the adapters, such as `VECTORS`; empty for nothing.
     """
 
     name: str
@@ -162,6 +166,8 @@ class Layer:
         once: The general part, where it is subtracted once and the pairs are those of the task
             adapters.
         rounded: Whether activations have 16 bits, and inner activations are rounded to that.
+        prepared: (E, K) float32, the vectors that were prepared for the experts, for a router that
+            needs `VECTORS`; a row is zero where its expert leaves the layer alone.
     """
 
     name: str
@@ -169,6 +175,7 @@ class Layer:
     mixed: Sequence[LoraPair] | None = None
     once: LoraPair | None = None
     rounded: bool = False
+    prepared: torch.Tensor | None = None
 
     @property
     def read(self) -> list[LoraPair]:

@@ -24,6 +24,7 @@ def reference_update(
     general: Sequence[LoraPair],
     setting: Setting,
     name: str = "",
+    prepared: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the routed update, (T, D) float64, and the coefficients, (T, E) float64.
 
@@ -33,6 +34,7 @@ def reference_update(
         general: The general adapters whose mean is subtracted; empty for none.
         setting: Rule, combine, router or merge, and their parameters.
         name: The layer's name.
+        prepared: The vectors of the experts, for a router that needs them.
     """
     rule, rule_parameters = setting.rule_method()
     residuals = rule.residuals(experts, general, rule_parameters)
@@ -43,8 +45,8 @@ def reference_update(
             merged = rule.after_merge(merged, experts, rule_parameters)
         residuals = [merged]
     router, router_parameters = setting.router_method()
-    layer = Layer(name, [pair.to(torch.float32) for pair in residuals])
-    prepared = router(layer, router_parameters)
+    layer = Layer(name, [pair.to(torch.float32) for pair in residuals], prepared=prepared)
+    ready = router(layer, router_parameters)
     once = torch.zeros(residuals[0].shape, dtype=torch.float64)
     mixed = residuals
     once_suffices = bool(general) and router.sums_to_one and not setting.merge
@@ -58,10 +60,10 @@ def reference_update(
     updates, shares = [], []
     for x in x_TK.float():
         scores = torch.zeros(0, 0)
-        if prepared.directions is not None:
-            scores = (prepared.directions @ x).unsqueeze(0)
+        if ready.directions is not None:
+            scores = (ready.directions @ x).unsqueeze(0)
         inner = torch.cat([pair.A.float() @ x for pair in residuals]).unsqueeze(0)
-        share = prepared.choose.coefficients(Tokens(x.unsqueeze(0), scores, inner))[0].double()
+        share = ready.choose.coefficients(Tokens(x.unsqueeze(0), scores, inner))[0].double()
         wide = x.double()
         pairs = [pair.to(torch.float64) for pair in mixed]
         if setting.combine == "outputs" or len(pairs) == 1:

@@ -152,6 +152,8 @@ ROUTERS: Final = Registry(
         "norm": f"{_HOME}.routers.norm:norm",
         "shuffled": f"{_HOME}.routers.shuffled:shuffled",
         "lag": f"{_HOME}.routers.lag:lag",
+        "mean_activation": f"{_HOME}.routers.mean_activation:mean_activation",
+        "phatgoose": f"{_HOME}.routers.phatgoose:phatgoose",
     },
 )
 MERGES: Final = Registry(

@@ -90,6 +90,7 @@ def build(
     device: torch.device | str = "cpu",
     name: str = "",
     measure: Measure | None = None,
+    prepared: torch.Tensor | None = None,
 ) -> RoutedWeights:
     """Prepare one layer.
 
@@ -102,6 +103,7 @@ def build(
         device: Where the layer computes.
         name: The layer's name.
         measure: As for `residual_pairs`.
+        prepared: The vectors of the experts, for a router that needs them, see `Layer`.
 
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule, merge or combination needs
@@ -132,15 +134,14 @@ def build(
         if any(pair.missing for pair in experts):
             present = torch.tensor([float(not pair.missing) for pair in experts])
 
-    prepared = router(
-        Layer(name, residuals, mixed, once, rounded=dtype.itemsize < 4), router_parameters
-    )
-    directions = prepared.directions
+    layer = Layer(name, residuals, mixed, once, dtype.itemsize < 4, prepared)
+    ready = router(layer, router_parameters)
+    directions = ready.directions
     if directions is not None and dtype in (torch.float32, torch.float64):
         parts_A.insert(0, directions)
         directions = None
     return RoutedWeights(
-        router=_moved(prepared.choose, device),
+        router=_moved(ready.choose, device),
         read=torch.cat(parts_A).to(device, dtype).contiguous(),
         write=torch.cat(parts_B).to(device, dtype).contiguous(),
         owner=owner.to(device),

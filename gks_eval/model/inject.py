@@ -62,6 +62,7 @@ class Attachment:
         own = setting.subtract and not setting.stand_ins.used
         by_factors = own and setting.rule_method()[0].equal_factors
         experts = self.library.chosen_experts(setting)
+        vectors = self.library.vectors(setting)
         tally = StartsTally(experts, setting.rule) if experts and by_factors else None
         for name, update in self.layers.items():
             if not any(name in self.library.experts[expert].pairs for expert in experts):
@@ -74,6 +75,7 @@ class Attachment:
                 device=_device(update.layer),
                 name=name,
                 measure=tally,
+                prepared=None if vectors is None else vectors.at(experts, name),
             )
         self.setting = setting
         self.starts = None if tally is None else tally.result()

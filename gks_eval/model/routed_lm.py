@@ -97,7 +97,7 @@ class RoutedLM(PackedLM):
                 "quantization": self.quantization,
                 "arguments": self._identity_arguments,
                 "dtype": str(self.model.dtype),
-                "library": library.content_hash if library and self.setting.uses_library else None,
+                "library": library.content_of(self.setting) if library else None,
                 "setting": self.setting.identity(),
                 "scoring": self.scoring,
             }
@@ -111,7 +111,9 @@ class RoutedLM(PackedLM):
         info["gks_eval"] = {
             "identity": self.identity(),
             "setting": self.setting.identity(),
-            "library": library.describe() if library and self.setting.uses_library else None,
+            "library": library.describe(self.setting)
+            if library and self.setting.uses_library
+            else None,
             "starts": starts.record() if starts else None,
             "base_model": base.name if base else str(self.model.name_or_path),
             "revision": base.revision or "main" if base else None,

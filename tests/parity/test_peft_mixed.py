@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import oracle
 import pytest
 import torch
-from common import MIXED, load_tiny, relative_error
+from common import MIXED, load_tiny, relative_error, save_random_vectors
 from one_by_one import one_by_one, random_requests
 
 from gks_eval.library.load import Library, load_library
@@ -22,8 +23,12 @@ TOKENS = torch.randint(4, 260, (2, 12), generator=torch.Generator().manual_seed(
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_library: Callable[..., Path]) -> Path:
-    return tiny_library("llama", adapters=MIXED)
+def folder(tiny_library: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixed") / "library"
+    shutil.copytree(tiny_library("llama", adapters=MIXED), folder)
+    for router in ("phatgoose", "mean_activation"):
+        save_random_vectors(folder, router)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +162,9 @@ def test_every_layer_of_every_router_follows_the_loops(
                 assert update.weights is None
                 continue
             pairs = library.layer(name, setting)
-            expected, shares = reference_update(x, *pairs, setting, name)
+            vectors = library.vectors(setting)
+            ready = None if vectors is None else vectors.at(list(library.experts), name)
+            expected, shares = reference_update(x, *pairs, setting, name, ready)
             found = update.layer(x) - update.layer.forward(x)
             naive = [expected]
             if setting.router == "arrow":

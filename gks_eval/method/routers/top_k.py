@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pydantic import Field
 from typing_extensions import Self
@@ -47,7 +49,7 @@ def top_k_softmax(
     get zero.
 
     Args:
-        scores_TE: (T, E), at least zero.
+        scores_TE: (T, E).
         top_k: Number of experts mixed; values above E mean E.
         temperature: Positive.
         dead: (E,) bool, experts that are chosen only after all others.
@@ -55,7 +57,7 @@ def top_k_softmax(
     scores_TE = scores_TE.float()
     if top_k >= scores_TE.shape[-1]:
         return _shares(scores_TE, temperature)
-    rank_by_TE = scores_TE if dead is None else scores_TE.masked_fill(dead, -1.0)
+    rank_by_TE = scores_TE if dead is None else scores_TE.masked_fill(dead, -math.inf)
     chosen_Tk = rank_by_TE.topk(top_k, dim=-1).indices
     share_Tk = _shares(scores_TE.gather(-1, chosen_Tk), temperature)
     return torch.zeros_like(scores_TE).scatter_(-1, chosen_Tk, share_Tk)

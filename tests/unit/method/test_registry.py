@@ -35,6 +35,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("shuffled", {"seed": 3, "top_k": 2}),
     ("lag", {}),
     ("lag", {"shortlist": 2, "top_k": 2}),
+    ("mean_activation", {}),
+    ("phatgoose", {"temperature": 0.5}),
 ]
 RULE_ROWS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ("factors", "delta", "orthogonal", "pico")),
@@ -95,9 +97,11 @@ def test_routers_subtract_nothing_from_experts_that_leave_the_layer_alone(
 ) -> None:
     setting = Setting(router=name, rule="delta", combine="outputs", subtract=("x",), **parameters)
     x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    weights = build(SOME, general, setting, dtype=dtype)
+    vectors = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    vectors[[1, 3]] = 0.0
+    weights = build(SOME, general, setting, dtype=dtype, prepared=vectors)
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    expected, shares = reference_update(x, SOME, general, setting)
+    expected, shares = reference_update(x, SOME, general, setting, prepared=vectors)
     with_gradients, found_shares = routed_update(x, weights)
     with torch.no_grad():
         found, _ = routed_update(x, weights)

@@ -1,0 +1,62 @@
+"""Scores of standardised inputs with one standardised vector per expert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from gks_eval.errors import CompatibilityError
+from gks_eval.method.declaration import Layer, Prepared, Tokens
+from gks_eval.method.routers.top_k import TopK, top_k_softmax
+
+__all__ = ["LayerStandardised"]
+
+_EPS: Final = 1e-5  # of torch.nn.LayerNorm
+
+
+@dataclass(frozen=True)
+class LayerStandardised:
+    """Top-k softmax over ``LN(x) . LN(v_e) / sqrt(K)``.
+
+    LN is a layer norm without weight and bias. LN(v) sums to zero, so the mean of x has no effect:
+    the score is ``x . LN(v)`` over the standard deviation of x.
+
+    Attributes:
+        top_k: Experts mixed per token.
+        temperature: Divides the scores.
+        dead: (E,) bool, experts whose vector is zero; None for none.
+    """
+
+    top_k: int
+    temperature: float
+    dead: torch.Tensor | None
+
+    @classmethod
+    def at(cls, layer: Layer, parameters: TopK) -> Prepared:
+        """Prepare a layer with the vectors that were made for its experts.
+
+        Raises:
+            CompatibilityError: There are none.
+        """
+        vectors = layer.prepared
+        if vectors is None:
+            raise CompatibilityError(
+                f"{layer.name or 'the layer'}: this router needs prepared vectors; make them with "
+                "`gks-eval prepare`."
+            )
+        # In float64, so that the sum of a row is zero to float32's rounding.
+        wide = vectors.double()
+        directions = torch.nn.functional.layer_norm(wide, wide.shape[1:], eps=_EPS)
+        dead = ~vectors.any(dim=1)
+        used = dead if bool(dead.any()) else None
+        return Prepared(cls(parameters.top_k, parameters.temperature, used), directions.float())
+
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+        """Return (T, E)."""
+        x_TK = tokens.x.float()
+        centred_TK = x_TK - x_TK.mean(dim=1, keepdim=True)
+        deviation_T1 = (centred_TK.square().mean(dim=1, keepdim=True) + _EPS).sqrt()
+        scores_TE = tokens.scores / (deviation_T1 * x_TK.shape[1] ** 0.5)
+        return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
