@@ -38,6 +38,7 @@ FAMILIES = (
     "paper",
     "report",
     "train",
+    "prepare",
     "convert",
     "export",
     "cluster",

@@ -21,7 +21,7 @@ from gks_eval.training.recipe import (
 )
 from gks_eval.util.yaml import FrozenModel, load_typed
 
-__all__ = ["Job", "TrainingPlan", "digest_of_json", "make_plan"]
+__all__ = ["Job", "TrainingPlan", "digest_of_json", "make_plan", "plan_of"]
 
 PlaceT = TypeVar("PlaceT", bound=Place)
 SectionT = TypeVar("SectionT", ExpertSection, GeneralSection)
@@ -134,8 +134,15 @@ def make_plan(recipe_file: Path) -> TrainingPlan:
     Raises:
         ConfigError: The recipe or the cluster file it names is missing or has faults.
     """
-    recipe = load_typed(recipe_file, Recipe)
-    root = recipe_file.resolve().parent
+    return plan_of(load_typed(recipe_file, Recipe), recipe_file.resolve().parent)
+
+
+def plan_of(recipe: Recipe, root: Path) -> TrainingPlan:
+    """Lay out the jobs of a recipe in the folder `root`.
+
+    Raises:
+        ConfigError: The cluster file that it names is missing or has faults.
+    """
     jobs: list[Job] = []
     if recipe.experts is not None:
         experts = _scheduled(recipe.experts, recipe)
