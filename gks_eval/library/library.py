@@ -15,7 +15,8 @@ from gks_eval.library.stand_in_layers import stand_ins_at
 from gks_eval.method.declaration import VECTORS
 from gks_eval.method.lora import EXACT, LoraPair, no_update, same_factors
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.setting import Setting, digest
+from gks_eval.method.setting import Setting
+from gks_eval.util.digest import digest
 
 __all__ = ["Library"]
 
