@@ -26,13 +26,13 @@ _FILE: Final = JsonFile(f"benchmark record ({SCHEMA})", ResultsError, "run the b
 
 
 class Timing(FrozenModel):
-    """Seconds a call, over interleaved rounds.
+    """Seconds per call, over interleaved rounds.
 
     Attributes:
         median: Over the rounds.
         minimum: Likewise.
         maximum: Likewise.
-        rounds: One number a round, in order.
+        rounds: One number per round, in order.
         calls: Calls that each of these is the mean of.
     """
 

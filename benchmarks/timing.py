@@ -42,7 +42,7 @@ def time_interleaved(
         clock: Tells the time in seconds.
 
     Returns:
-        Seconds a call, by name.
+        Seconds per call, by name.
     """
     names = list(contestants)
     calls: dict[str, int] = {}
@@ -74,7 +74,7 @@ def _seconds(call: Call, times: int, synchronise: Call, clock: Callable[[], floa
 
 
 def timing_of(rounds: Sequence[float], calls: int = 1) -> Timing:
-    """Summarise the seconds a call took in each round."""
+    """Summarise the seconds per call took in each round."""
     return Timing(
         median=statistics.median(rounds),
         minimum=min(rounds),

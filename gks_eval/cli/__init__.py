@@ -1,1 +1,1 @@
-"""The command line: thin, a file a family of commands."""
+"""The command line: thin, one file per family of commands."""

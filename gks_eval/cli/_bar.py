@@ -13,7 +13,7 @@ __all__ = ["progress_bar", "working"]
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Show a spinner on standard error where no count of the steps can be had."""
+    """Show a spinner on standard error for work without countable steps."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -24,9 +24,9 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on standard error, gone at the end; give what advances it by one.
+    """Show a bar on standard error until the end; yields a function that advances it by one.
 
-    Nothing is written where standard error is no terminal.
+    Nothing is written if standard error is not a terminal.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""What a shell's completion offers for names: bundled libraries and recipes, tasks, settings."""
+"""Shell completion of names: bundled libraries and recipes, tasks, settings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NAME: Final = re.compile(r"^(?:task|group|tag): *['\"]?([\w-]+)", re.MULTILINE)
 
 @contextmanager
 def joined_bash_words() -> Iterator[None]:
-    """Make one word again of what bash has split at colons and equals signs, while completing.
+    """Rejoin words that bash has split at colons and equals signs, while completing.
 
     ``--settings base,gks:a`` arrives as ``base,gks``, ``:`` and ``a``. bash replaces the last of
-    them only, so what stands before it is taken off the completions.
+    them only, so the part before it is removed from the completions.
     """
     words = os.environ.get("COMP_WORDS", "").split("\n")
     position = os.environ.get("COMP_CWORD", "")
@@ -51,7 +51,7 @@ def joined_bash_words() -> Iterator[None]:
 
 
 def libraries(incomplete: str) -> list[str]:
-    """Return the bundled libraries whose name starts so; folders are the shell's own."""
+    """Return the bundled libraries whose name starts like this; the shell completes folders."""
     return _starting(bundled(MANIFEST), incomplete)
 
 
@@ -88,7 +88,7 @@ def treatments(incomplete: str) -> list[str]:
 
 
 def _task_names() -> set[str]:
-    # Read as text: importing lm-eval would take seconds at every press of the key.
+    # Read as text: importing lm-eval would take seconds per key press.
     texts = (path.read_text(encoding="utf-8") for path in tasks_dir().glob("*/*.yaml"))
     return {name for text in texts for name in _NAME.findall(text)}
 

@@ -12,7 +12,7 @@ _EVIDENCE = ("scipy", "statsmodels", "jinja2", "matplotlib")
 
 
 def need_evidence() -> None:
-    """Make sure of what `compare`, `gate`, `paper` and `report` build on.
+    """Check that the packages which `compare`, `gate`, `paper` and `report` need are installed.
 
     Raises:
         UsageError: A package of the extra `evidence` is missing.

@@ -42,7 +42,7 @@ Tasks: TypeAlias = Annotated[
     ),
 ]
 Output: TypeAlias = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder that gets one sub-folder a setting.")
+    Path, typer.Option("--output", "-o", help="Folder that gets one sub-folder per setting.")
 ]
 Library: TypeAlias = Annotated[
     str | None,
@@ -54,7 +54,7 @@ Pretrained: TypeAlias = Annotated[
 ModelArgs: TypeAlias = Annotated[
     str,
     typer.Option(
-        "--model-args", "--model_args", "-a", help="Further arguments, as lm_eval takes them."
+        "--model-args", "--model_args", "-a", help="Further arguments in the format of lm_eval."
     ),
 ]
 BatchSize: TypeAlias = Annotated[
@@ -63,15 +63,17 @@ BatchSize: TypeAlias = Annotated[
 Device: TypeAlias = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:0, mps.")]
 Limit: TypeAlias = Annotated[
     float | None,
-    typer.Option("--limit", "-L", help="Items a task (a share of them below 1); for testing."),
+    typer.Option(
+        "--limit", "-L", help="Items per task (a fraction of them if below 1); for testing."
+    ),
 ]
 Samples: TypeAlias = Annotated[
     str | None,
     typer.Option(
         "--samples",
         "-E",
-        help="Which items of a task, as lm_eval takes them: JSON such as "
-        """'{"gks_piqa": [0, 7]}', or a file of it; not with --limit.""",
+        help="Items per task in the format of lm_eval: JSON such as "
+        """'{"gks_piqa": [0, 7]}', or a JSON file; not with --limit.""",
     ),
 ]
 Shots: TypeAlias = Annotated[
@@ -92,7 +94,7 @@ IncludePath: TypeAlias = Annotated[
 ]
 DryRun: TypeAlias = Annotated[
     bool,
-    typer.Option("--dry-run", help="Check all, count items and tokens, compute nothing."),
+    typer.Option("--dry-run", help="Check everything, count items and tokens, compute nothing."),
 ]
 
 
@@ -118,7 +120,7 @@ def grid_of(
         output: As the option.
         library: As the option.
         model_args: As the option.
-        model: Arguments of the model that have options of their own; they beat `model_args`.
+        model: Model arguments from separate options; they override `model_args`.
         limit: As the option.
         samples: As the option.
         num_fewshot: As the option.
@@ -161,8 +163,8 @@ def _model_arguments(text: str) -> dict[str, Any]:
         arguments = {"": ""}
     for name, value in arguments.items():
         if value == "" or name == "self":
-            # Without the text itself, which may hold a token.
-            raise UsageError("--model-args is not written name=value,name=value.") from None
+            # The text itself is not shown, as it may hold a token.
+            raise UsageError("--model-args does not have the form name=value,name=value.") from None
         if name in setting_arguments():
             raise UsageError(
                 f"--model-args: {name} belongs to a setting; write 'gks:avg;{name}=...'."
@@ -171,11 +173,11 @@ def _model_arguments(text: str) -> dict[str, Any]:
 
 
 def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
-    """Read ``--samples``: indices of items by task, as JSON or as the name of a file of it."""
+    """Read ``--samples``: indices of items by task, as JSON or as the name of a JSON file."""
     if limit is not None:
         raise UsageError("--samples and --limit exclude each other; give one of them.")
     shape = (
-        """a JSON object of item numbers by task, such as {"gks_piqa": [0, 7]}, or a file of it"""
+        """a JSON object of item numbers by task, such as {"gks_piqa": [0, 7]}, or a JSON file"""
     )
     file = JsonFile("file of item numbers", UsageError, "see --help")
     try:
@@ -189,7 +191,7 @@ def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
         numbers = isinstance(indices, list) and all(type(n) is int and n >= 0 for n in indices)
         if not numbers or not indices or len(set(indices)) < len(indices):
             raise UsageError(
-                f"--samples: {task} needs a list of different item numbers, 0 being the first."
+                f"--samples: {task} needs a list of distinct item numbers, counted from 0."
             )
-    # lm-eval takes the items in the set's order and names them in the list's.
+    # lm-eval takes items in the set's order but names them in the list's order.
     return {task: sorted(indices) for task, indices in found.items()}

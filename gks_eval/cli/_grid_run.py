@@ -1,4 +1,4 @@
-"""A grid's walk and its plan, as a terminal shows them."""
+"""Running and planning a grid, with output for a terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(grid: Grid, on_start: Callable[[], None] | None = None) -> list[Path] | 
         on_start: Called in process 0 after all checks, before anything is computed.
 
     Returns:
-        The settings' folders; None in the processes that write nothing.
+        The settings' folders; None in all processes but process 0.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""What lm-eval raises, as a sentence."""
+"""Errors of lm-eval, each as one sentence."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["lm_eval_errors"]
 
 # How lm-eval reports unknown names, missing files and values that it cannot use.
 _MISTAKES = (ValueError, OSError, LookupError, TypeError, AssertionError)
-# A disk or folder that fails in the middle is no mistake of that kind; `main` reports it.
+# A disk or folder that fails in between is not such a mistake; `main` reports it.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextmanager
 def lm_eval_errors() -> Iterator[None]:
-    """Turn what comes out of lm-eval, and of the tasks and data sets below it, into a sentence.
+    """Turn errors of lm-eval, and of the tasks and data sets below it, into one sentence.
 
     Raises:
         DataError: A task's YAML, functions or rows are wrong; the sentence names the task.
         UsageError: lm-eval was given something that it cannot use.
-        GksError: It stopped for another reason; or one of our own, as it is.
+        GksError: It stopped for another reason. Errors of this package pass unchanged.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What `gks-eval train` shows: bars while it runs, a table at the end."""
+"""Output of `gks-eval train`: bars while it runs, a table at the end."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingView", "clock", "quiet_training", "show_estimate"]
 
-# Below this an adapter is next to its start: the warm-up gives the first step a rate of 0.
+# With fewer steps an adapter stays near its start: warm-up gives the first step a rate of 0.
 FEW_STEPS = 5
 
 
 def few_steps(names: Sequence[str]) -> str:
-    """Say that adapters are trained in next to no steps, and the mend."""
+    """Return a warning about adapters with very few steps, and the mend."""
     return (
-        f"{', '.join(names)}: fewer than {FEW_STEPS} optimiser steps teach next to nothing; lower "
+        f"{', '.join(names)}: fewer than {FEW_STEPS} optimiser steps teach almost nothing; lower "
         "the schedule's accumulation, or give more rows or epochs"
     )
 
 
 def quiet_training() -> None:
-    """Silence what the libraries print while they load a base."""
+    """Silence the output of the libraries while they load a base."""
     from transformers.utils import logging
 
     quiet_libraries()
@@ -51,7 +51,7 @@ def clock(seconds: float) -> str:
 
 
 def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
-    """Print what a run will take and what would stop it."""
+    """Print the cost of a run and the faults that would stop it."""
     console = console or Console()
     table = Table("adapter", *(Column(c, justify="right") for c in ("rows", "tokens", "steps")))
     for job in estimate.jobs:
@@ -60,7 +60,7 @@ def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
         table.add_row(name, *("?" if n is None else f"{n:,}" for n in known))
     console.print(table)
     if not estimate.faults and any(job.rows is None for job in estimate.jobs):
-        console.print("?: only the data, which are not read here, can say", highlight=False)
+        console.print("?: known only from the data, which a dry run does not read", highlight=False)
     if (memory := estimate.memory) is not None:
         parts = {
             "program": memory.program,
@@ -90,7 +90,7 @@ def _too_long(record: Mapping[str, Any]) -> str:
 
 
 class TrainingView(RunCallback):
-    """Draws the progress of a run; on something else than a terminal, one line an adapter."""
+    """Draws the progress of a run; without a terminal, prints one line per adapter."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -123,19 +123,19 @@ class TrainingView(RunCallback):
         self._bars.stop()
 
     def planned(self, plan: TrainingPlan, jobs: Sequence[Job]) -> None:
-        """Begin the library's bar, and say what the recipe should not leave unsaid."""
+        """Start the library's bar and print the remarks on the recipe."""
         self._library = self._bars.add_task("library", total=len(jobs), note="")
         self._others = len(jobs)
         for remark in plan.remarks():
             self.console.print(remark, highlight=False, soft_wrap=True)
 
     def started(self, job: Job, steps: int) -> None:
-        """Begin a bar of its own for the adapter."""
+        """Start the adapter's bar."""
         self._began, self._others = time.monotonic(), self._others - 1
         self._adapter = self._bars.add_task(job.key, total=steps, note="")
 
     def step(self, job: Job, step: Step) -> None:  # noqa: ARG002 - the adapter has its bar
-        """Move the bars; the library's time left takes the others to be like those done."""
+        """Advance the bars; the remaining time assumes that all adapters take equally long."""
         assert self._library is not None
         assert self._adapter is not None
         note = (
@@ -149,7 +149,7 @@ class TrainingView(RunCallback):
         self._bars.update(self._library, note=f"about {clock(left)} left")
 
     def finished(self, job: Job, record: Mapping[str, Any]) -> None:
-        """Say what became of the adapter."""
+        """Print the result of the adapter."""
         self._took.append(time.monotonic() - self._began)
         self._advance()
         self._records[job.key] = record
@@ -168,7 +168,7 @@ class TrainingView(RunCallback):
             self.console.print(few_steps([job.key]), highlight=False, markup=False, soft_wrap=True)
 
     def skipped(self, job: Job, why: str) -> None:
-        """Say why the adapter is not trained."""
+        """Print why the adapter is not trained."""
         self._others -= 1
         self._advance()
         self.console.print(f"{job.key}: {why}", highlight=False)
@@ -181,7 +181,7 @@ class TrainingView(RunCallback):
             self._adapter = None
 
     def table(self, outcome: TrainingOutcome, folder: Path) -> None:
-        """Print what was cut or left out, and where the library lies."""
+        """Print what was cut or left out, and the path of the library."""
         cut = {
             key: record
             for key, record in self._records.items()
@@ -200,7 +200,7 @@ class TrainingView(RunCallback):
             self.console.print(table)
         if outcome.manifest is not None:
             self.console.print(
-                f"{outcome.manifest}: the library is whole; evaluate it with "
+                f"{outcome.manifest}: the library is complete; evaluate it with "
                 f"--model_args library={folder}, look at it with gks-eval library show {folder}",
                 highlight=False,
                 markup=False,

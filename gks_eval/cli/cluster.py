@@ -1,4 +1,4 @@
-"""`gks-eval cluster`: which tasks' adapters are alike."""
+"""`gks-eval cluster`: groups of tasks with similar adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cluster(
     library: Annotated[
         str,
         typer.Argument(
-            help="A library with one expert a task.", autocompletion=_complete.libraries
+            help="A library with one expert per task.", autocompletion=_complete.libraries
         ),
     ],
     output: Annotated[Path, typer.Argument(help="Cluster file to write (.yaml).")],
@@ -30,7 +30,7 @@ def cluster(
         str, typer.Option(help="delta: sketches of dW; parameters: A and B themselves.")
     ] = "delta",
     seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Of the sketches and of K-means.")
+        int, typer.Option(min=0, max=2**31 - 1, help="Seed of the sketches and of K-means.")
     ] = 0,
 ) -> None:
     """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
@@ -39,7 +39,7 @@ def cluster(
     from gks_eval.util.files import check_output
 
     if output.suffix not in (".yaml", ".yml"):
-        raise UsageError(f"{output}: give the cluster file a name that ends in .yaml.")
+        raise UsageError(f"{output}: the cluster file needs a name that ends in .yaml.")
     check_output(output)
     with working("reading and grouping adapters"):
         from gks_eval.library.load import load_library

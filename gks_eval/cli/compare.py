@@ -1,4 +1,4 @@
-"""`gks-eval compare`: which differences between runs are signal."""
+"""`gks-eval compare`: which differences between runs are significant."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ def compare(
         ),
     ],
     metric: Annotated[
-        str | None, typer.Option(help="Metric, or metric,filter; else each task's usual one.")
+        str | None, typer.Option(help="Metric, or metric,filter; default: each task's main one.")
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", "-t", help="Comma-separated names of tasks or groups; else all."),
+        typer.Option(
+            "--tasks", "-t", help="Comma-separated names of tasks or groups; default: all."
+        ),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Label of the baseline, if not the first run.")
     ] = None,
     fmt: Annotated[
-        CompareFormat, typer.Option("--format", "-f", help="How to show it.")
+        CompareFormat, typer.Option("--format", "-f", help="Output format.")
     ] = CompareFormat.TERMINAL,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
@@ -54,10 +56,12 @@ def compare(
         int,
         typer.Option(min=0, help="List this many changed items per task, run and direction."),
     ] = 0,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")
+    ] = 0.95,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Compare although versions, prompts, shots or limits differ."),
+        typer.Option("--force", help="Compare even if versions, prompts, shots or limits differ."),
     ] = False,
     draws: Annotated[int, typer.Option(min=99, max=1_000_000, help="Bootstrap resamples.")] = 9_999,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,

@@ -61,7 +61,7 @@ def controls(
         ),
     ] = 0.02,
     fmt: Annotated[
-        ControlsFormat, typer.Option("--format", help="How to show what was found.")
+        ControlsFormat, typer.Option("--format", help="Output format.")
     ] = ControlsFormat.TERMINAL,
     pretrained: options.Pretrained = None,
     model_args: options.ModelArgs = "",
@@ -140,7 +140,7 @@ def _asked(grid: Grid, seeds: int, margin: float) -> tuple[Question, Grid]:
 
 
 def _found(question: Question, grid: Grid) -> Finding | None:
-    """Run the grid and judge it; None in the processes that write nothing."""
+    """Run the grid and judge it; None in all processes but process 0."""
     from gks_eval.cli._bar import working
     from gks_eval.cli._grid_run import run
     from gks_eval.evidence.controls import judge_runs

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def mttl(
     source: Annotated[Path, typer.Argument(help="An MTTL library's folder, or one .ckpt.")],
     output: Annotated[Path, typer.Argument(help="Folder of the library to write.")],
-    base_model: Annotated[str, typer.Option(help="What the experts were trained on.")],
+    base_model: Annotated[str, typer.Option(help="Base model that the experts were trained on.")],
     numbered: Annotated[
         str | None, typer.Option(help="Call the experts NUMBERED_0, NUMBERED_1, ...")
     ] = None,
@@ -36,7 +36,7 @@ def mttl(
         done = convert_mttl(source, output, base_model=base_model, numbered=numbered)
     typer.echo(f"{output}: {len(done.experts)} experts: {', '.join(done.experts)}")
     if done.manifest is None:
-        typer.echo(f"{output / MANIFEST}: was there already and is left as it is")
+        typer.echo(f"{output / MANIFEST}: exists and is kept")
 
 
 def bin_(

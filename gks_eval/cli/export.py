@@ -28,19 +28,20 @@ def _export(
     setting: Annotated[
         str,
         typer.Option(
-            help="A setting as the grid has them, such as gks:avg;rule=delta.",
+            help="A setting in the grid's grammar, such as gks:avg;rule=delta.",
             autocompletion=_complete.settings,
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new library.")],
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="Truncate every update to this rank, by its SVD."),
+        typer.Option(min=1, help="Truncate every update to this rank by SVD."),
     ] = None,
     license_: Annotated[
         str | None,
         typer.Option(
-            "--license", help="Of the new adapters, as apache-2.0; default: the library's."
+            "--license",
+            help="Licence of the new adapters, such as apache-2.0; default: the library's.",
         ),
     ] = None,
     push: Annotated[

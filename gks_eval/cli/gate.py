@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
 
 
 def gate(
-    baseline: Annotated[str, typer.Option(help="Results file or folder of the run to hold to.")],
-    candidate: Annotated[str, typer.Option(help="Results file or folder of the run to judge.")],
+    baseline: Annotated[str, typer.Option(help="Results file or folder of the baseline.")],
+    candidate: Annotated[str, typer.Option(help="Results file or folder of the candidate.")],
     policy: Annotated[
         Path | None, typer.Option(help="Policy file; without one, no task may get worse.")
     ] = None,
@@ -41,7 +41,7 @@ def gate(
             verdict = _verdict(baseline, candidate, policy)
         _write(verdict, junit, markdown, json)
     except GksError as error:
-        # 1 means "regression" here and nothing else.
+        # Exit code 1 means only "regression" here.
         typer.echo(f"gks-eval: error: could not judge: {error}", err=True)
         raise typer.Exit(2) from None
     except Exception as error:

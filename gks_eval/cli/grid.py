@@ -1,4 +1,4 @@
-"""`gks-eval grid` and `gks-eval demo`: many settings over one load of the base."""
+"""`gks-eval grid` and `gks-eval demo`: many settings with one load of the base."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _grid(
     include_path: options.IncludePath = None,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Evaluate several settings on one load of the base; a killed run goes on where it stopped."""
+    """Evaluate several settings with one load of the base; a killed run resumes."""
     grid = options.grid_of(
         [part for part in settings.split(",") if part.strip()],
         tasks,
@@ -73,12 +73,12 @@ def _grid(
 
 
 def _demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where results go.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
         "demo-results"
     ),
     limit: Annotated[
         int,
-        typer.Option("--limit", "-L", min=1, help="Items a task, of 110; all six tasks are run."),
+        typer.Option("--limit", "-L", min=1, help="Items per task, of 110; all six tasks run."),
     ] = 60,
 ) -> None:
     """Run base, Arrow and GenKnowSub on the bundled demo: a real 135M model, six small tasks."""

@@ -1,4 +1,4 @@
-"""`gks-eval library ...`: which libraries there are, and how their adapters lie."""
+"""`gks-eval library ...`: lists and measures libraries of adapters."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def _show(
         str,
         typer.Argument(help="Bundled name, folder or hub id.", autocompletion=_complete.libraries),
     ],
-    subtract: Annotated[str, typer.Option(help="Languages, as en+de, or avg.")] = "avg",
+    subtract: Annotated[str, typer.Option(help="Languages such as en+de, or avg.")] = "avg",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File for all numbers, as JSON (geometry.json)."),
+        typer.Option("--output", "-o", help="JSON file for all numbers (geometry.json)."),
     ] = None,
 ) -> None:
     """Show base, ranks, targets, norms and angles of a library, before and after each rule."""
@@ -132,4 +132,4 @@ def _show(
     for record in geometry["starts"].values():
         if warning := Starts.of_record(record).warning(loaded.name):
             typer.echo(warning)
-            break  # one rule's figure is enough; "left" has all
+            break  # one rule's warning is enough; column "left" shows all rules

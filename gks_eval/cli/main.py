@@ -20,7 +20,7 @@ from gks_eval.errors import GksError, ResourceError, UsageError, one_line
 
 __all__ = ["build_app", "exit_with_sentence", "main"]
 
-# typer carries a click of its own from some release on; this is the base class in either.
+# Newer releases of typer contain a copy of click; this is the base class in both cases.
 _COMMAND_LINE_ERROR: Final[Any] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
@@ -46,7 +46,7 @@ FAMILIES = (
 
 
 class _Commands(TyperGroup):
-    """A group whose help gives every command's first sentence whole, over several lines."""
+    """A group whose help shows every command's first sentence in full."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
@@ -117,7 +117,7 @@ def exit_with_sentence(app: typer.Typer, name: str) -> NoReturn:
         _end(name, f"{said}; see {where} --help.", UsageError.exit_code)
     except typer.Abort:
         _end(name, "stopped.", 130)
-    except OSError as error:  # a disk or folder that fails in the middle
+    except OSError as error:  # a disk or folder that fails during the run
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         _end(name, what, ResourceError.exit_code)
     raise SystemExit(status if isinstance(status, int) else 0)

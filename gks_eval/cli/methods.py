@@ -84,7 +84,7 @@ def _markdown(found: dict[str, list[Method]]) -> str:
 
 
 def _parameters(method: Method, sign: str) -> list[tuple[str, str, str]]:
-    # A default of None follows from the library, and the description says how.
+    # With a default of None the value follows from the library; the description says how.
     return [
         (
             name,

@@ -44,10 +44,10 @@ def paper(
         typer.Option(help="gks_paper_*: the authors' protocol; gks_*: lm-eval's prompts."),
     ] = PaperTasks.GKS_PAPER,
     plan: Annotated[
-        str | None, typer.Option(help="Print what reproducing this table takes, and stop.")
+        str | None, typer.Option(help="Print the commands that reproduce this table, and stop.")
     ] = None,
     fmt: Annotated[
-        PaperFormat, typer.Option("--format", "-f", help="How to show it.")
+        PaperFormat, typer.Option("--format", "-f", help="Output format.")
     ] = PaperFormat.TERMINAL,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
@@ -78,7 +78,7 @@ def paper(
         with_ours = {cell.table for cell in cells if cell.ours is not None}
         if not with_ours:
             raise ResultsError(
-                f"the runs hold no {family.value}_* task of the paper's tables; run them, or name "
+                f"the runs have no {family.value}_* task of the paper's tables; run them, or name "
                 "the other --family."
             )
         cells = [cell for cell in cells if cell.table in with_ours]

@@ -47,13 +47,15 @@ def _prepare(
     learning_rate: Annotated[
         float, typer.Option(min=0.0, help="Constant learning rate (phatgoose).")
     ] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the rows (phatgoose).")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the order of the rows (phatgoose).")
+    ] = 0,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16 or float16; default: the recipe's, or float32."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all and list the experts; make nothing.")
+        bool, typer.Option("--dry-run", help="Check everything and list the experts; make nothing.")
     ] = False,
 ) -> None:
     """Make the vectors of a router from the experts' data; the same command again resumes."""

@@ -1,4 +1,4 @@
-"""`gks-eval report`: one self-contained HTML page on a set of runs."""
+"""`gks-eval report`: one self-contained HTML page about a set of runs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ def report(
             "in a folder are shown too."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
-    title: Annotated[str, typer.Option(help="Its heading.")] = "Evaluation report",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of the page.")] = Path(
+        "report.html"
+    ),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Evaluation report",
     baseline: Annotated[
         str | None, typer.Option(help="Label of the baseline, if not the first run.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Metric, or metric,filter; else each task's usual one.")
+        str | None, typer.Option(help="Metric, or metric,filter; default: each task's main one.")
     ] = None,
     family: Annotated[
         PaperTasks, typer.Option(help="Tasks to show next to the paper's values.")
     ] = PaperTasks.GKS_PAPER,
     max_samples: Annotated[
-        int, typer.Option(min=0, help="Samples to keep; those that changed come first.")
+        int, typer.Option(min=0, help="Samples to keep; changed ones first.")
     ] = 20_000,
     max_text: Annotated[int, typer.Option(min=100, help="Characters of a prompt to keep.")] = 4_000,
 ) -> None:

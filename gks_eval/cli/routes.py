@@ -1,4 +1,4 @@
-"""`gks-eval routes`: what the router does on tasks, or on one text token by token."""
+"""`gks-eval routes`: routing on tasks, or on one text token by token."""
 
 from __future__ import annotations
 
@@ -42,21 +42,19 @@ def _routes(
             autocompletion=_complete.tasks,
         ),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="A UTF-8 file to be routed by token.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 file to route token by token.")] = None,
     setting: Annotated[
         str,
         typer.Option(
-            help="A setting as the grid has them, such as arrow.",
+            help="A setting in the grid's grammar, such as arrow.",
             autocompletion=_complete.settings,
         ),
     ] = "gks:avg",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="File for all numbers of --tasks, as JSON (routes.json)."
-        ),
+        typer.Option("--output", "-o", help="JSON file for all numbers of --tasks (routes.json)."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="Items a task.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="Items per task.")] = 50,
     pretrained: Annotated[
         str | None, typer.Option(help="Base model; default: the library's.")
     ] = None,
@@ -66,11 +64,11 @@ def _routes(
         typer.Option("--include-path", "--include_path", help="Further folders of task YAMLs."),
     ] = None,
 ) -> None:
-    """Show each expert's share of tokens, mean coefficient and entropy, layer by layer."""
+    """Show each expert's share of tokens, mean coefficient and entropy, per layer."""
     if (task is None) == (text is None):
-        raise UsageError("give either --tasks or --text.")
+        raise UsageError("give one of --tasks and --text.")
     if text is not None and output is not None:
-        raise UsageError("--output takes what --tasks finds; leave it out with --text.")
+        raise UsageError("--output is for --tasks; leave it out with --text.")
     content = None if text is None else _read(text)
     from gks_eval.cli._bar import working
     from gks_eval.cli._lm_eval import lm_eval_errors
@@ -80,11 +78,11 @@ def _routes(
     if others:
         name = next(iter(others))
         mend = f"use --{name}" if name in ("library", "pretrained", "dtype") else "leave it out"
-        raise UsageError(f"--setting: {name} is not of the setting's own; {mend}.")
+        raise UsageError(f"--setting: {name} is not an argument of a setting; {mend}.")
     if output is not None:
         check_output(output)
     if not parsed.uses_library:
-        raise UsageError(f"--setting {setting} routes nothing; choose another, such as arrow.")
+        raise UsageError(f"--setting {setting} does not route; choose another, such as arrow.")
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
     with working("reading the tasks"), lm_eval_errors():
         from gks_eval.model.lm import GksArrowLM
@@ -96,7 +94,7 @@ def _routes(
     if content is not None:
         _show_text(lm, content)
     else:
-        with lm_eval_errors():  # after the model, whose kind the authors' protocol asks for
+        with lm_eval_errors():  # after the model, as the authors' protocol needs one of ours
             items = _items(tasks, limit)
         _show_tasks(lm, items, setting, output)
 
@@ -105,7 +103,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise DataError(f"--text {path} is not UTF-8; save it in that encoding.") from None
+        raise DataError(f"--text {path} is not UTF-8; save it as UTF-8.") from None
     except OSError as error:
         raise UsageError(f"--text {path} cannot be read: {error.strerror}.") from None
 
@@ -122,7 +120,7 @@ def _show_text(lm: GksArrowLM, content: str) -> None:
     tokens, c_TE = observe_text(lm, content)
     experts = lm.library.mixed_adapters(lm.setting)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = "Mean coefficient over all routed layers; the largest of a token in bold."
+    table.caption = "Mean coefficient over all routed layers; each token's largest in bold."
     table.add_column("token")
     for name in experts:
         table.add_column(name, justify="right")
@@ -173,9 +171,9 @@ def _show_tasks(
 
 
 def _tasks(names: list[str], include_paths: list[str]) -> dict[str, Any]:
-    """Return the tasks, those of groups among them, by name."""
+    """Return the tasks by name, including those of groups."""
     if not names:
-        raise UsageError("--tasks names nothing; give tasks or groups, separated by commas.")
+        raise UsageError("--tasks is empty; give tasks or groups, separated by commas.")
     from gks_eval.grid import task_manager
     from gks_eval.tasklib.local_data import local_data
 

@@ -34,7 +34,7 @@ _HUB_MODELS: Final = ("gks_arrow", "hf", "hf-auto", "huggingface")
 
 
 def harness_argv(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the arguments into lm-eval's own and the folders of ``--include_path``.
+    """Split the arguments into lm-eval's own and the folders of ``--include_path``.
 
     lm-eval takes one folder there and silently drops all but the last; we take any number.
 
@@ -65,12 +65,12 @@ def harness_argv(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def include_paths(named: Sequence[str], of_config: Sequence[str] = ()) -> list[str]:
-    """Return every folder that lm-eval is to read tasks from: ours, then the user's.
+    """Return the folders that lm-eval reads tasks from: ours, then the user's.
 
-    A later folder wins where two have a task of one name, so the user's always does.
+    If two folders have a task of one name, the later one wins, so the user's always does.
 
     Args:
-        named: The folders of the command line. As in lm-eval they put aside those of the file.
+        named: The folders of the command line. As in lm-eval they replace those of the file.
         of_config: The folders of the file given as ``--config``.
 
     Raises:
@@ -80,7 +80,7 @@ def include_paths(named: Sequence[str], of_config: Sequence[str] = ()) -> list[s
 
 
 def config_of(file: str | None) -> dict[str, Any]:
-    """Return the content of the file of lm-eval's ``--config``; empty without one."""
+    """Return the content of lm-eval's ``--config`` file; empty without one."""
     if not file:
         return {}
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -95,25 +95,25 @@ def folders_of_config(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_output_path(path: str) -> None:
-    """Make sure that results can be written to ``--output_path`` before anything is loaded.
+    """Check that results can be written to ``--output_path`` before anything is loaded.
 
     Args:
-        path: A folder, or a name that ends in ``.json``, as lm-eval has it.
+        path: A folder, or a name that ends in ``.json``, as in lm-eval.
 
     Raises:
-        ResourceError: They cannot; lm-eval itself would only log that, after the evaluation.
+        ResourceError: They cannot be written; lm-eval would only log this, after the evaluation.
     """
     place = Path(path)
     check_writable(place.parent if place.suffix == ".json" else place)
 
 
 def token_to_environment(model: str, arguments: dict[str, Any]) -> None:
-    """Take a hub token out of the model's arguments, which lm-eval logs and writes into results.
+    """Move a hub token from the model's arguments to the environment.
 
-    It goes where the hub's client looks for one, the environment.
+    lm-eval logs arguments and writes them into results; the hub's client reads the environment.
 
     Args:
-        model: lm-eval's name of the model; those of other kinds may mean something else by it.
+        model: lm-eval's name of the model; other models may use the argument differently.
         arguments: Changed in place.
     """
     if model in _HUB_MODELS and isinstance(arguments.get("token"), str):
@@ -121,7 +121,7 @@ def token_to_environment(model: str, arguments: dict[str, Any]) -> None:
 
 
 def check_asked(asked: Mapping[str, Any], folders: Sequence[str]) -> None:
-    """Refuse what would fail, or score the wrong items, once the model is loaded.
+    """Refuse arguments that would fail, or score the wrong items, after the model is loaded.
 
     Args:
         asked: lm-eval's arguments, those of the command line before those of ``--config``.
@@ -148,7 +148,7 @@ def check_asked(asked: Mapping[str, Any], folders: Sequence[str]) -> None:
 
 
 class _UnwrittenResults(logging.Handler):
-    """Notes what lm-eval could not write: it logs that and ends with 0 all the same."""
+    """Records whether lm-eval failed to save results: it only logs that and exits with 0."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -167,11 +167,11 @@ def _run_harness(arguments: Sequence[str]) -> None:
     from gks_eval import _bridge
 
     setup_logging()
-    sys.argv = ["gks-eval", *argv]  # lm-eval's parser reads it from there, and from nowhere else
+    sys.argv = ["gks-eval", *argv]  # lm-eval's parser reads only sys.argv
     harness = HarnessCLI()
     parsed = harness.parse_args()
     config = config_of(getattr(parsed, "config", None))
-    if getattr(parsed, "include_path", None):  # written shorter, `--include`, as argparse allows
+    if getattr(parsed, "include_path", None):  # `--include`, which argparse allows
         folders.append(parsed.include_path)
     parsed.include_path = include_paths(folders, folders_of_config(config))
     output = getattr(parsed, "output_path", None) or config.get("output_path")
@@ -181,7 +181,7 @@ def _run_harness(arguments: Sequence[str]) -> None:
     check_asked(asked, parsed.include_path[1:])
     if isinstance(given := getattr(parsed, "model_args", None), dict):
         token_to_environment(str(getattr(parsed, "model", "")), given)
-    _bridge.register()  # works where no .pth is read too: `pip install --target`, GKS_EVAL_BRIDGE=0
+    _bridge.register()  # for installs that read no .pth: `pip install --target`, GKS_EVAL_BRIDGE=0
     unwritten = _UnwrittenResults()
     tracker = logging.getLogger("lm_eval.loggers.evaluation_tracker")
     tracker.addHandler(unwritten)
@@ -200,7 +200,7 @@ def _run_harness(arguments: Sequence[str]) -> None:
 
 
 def _run(context: typer.Context) -> None:
-    """Run lm-eval's own command line with the gks_* tasks found; all its arguments work.
+    """Run lm-eval's own command line with the gks_* tasks added; all its arguments work.
 
     `gks-eval run --help` lists them; `gks-eval run ls tasks` lists the tasks.
     """

@@ -29,7 +29,7 @@ def lint(
         list[str] | None,
         typer.Argument(
             metavar="TASK",
-            help="Tasks or groups of the package; all unless given.",
+            help="Tasks or groups of the package; default: all.",
             autocompletion=_complete.task,
         ),
     ] = None,

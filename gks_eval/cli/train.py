@@ -1,4 +1,4 @@
-"""`gks-eval train`: a recipe becomes a library of adapters."""
+"""`gks-eval train`: trains a library of adapters from a recipe."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ def train(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder of the library; the recipe's own unless given."
-        ),
+        typer.Option("--output", "-o", help="Folder of the library; default: the recipe's folder."),
     ] = None,
     only: Annotated[
         str, typer.Option(help="Comma-separated names of adapters to train: en,cluster_3.")
     ] = "",
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check all and report what it takes; train nothing."),
+        typer.Option(
+            "--dry-run", help="Check everything, estimate steps and memory; train nothing."
+        ),
     ] = False,
     ray: Annotated[
         str | None,
-        typer.Option(help="Train on a Ray cluster: its address, or `local` for one of its own."),
+        typer.Option(help="Train on a Ray cluster: its address, or `local` to start one."),
     ] = None,
-    gpus: Annotated[float, typer.Option(help="GPUs that an adapter's task asks Ray for.")] = 0.0,
+    gpus: Annotated[float, typer.Option(help="GPUs to request from Ray per adapter.")] = 0.0,
     loss_table: Annotated[
         bool,
         typer.Option("--loss-table", help="Measure every adapter on every other's held-out rows."),
     ] = False,
 ) -> None:
-    """Train the adapters of a recipe; the same command again goes on where it stopped."""
+    """Train the adapters of a recipe; the same command resumes where it stopped."""
     from gks_eval.cli._bar import working
     from gks_eval.errors import UsageError
 
     recipe_file = find_recipe(recipe)
     if output is None and not Path(recipe).exists():
-        raise UsageError(f"{recipe} is bundled: say where the library goes, with --output.")
+        raise UsageError(f"{recipe} is bundled: give a folder for the library with --output.")
     folder = output or recipe_file.resolve().parent
     names = [name.strip() for name in only.split(",") if name.strip()]
     if only and not names:
@@ -109,5 +109,5 @@ def find_recipe(recipe: str) -> Path:
     if recipe in names:
         return adapters_dir() / recipe / RECIPE
     raise UsageError(
-        f"{recipe}: no recipe there; give a recipe.yaml or a bundled one: {', '.join(names)}."
+        f"{recipe} is not a recipe; give a recipe.yaml or a bundled one: {', '.join(names)}."
     )

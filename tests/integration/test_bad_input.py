@@ -253,7 +253,7 @@ TASKS = {
 }  # fmt: skip
 
 RECIPES = {
-    "no such recipe": ("train nowhere", UsageError, ["nowhere: no recipe there", "smollm2-demo"]),
+    "no such recipe": ("train nowhere", UsageError, ["nowhere is not a recipe", "smollm2-demo"]),
     "faults of a recipe": (TRAIN, ConfigError,
         ["recipe.yaml has 2 faults", "adapter.rnak is not a known key; did you mean 'rank'",
          "seed: "],

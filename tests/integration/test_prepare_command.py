@@ -111,7 +111,7 @@ def test_a_killed_run_resumes(folder: Path) -> None:
         (["--router", "arrow"], 2, "--router arrow prepares nothing"),
         (["--router", "phatgoose", "--dtype", "int8"], 2, "--dtype int8 is unknown"),
         (["--router", "phatgoose", "--data", "one=rows.jsonl"], 2, "no rows for two"),
-        (["--router", "phatgoose", "--data", "x=y"], 2, "no recipe there"),
+        (["--router", "phatgoose", "--data", "x=y"], 2, "is not a recipe"),
     ],
 )
 def test_wrong_arguments_are_sentences(

@@ -52,7 +52,7 @@ def test_a_killed_run_is_gone_on_with_and_two_processes_share_the_work(
     whole, library = tmp_path / "whole", tmp_path / "library"
     done = run(train(recipe, whole))
     assert done.returncode == 0, done.stderr
-    assert "the library is whole" in done.stdout
+    assert "the library is complete" in done.stdout
     process = subprocess.Popen(
         train(recipe, library),
         env=ENVIRONMENT,

@@ -57,7 +57,7 @@ def test_elsewhere_there_is_a_line_an_adapter_and_what_was_cut(
     assert "lib: not yet a library, still missing general/en" in text
     assert "tokens/s  " not in text
     assert "experts/copy: fewer than 5 optimiser steps" not in text
-    assert "experts/upper: fewer than 5 optimiser steps teach next to nothing" in text
+    assert "experts/upper: fewer than 5 optimiser steps teach almost nothing" in text
 
 
 def test_a_shared_loftq_start_is_remarked(recipe_file: Callable[..., Path]) -> None:
