@@ -2,7 +2,7 @@
 
 PEFT saves the embeddings, the output embeddings or both when they are targeted (`lm_head` in
 target_modules), when the vocabulary was resized, or when asked to; loading the adapter writes them
-into the base. Where they equal the base's own they change nothing. Where they do not, the adapter
+into the base. If they equal the base's weights, they change nothing. If they differ, the adapter
 is for another base.
 """
 
@@ -19,8 +19,8 @@ from gks_eval.library.peft_adapter import WEIGHTS_FILE, Adapter
 
 __all__ = ["check_copies"]
 
-_ROWS: Final = 8192  # compared at once; a vocabulary's rows can be gigabytes
-_ATOL: Final = 1e-7  # float16 holds nothing smaller
+_ROWS: Final = 8192  # rows per comparison; the embeddings can take gigabytes
+_ATOL: Final = 1e-7  # float16's smallest number is 6e-8
 
 
 def check_copies(adapter: Adapter, model: nn.Module, base: str) -> None:
@@ -29,10 +29,10 @@ def check_copies(adapter: Adapter, model: nn.Module, base: str) -> None:
     Args:
         adapter: The adapter.
         model: The base without a library; on the meta device only shapes are compared.
-        base: How messages call it.
+        base: The base's name in messages.
 
     Raises:
-        CompatibilityError: The base lacks one, or has another.
+        CompatibilityError: The base lacks such a weight, or its weight is different.
     """
     if not adapter.copies:
         return
@@ -53,7 +53,7 @@ def check_copies(adapter: Adapter, model: nn.Module, base: str) -> None:
                 raise CompatibilityError(
                     f"{start}which differs from the weight of {base}: it was trained too, or the "
                     "adapter is for another base; use the base that has this weight, or an adapter "
-                    "that leaves it alone."
+                    "that does not change it."
                 )
 
 
@@ -65,7 +65,7 @@ def _held(model: nn.Module, name: str) -> torch.Tensor | None:
         module = model.get_submodule(parent)
     except AttributeError:
         return None
-    with align_module_device(module):  # an offloaded weight is on meta elsewhere
+    with align_module_device(module):  # loads an offloaded weight from meta
         held: Any = getattr(module, leaf, None)
         return held.detach() if isinstance(held, torch.Tensor) else None
 
@@ -78,7 +78,7 @@ def _other_shape(
     if held.shape[1:] == shape[1:] and model.get_submodule(name.rpartition(".")[0]) in ends:
         return (
             f"embeddings of {shape[0]} tokens where {base} has {held.shape[0]}: it was trained on "
-            "a resized vocabulary; resize the base's embeddings likewise, save it with the "
+            "a resized vocabulary; resize the base's embeddings to that, save it with the "
             "tokenizer, and name it with pretrained=..."
         )
     return (
@@ -93,7 +93,7 @@ def _equal(copy: Any, held: torch.Tensor) -> bool:
         if one.dtype == other.dtype:
             same = torch.equal(one, other)
         elif one.is_floating_point() and other.is_floating_point():
-            # Held in different types: equal is what the coarser one can tell.
+            # In different dtypes: compared to the precision of the coarser one.
             coarse = max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
             same = torch.allclose(one.float(), other.float(), rtol=coarse, atol=_ATOL)
         else:

@@ -57,16 +57,16 @@ lm_eval --model gks_arrow --model_args {} --tasks ...
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says beyond library and setting.
+    """What a card says in addition to the library and the setting.
 
     Attributes:
         title: Its heading.
         record: Where the adapters come from, as in ``library.yaml``.
-        license: Of the adapters; None where it is not known.
+        license: License of the adapters; None if unknown.
         places: The folder of each adapter, relative to the card, by name.
-        adapters: Their updates.
-        hashes: SHA-256 of their weights.
-        rank: What they were truncated to, if they were.
+        adapters: The updates of each adapter by layer, by name.
+        hashes: SHA-256 of each adapter's weights, by name.
+        rank: The rank that the updates were truncated to; None if they are exact.
     """
 
     title: str
@@ -84,11 +84,11 @@ def model_card(library: Library, setting: Setting, facts: Facts) -> str:
     Args:
         library: The source.
         setting: What was exported of it.
-        facts: All else.
+        facts: Everything else that the card states.
     """
     base = library.config.base_model
     front = {
-        # The hub takes only names of its own here.
+        # The hub accepts only names of hub models here.
         **({"base_model": base} if HubSource.looks_like(base) else {}),
         "library_name": "peft",
         "license": facts.license or "unknown",
@@ -125,7 +125,7 @@ def _method(library: Library, setting: Setting, facts: Facts) -> str:
     if setting.stand_ins.used:
         replaced = setting.stand_ins.model_dump().items()
         lines.append(
-            "This is a control, in which other adapters take their place: "
+            "This is a control, in which stand-ins replace adapters of the library: "
             f"`{';'.join(f'{name}={value}' for name, value in replaced)}`."
         )
     if setting.merge is not None:
@@ -134,7 +134,7 @@ def _method(library: Library, setting: Setting, facts: Facts) -> str:
         lines.append(f"The experts {experts} are merged by `{merge.name}` ({merge.paper}).")
     elif setting.expert is None:
         router, _ = setting.router_method()
-        lines.append(f"The router `{router.name}` mixes them per token ({router.paper}).")
+        lines.append(f"The router `{router.name}` mixes the experts per token ({router.paper}).")
     if facts.rank is not None:
         error = facts.record["relative_error"]
         lines.append(
@@ -172,8 +172,8 @@ def _usage(base: str, setting: Setting, facts: Facts) -> list[str]:
     parts = [_with_gks_eval(arguments | given)]
     if combine != setting.combine:
         parts.append(
-            "The setting mixes the experts' factors. That depends on how an update is written as a "
-            f"product, and these adapters are written another way: use combine={combine}.\n"
+            "The setting mixes the experts' factors. The result depends on how each update is "
+            f"factored, and these adapters are factored differently: use combine={combine}.\n"
         )
     if method.name == "arrow":
         mixing = "" if setting.combine == "outputs" else "; the setting mixes their factors"
@@ -190,15 +190,15 @@ def _with_gks_eval(arguments: Mapping[str, Any]) -> str:
 def mixes_by(setting: Setting, rank: int | None) -> str:
     """Return the combine that gives the setting's function with the exported adapters.
 
-    Mixing factors depends on how an update is written as a product. Truncated updates are written
-    another way, and so are residuals of a linear rule under a router with a basis of its own,
-    which writes task adapters in it and not residuals.
+    The result of mixing factors depends on how each update is factored. The factors change when
+    updates are truncated. They also change under a router with a basis if the rule is linear:
+    the setting puts the task adapters into that basis, not the residuals that are exported.
     """
     router, _ = setting.router_method()
     rule, _ = setting.rule_method()
-    apart = bool(setting.subtract) and rule.linear and router.sums_to_one
-    kept = rank is None and not (apart and router.basis is not None)
-    return setting.combine if kept else "outputs"
+    subtracted_once = bool(setting.subtract) and rule.linear and router.sums_to_one
+    same_factors = rank is None and not (subtracted_once and router.basis is not None)
+    return setting.combine if same_factors else "outputs"
 
 
 def _provenance(facts: Facts) -> str:

@@ -1,8 +1,8 @@
 """A library and a setting -> a library of plain PEFT adapters: what the setting adds to the base.
 
-Exported are the residuals that a router mixes, one adapter per expert, or the one adapter of a
-setting that has no choice (``expert:NAME``, ``merge:NAME``). What was subtracted is recorded in
-``library.yaml`` and in the header of each weights file, so that it is not subtracted again.
+An export holds the residuals that a router mixes, one adapter per expert, or the single adapter of
+a setting without a router (``expert:NAME``, ``merge:NAME``). ``library.yaml`` and the header of
+each weights file record what was subtracted, so that it is not subtracted again.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from gks_eval.util.yaml import load_typed
 __all__ = ["Exported", "export"]
 
 _EXPERTS: Final = "experts"
-# Of the record, what a later run of the same command may find otherwise.
+# Fields of the record that can differ between two runs of the same command.
 _RUN: Final = ("versions", "relative_error")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, or found as it would have been written.
+    """What an export wrote, or found to be written already.
 
     Attributes:
         folder: The new library.
         adapters: The folder of each adapter, by name.
-        truncation: The errors of ``rank``; None where it was not given, or nothing was written.
+        truncation: The errors of truncating to ``rank``; None if nothing was truncated.
         kept: Whether the folder held this export already.
     """
 
@@ -73,16 +73,16 @@ def export(
 
     Args:
         library: Where the adapters come from.
-        setting: Which residuals, or which one adapter; as text in the grid's grammar.
+        setting: What to export; as text, in the grid's grammar.
         folder: The new library's folder; it must not exist, be empty, or hold this export.
         rank: Truncates every update to this rank, by its SVD; by default updates are exact.
-        license: Of the new adapters; by default the library's.
+        license: License of the new adapters; by default the library's.
 
     Raises:
-        UsageError: The setting has no adapter, or an argument has no usable value.
+        UsageError: The setting has no adapter, or an argument has an invalid value.
         CompatibilityError: The adapters do not allow the setting.
         LibraryError: The folder holds something else, an adapter cannot be exported, or PEFT reads
-            another update from what was written.
+            back a different update.
         ResourceError: The disk is full, or the folder cannot be written.
     """
     setting = library.check(as_setting(setting))
@@ -90,10 +90,10 @@ def export(
     if not setting.uses_library:
         raise UsageError("setting base has no adapter to export; name another, such as gks:avg.")
     if rank is not None and rank < 1:
-        raise UsageError(f"rank={rank} is no rank; give 1 or more, or leave it out.")
+        raise UsageError(f"rank={rank} is below 1; give 1 or more, or leave it out.")
     if license and library.config.license and license != library.config.license:
         raise UsageError(
-            f"license={license:.80} is not the one of library {library.name} "
+            f"license={license:.80} is not the license of library {library.name} "
             f"({library.config.license}); leave it out, or correct its {MANIFEST}."
         )
     names = tuple(name.replace(":", "-") for name in library.mixed_adapters(setting))
@@ -143,7 +143,7 @@ def export(
 
 
 def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, Any]:
-    # A path of this machine stays on it.
+    # A local path must not appear in an export.
     local = Path(library.name).expanduser().exists()
     return {
         "library": library.path.parent.resolve().name if local else library.name,
@@ -155,7 +155,7 @@ def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, A
 
 
 def _is_there(folder: Path, record: Mapping[str, Any], license: str | None) -> bool:
-    """Return whether the folder holds this export whole; refuse one that holds anything else."""
+    """Return whether the folder holds this complete export; refuse any other content."""
     check_writable(folder.parent)
     with disk_errors(folder):
         if folder.is_file():
@@ -193,7 +193,7 @@ def _refuse_copies(library: Library, setting: Setting) -> None:
             raise LibraryError(
                 f"{adapter.folder / WEIGHTS_FILE}: adapter {adapter.name!r} holds "
                 f"{next(iter(adapter.copies.values()))}, a weight of the base, which an export "
-                "leaves out unseen; save the adapter with save_embedding_layers=False."
+                "would silently drop; save the adapter with save_embedding_layers=False."
             )
 
 
@@ -202,7 +202,7 @@ def _adapters(
 ) -> tuple[dict[str, dict[str, LoraPair]], Truncation | None]:
     """Return the updates of each new adapter by layer, and what truncating them lost."""
     sources = [library.experts[name].pairs for name in library.chosen_experts(setting)]
-    # Which experts must update a layer for each new adapter to do so: its own, or any for a merge.
+    # A new adapter updates a layer if its expert does; a merge, if any of its experts does.
     owners = [sources] if setting.merge is not None else [[one] for one in sources]
     found: dict[str, dict[str, LoraPair]] = {name: {} for name in names}
     truncation = None if rank is None else Truncation(rank)
@@ -211,7 +211,7 @@ def _adapters(
         for name, pair, owned in zip(names, residuals, owners, strict=True):
             if not any(module in pairs for pairs in owned):
                 continue
-            if pair.scaling <= 0:  # PEFT's is a quotient of positive numbers
+            if pair.scaling <= 0:  # PEFT's scaling, alpha / rank, is positive
                 pair = LoraPair(pair.A, pair.scaling * pair.B)
             if truncation is not None:
                 pair = truncated(pair, truncation, module)

@@ -1,6 +1,6 @@
-"""Does a library fit a base model? Decided by the names and shapes of its layers.
+"""Checks that a library fits a base model, by the names and shapes of the layers.
 
-No weights are needed for that; where they are there, those that PEFT saved along are compared.
+This needs no weights. If they are loaded, copies of them in the adapters are compared too.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def check_fit(library: Library, model: nn.Module, base: str) -> None:
     Args:
         library: The adapters.
         model: The base, without a library; on the meta device its weights are not compared.
-        base: How messages call the base model.
+        base: The base model's name in messages.
 
     Raises:
-        CompatibilityError: A layer is missing or of another shape, an adapter stops short of the
-            layers that its config names, or it holds weights that are not the base's.
+        CompatibilityError: A layer is missing or has another shape, an adapter lacks layers that
+            its config names, or it holds weights of another base.
     """
     shapes = linear_shapes(model)
     for adapter in library.adapters:
@@ -76,7 +76,7 @@ def _check_shapes(
     made_for = adapter.base_model or "another model"
     missing = [module for module in adapter.pairs if module not in shapes]
     if missing:
-        more = f" (nor {len(missing) - 1} more)" if len(missing) > 1 else ""
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CompatibilityError(
             f"{where}: it has no linear layer {missing[0]}{more}; "
             + (_why_missing(missing[0], model, shapes) or f"the adapters were made for {made_for}.")
@@ -84,7 +84,7 @@ def _check_shapes(
     for module, pair in adapter.pairs.items():
         if pair.shape != shapes[module]:
             raise CompatibilityError(
-                f"{where}: {module} is of shape {shapes[module]} and the adapters are for "
+                f"{where}: {module} has shape {shapes[module]} and the adapters are for "
                 f"{pair.shape}; they were made for {made_for}."
             )
 
@@ -108,7 +108,7 @@ def _why_missing(module: str, model: nn.Module, layers: Iterable[str]) -> str | 
     except AttributeError:
         return None
     return (
-        f"that module is of type {kind}, and nn.Linear, Conv1D and bitsandbytes' layers alone can "
+        f"that module is of type {kind}, and only nn.Linear, Conv1D and bitsandbytes' layers can "
         "be routed; use adapters that leave it out."
     )
 
@@ -127,8 +127,8 @@ def _check_targets(
         raise CompatibilityError(
             f"{where}: adapter {adapter.name!r} leaves out {left_out[0]}"
             + (f" and {len(left_out) - 1} more" if len(left_out) > 1 else "")
-            + ", which its config names; it was made for a shallower model (say "
-            "layers_to_transform in the config if that is meant)."
+            + ", which its config names; it was made for a model with fewer layers (if that is "
+            "intended, set layers_to_transform in the config)."
         )
     if unnamed := sorted(adapter.pairs.keys() - named):
         raise CompatibilityError(

@@ -1,8 +1,7 @@
-"""How a library's adapters lie to each other: norms and angles of their updates.
+"""Geometry of a library: the norms of its adapters' updates and the angles between them.
 
-The numbers behind the claim that subtracting general knowledge makes experts more distinct.
-Everything is computed from the factors, see `gks_eval.method.lora.inner_product`: no update is ever
-written out.
+These numbers test the claim that subtracting general knowledge makes experts more distinct. All are
+computed from the factors, see `gks_eval.method.lora.inner_product`; no dW is ever formed.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ def library_geometry(
     Returns:
         Frobenius norms of dW and of its residual by rule, for every expert and layer; cosines of
         updates, over all layers taken as one vector; mean |prototype . prototype| over layers;
-        how far the residual of ``factors`` is from that of ``delta``, relative to the latter; for
-        the rules on factors what `gks_eval.library.starts.Starts.record` gives; and the norm of
-        the even mixture of all E experts by either combine, per layer: of ``s mean(B_i) mean(A_i)``
-        for ``factors`` (what the uniform router applies), which is small where every A has a start
-        of its own, and of ``mean(dW_i)`` for ``outputs``.
+        the distance of the residual of ``factors`` from that of ``delta``, relative to the latter;
+        what `gks_eval.library.starts.Starts.record` returns for the rules on factors; and the norm
+        of the mixture of all E experts with equal weights, per layer and combine: of
+        ``s mean(B_i) mean(A_i)`` for ``factors`` (what the uniform router applies), which is small
+        if each A has its own random start, and of ``mean(dW_i)`` for ``outputs``.
         Rules and combines that the adapters' ranks, scalings or layers do not allow are left out.
         At a layer that an adapter lacks, its update and its prototype are zero.
 
@@ -121,7 +120,7 @@ def library_geometry(
             variant: {
                 combine: found
                 for combine, found in norms_by.items()
-                if len(found) == len(library.modules)  # else a layer does not allow it
+                if len(found) == len(library.modules)  # else some layer does not allow this combine
             }
             for variant, norms_by in mixed.items()
         },
@@ -159,7 +158,7 @@ def _possible_rules(library: Library, languages: Sequence[str]) -> list[str]:
 
 
 def _even_mixture(pairs: Sequence[LoraPair], products: torch.Tensor) -> dict[str, float]:
-    # The norm of a mixture of all with equal weights, by combine; `products`: all inner products.
+    # Norm of the mixture with equal weights, by combine; `products` holds all inner products.
     norms = {"outputs": math.sqrt(max(0.0, float(products.mean())))}
     try:
         mean = average_factors(pairs)
@@ -175,14 +174,14 @@ def _relative_distance(one: LoraPair, other: LoraPair) -> float:
 
 
 def _cosines(table: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> list[list[float]]:
-    # A zero update has no direction; its cosine with everything is given as 0.
+    # A zero update has no direction; its cosine with any other is reported as 0.
     scale = (rows.unsqueeze(1) * columns.unsqueeze(0)).clamp_min(1e-300)
     cosines: list[list[float]] = (table / scale).clamp(-1, 1).tolist()
     return cosines
 
 
 def _mean_off_diagonal(table: Sequence[Sequence[float]]) -> float:
-    # Of a square table; 0 where there is a single row.
+    # Mean of a square table without its diagonal; 0 for a single row.
     size = len(table)
     if size < 2:
         return 0.0
@@ -197,10 +196,10 @@ class Summary:
     Attributes:
         rule: How the residuals were made; ``none`` for the experts as they are.
         norm: |dW| over all layers, mean over experts.
-        left: The same, divided by the expert's own |dW| before subtraction.
+        left: |dW| relative to the same expert's before subtraction, mean over experts.
         mixture: Norm over all layers of an even mixture of all experts, by combine.
-        cosine: Of the updates, mean over pairs of different experts.
-        prototypes: |cosine| of prototypes, mean over such pairs and layers.
+        cosine: Cosine of the updates, mean over pairs of different experts.
+        prototypes: |cosine| of the prototypes, mean over the same pairs and the layers.
     """
 
     rule: str

@@ -1,4 +1,4 @@
-"""Fetching libraries and adapters from the Hugging Face hub, with errors that say the mend."""
+"""Downloads libraries and adapters from the Hugging Face hub; errors say what to do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HubSource:
 
     @staticmethod
     def looks_like(text: str) -> bool:
-        """Tell whether `text` has the form of a hub source."""
+        """Return whether `text` has the form of a hub source."""
         return _SOURCE.fullmatch(text) is not None and ".." not in re.split("[/@]", text)
 
     @classmethod
@@ -38,7 +38,7 @@ class HubSource:
         """Read a source that `looks_like` one.
 
         Raises:
-            HubError: It does not.
+            HubError: `text` does not have this form.
         """
         match = _SOURCE.fullmatch(text) if cls.looks_like(text) else None
         if match is None:
@@ -54,14 +54,14 @@ def fetch_adapter(source: HubSource) -> Path:
     """Download one PEFT adapter (config and safetensors only) and return its local folder.
 
     Raises:
-        HubError: The hub cannot be reached or does not have it.
-        LibraryError: The adapter is there as a pickle only.
+        HubError: The hub cannot be reached or does not have the adapter.
+        LibraryError: The adapter has no safetensors file.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     prefix = f"{source.folder}/" if source.folder else ""
-    with _sentences(source):
+    with _hub_errors(source):
         config = hf_hub_download(source.repo, prefix + CONFIG_FILE, revision=source.revision)
         try:
             hf_hub_download(source.repo, prefix + WEIGHTS_FILE, revision=source.revision)
@@ -77,14 +77,14 @@ def fetch_library(source: HubSource, manifest: str) -> Path:
     """Download a library's repository (YAML, JSON and safetensors) and return its manifest.
 
     Raises:
-        HubError: The hub cannot be reached or does not have it.
+        HubError: The hub cannot be reached or does not have the library.
         LibraryError: The repository has no manifest.
     """
     from huggingface_hub import snapshot_download
 
     prefix = f"{source.folder}/" if source.folder else ""
     patterns = [f"{prefix}*.yaml", f"{prefix}*{CONFIG_FILE}", f"{prefix}*{WEIGHTS_FILE}"]
-    with _sentences(source):
+    with _hub_errors(source):
         folder = snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns)
     path = Path(folder) / source.folder / manifest
     if not path.is_file():
@@ -93,11 +93,11 @@ def fetch_library(source: HubSource, manifest: str) -> Path:
 
 
 @contextmanager
-def _sentences(source: HubSource) -> Iterator[None]:
+def _hub_errors(source: HubSource) -> Iterator[None]:
     """Turn the hub client's many exceptions into one sentence."""
     from huggingface_hub import errors
 
-    # The bases of the hub's HTTP error are those of its HTTP client, which has changed over time.
+    # HfHubHTTPError derives from its HTTP client's errors, and that client depends on the version.
     failures: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)
     try:
         yield
@@ -119,7 +119,7 @@ def _sentences(source: HubSource) -> Iterator[None]:
         raise HubError(f"{source} on the hub lacks a file: {reason(error)}") from None
     except errors.HFValidationError as error:
         raise HubError(
-            f"{source} is no name that the hub allows ({reason(error)}); check it, or name a "
+            f"{source} is not a valid name on the hub ({reason(error)}); check it, or name a "
             "local folder."
         ) from None
     except failures as error:

@@ -26,13 +26,13 @@ class Library:
     """A library as loaded; its adapters are never written to.
 
     Attributes:
-        name: What the user called it.
+        name: The name or path that the user gave.
         path: Its library.yaml.
         config: The typed content of that file.
         experts: Task adapters by name, in the order of the file.
-        general: General adapters by language, likewise.
-        content_hash: SHA-256 over the base and all adapters, hex; equal content, equal hash,
-            wherever the folder lies.
+        general: General adapters by language, in the order of the file.
+        content_hash: SHA-256 over the base and all adapters, hex; it does not depend on the
+            folder's location.
         shapes: (D, K) of every linear layer that any adapter updates, sorted by name.
     """
 
@@ -86,7 +86,7 @@ class Library:
         )
 
     def pair(self, adapter: Adapter, module: str) -> LoraPair:
-        """Return an adapter's update of one linear layer; zero where it leaves the layer alone."""
+        """Return an adapter's update of one linear layer; zero if it does not update the layer."""
         return adapter.pairs.get(module) or no_update(self.shapes[module])
 
     def vectors(self, setting: Setting) -> PreparedVectors | None:
@@ -118,7 +118,7 @@ class Library:
             UsageError: Unknown language or expert, or top_k above the number of experts.
             CompatibilityError: Ranks or scalings differ where the formula needs them equal, or an
                 adapter lacks a layer whose factors it needs.
-            LibraryError: The router's prepared vectors are missing, broken or of other adapters.
+            LibraryError: The router's prepared vectors are missing, broken or for other adapters.
         """
         if not setting.uses_library:
             return setting
@@ -179,7 +179,7 @@ class Library:
         elif setting.combine == "factors":
             self._check_equal(experts, self.modules, "combine=factors")
         if general and setting.rule_method()[0].equal_factors:
-            # Nothing is subtracted from an expert at the layers that it leaves alone.
+            # Nothing is subtracted from an expert at layers that it does not update.
             for expert in experts:
                 self._check_equal([expert, *general], expert.pairs, f"rule={setting.rule}")
 
@@ -215,7 +215,7 @@ class Library:
         )
 
     def describe(self, setting: Setting | None = None) -> dict[str, Any]:
-        """Return what results, of a setting, record about the library, as plain JSON values."""
+        """Return what a setting's results record about the library, as plain JSON values."""
         vectors = None if setting is None else self.vectors(setting)
         hashes = {"vectors": vectors.sha256} if vectors is not None else {}
         return hashes | {

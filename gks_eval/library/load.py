@@ -1,4 +1,4 @@
-"""Finds and reads libraries of adapters.
+"""Finds and loads libraries of adapters.
 
 A library is a folder (or hub repository) with a ``library.yaml``; see
 `gks_eval.library.manifest.LibraryConfig` for its fields.
@@ -37,7 +37,7 @@ def read_manifest(reference: str) -> tuple[Path, LibraryConfig]:
     Raises:
         LibraryError: The library does not exist.
         ConfigError: Its library.yaml has faults; all are listed.
-        HubError: It would have to come from the hub, which cannot be reached.
+        HubError: The library is on the hub, which cannot be reached.
     """
     path, _ = _find(reference)
     return path, load_typed(path, LibraryConfig)
@@ -52,7 +52,7 @@ def load_library(reference: str) -> Library:
     Raises:
         LibraryError: The library does not exist, or an adapter is missing, broken, unsafe or not
             supported.
-        CompatibilityError: Two adapters are for a layer of different shape.
+        CompatibilityError: Two adapters expect different shapes of the same layer.
         ConfigError: library.yaml has faults.
         HubError: The hub is needed and cannot be reached.
     """
@@ -77,7 +77,7 @@ def _local(text: str) -> Path | None:
     """Return `text` as a path, or None where no file system could hold it."""
     try:
         path = Path(text).expanduser()
-        path.is_dir()  # what stands before a `..` counts here, and is gone once resolved
+        path.is_dir()  # checks the part before a `..`, which resolve() removes
         path.resolve().is_dir()
     except (OSError, RuntimeError, ValueError):
         # A name that is too long, an unknown user after ~, a null byte.
@@ -112,13 +112,13 @@ def _find(reference: str) -> tuple[Path, bool]:
 
 
 def _refuse_local_paths(config: LibraryConfig, reference: str) -> None:
-    # In one's own file an absolute path is meant; in a stranger's it reaches into this machine.
+    # A local file may name absolute paths; a downloaded one must not read other local files.
     for kind, sources in (("experts", config.experts), ("general", config.general)):
         for name, source in sources.items():
             path = _local(source)
             if path is None or path.is_absolute():
                 raise LibraryError(
-                    f"library {reference} on the hub: {kind}/{name} names a path of this machine "
+                    f"library {reference} on the hub: {kind}/{name} names a path on this machine "
                     f"({source!r:.80}); download the library and correct its {MANIFEST}."
                 )
 
@@ -133,8 +133,8 @@ def _read_all(
         expected = config.hashes.get(f"{kind}/{name}")
         if expected is not None and expected != adapter.weights_sha256:
             raise LibraryError(
-                f"{folder}: the weights of adapter {name!r} have another SHA-256 than {manifest} "
-                "says; copy them again, or correct the file if the change was meant."
+                f"{folder}: the weights of adapter {name!r} have another SHA-256 than the one in "
+                f"{manifest}; copy them again, or correct the file if the change was intended."
             )
         adapters[name] = adapter
     return adapters
@@ -151,7 +151,7 @@ def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Pa
     if not path.is_absolute() and not folder.is_relative_to(root):
         raise LibraryError(
             f"{manifest}: {label} points outside its folder ({source}); "
-            "write an absolute path if that is meant."
+            "write an absolute path if that is intended."
         )
     if folder.is_dir():
         return folder
@@ -160,14 +160,14 @@ def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Pa
         raise LibraryError(
             f"{manifest}: {label} is not there yet ({folder}); make it with: {commands}"
         )
-    # A misspelt `experts/name` has the form of a hub id; fetching it would take weights from
-    # whoever owns that name there.
+    # A misspelt `experts/name` has the form of a hub id; fetching it would load weights from
+    # the owner of that name on the hub.
     is_local = source.startswith(".") or (root / path.parts[0]).exists()
     if not is_local and HubSource.looks_like(source):
         try:
             return fetch_adapter(HubSource.parse(source))
         except HubError as error:
-            # More often a misspelt folder than a hub id that cannot be fetched.
+            # This is more often a misspelt folder than a hub id that cannot be fetched.
             raise HubError(f"{manifest}: {label} is no folder ({folder}), and {error}") from None
     raise LibraryError(f"{manifest}: {label} names {source}, which does not exist; check the path.")
 

@@ -13,7 +13,7 @@ from gks_eval.util.yaml import FrozenModel
 __all__ = ["LibraryConfig", "LoadConfig"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-# Names that the command line's grammar gives a meaning of its own.
+# Names that are keywords of the command line's grammar.
 _RESERVED: Final = frozenset({"arrow", "uniform", "none", "base", "avg"})
 # lm-eval's command line turns these into Python's values, in upper and lower case.
 _VALUES: Final = frozenset({"true", "false", "none"})
@@ -21,7 +21,7 @@ _MAYBE_LITERAL: Final = re.compile(r"[0-9][0-9a-fA-FoOxXjJ_.-]*")
 
 
 def _is_number(name: str) -> bool:
-    """Return whether lm-eval's command line makes a number of this word."""
+    """Return whether lm-eval's command line reads this word as a number."""
     try:
         float(name)  # 7, 01, 1e3, 1_000, nan, Infinity
     except ValueError:
@@ -36,7 +36,7 @@ def _is_number(name: str) -> bool:
 
 
 def _as_written(key: object) -> object:
-    # YAML makes numbers of such words too.
+    # YAML also reads such words as numbers.
     return str(key) if isinstance(key, (int, float)) else key
 
 
@@ -75,14 +75,14 @@ class LibraryConfig(FrozenModel):
         revision: Revision of the base model on the hub.
         experts: Task adapters by name: a path relative to the file, or
             ``org/repo[/subfolder][@revision]`` on the hub.
-        general: General-knowledge adapters by language, written likewise.
+        general: General-knowledge adapters by language, in the same form.
         load: How to load the base.
-        made_by: For a library whose adapters are made locally: the commands that make them, shown
-            when they are missing.
-        hashes: SHA-256 of the weights file of an adapter, by ``experts/<name>`` or
+        made_by: Commands that make the adapters, for a library whose adapters are made locally;
+            shown when adapters are missing.
+        hashes: SHA-256 of each adapter's weights file, by ``experts/<name>`` or
             ``general/<language>``; checked on loading.
-        license: Of the adapters, as the hub writes it, such as ``apache-2.0``.
-        provenance: Anything about where the adapters come from; carried along unread.
+        license: License of the adapters, as the hub writes it, such as ``apache-2.0``.
+        provenance: Any record of where the adapters come from; it is copied, not interpreted.
     """
 
     base_model: Source

@@ -1,6 +1,6 @@
 """Reading one PEFT LoRA folder: adapter_config.json and adapter_model.safetensors.
 
-Whatever a routed layer could not reproduce exactly is refused rather than approximated.
+An adapter that a routed layer cannot reproduce exactly is refused, not approximated.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PICKLED: Final = (
     "adapter_model.pth",
     "adapter_model.ckpt",
 )
-EXPORT: Final = "gks_export"  # where the header of the weights says what an export subtracted
-RECORD: Final = "training.json"  # what `gks-eval train` says of an adapter
+EXPORT: Final = "gks_export"  # in the header of the weights: what an export subtracted
+RECORD: Final = "training.json"  # written by `gks-eval train`: how it made the adapter
 
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.\w+)?\.weight"
@@ -47,7 +47,7 @@ _COPY = re.compile(
 )
 _MAX_NAME: Final = 200
 
-# What PEFT trains with and its forward in evaluation does not read.
+# Tensors that PEFT needs only in training.
 _TRAINING_ONLY: Final = re.compile(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 # Tensors of other methods, by a part of their name.
 _OTHER: Final = {
@@ -65,17 +65,17 @@ class Adapter:
     """One adapter as loaded.
 
     Attributes:
-        name: How messages call it.
+        name: The adapter's name in messages.
         folder: Where it was read from.
         pairs: Its update of each linear layer, by the layer's name in the base model.
         base_model: Name of the base it was trained on, as its config says; may be empty.
         digest: SHA-256 of its config and weights, hex.
         weights_sha256: SHA-256 of the weights file alone, hex.
-        init: The config's ``init_lora_weights``; ``loftq`` where `gks-eval train` started so.
+        init: The config's ``init_lora_weights``; ``loftq`` if `gks-eval train` used it.
         targets: Which layers its config names.
-        copies: Weights of the base that PEFT saved along, such as ``lm_head.weight``: their names
+        copies: Weights of the base that PEFT saved too, such as ``lm_head.weight``: their names
             in the base, and their keys in the weights file.
-        subtracted: What an export has subtracted from it already, such as ``("en", "de")``.
+        subtracted: What an export has already subtracted from it, such as ``("en", "de")``.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, name: str) -> Adapter:
-    """Read the adapter in `folder`; factors come in float32.
+    """Read the adapter in `folder`; its factors are converted to float32.
 
     Raises:
         LibraryError: A file is missing, pickled, truncated or malformed, a tensor is not finite, or
@@ -160,7 +160,7 @@ def _pair(
     A, B = found["A"], found["B"]
     if A.ndim > 2 and A.ndim == B.ndim:
         raise LibraryError(
-            f"{weights}: {module} is a convolution, as its factors of shape {tuple(A.shape)} say; "
+            f"{weights}: {module} is a convolution (its A has shape {tuple(A.shape)}); "
             "only linear layers can be routed, so use an adapter that leaves it out."
         )
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] == 0:
@@ -192,7 +192,7 @@ def _read_tensors(
                 match = _KEY.fullmatch(key)
                 if match is None or len(match["module"]) > _MAX_NAME:
                     if not _TRAINING_ONLY.fullmatch(key):
-                        copies[_copied(key, path, name)] = key
+                        copies[_name_in_base(key, path, name)] = key
                     continue
                 found = factors.setdefault(match["module"], {})
                 if match["factor"] in found:
@@ -202,7 +202,7 @@ def _read_tensors(
                     )
                 found[match["factor"]] = _finite(file.get_tensor(key), key, path)
     except (SafetensorError, OSError, ValueError, NotImplementedError) as error:
-        # The last for types that torch can hold and not convert, such as 4-bit floats.
+        # NotImplementedError: torch cannot convert some dtypes, such as 4-bit floats.
         raise LibraryError(
             f"{path} (adapter {name!r}) is no readable safetensors file ({error}); copy it again."
         ) from None
@@ -214,9 +214,9 @@ def _read_tensors(
 def _finite(tensor: torch.Tensor, key: str, path: Path) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise LibraryError(
-            f"{path}: {key} is of type {tensor.dtype}, not of floats; export the adapter again."
+            f"{path}: {key} is {tensor.dtype}, not floating point; export the adapter again."
         )
-    # Checked as float32, which a large float64 overflows.
+    # Checked after conversion: a large float64 overflows in float32.
     values = tensor.float()
     if not bool(torch.isfinite(values).all()):
         raise LibraryError(
@@ -225,8 +225,8 @@ def _finite(tensor: torch.Tensor, key: str, path: Path) -> torch.Tensor:
     return values
 
 
-def _copied(key: str, path: Path, name: str) -> str:
-    """Return the name in the base of a weight that PEFT saved along with the factors."""
+def _name_in_base(key: str, path: Path, name: str) -> str:
+    """Return the base's name for a weight that PEFT saved together with the factors."""
     match = _COPY.fullmatch(key)
     if match is None or "lora_" in key or len(key) > _MAX_NAME:
         what = next((what for part, what in _OTHER.items() if part in key), None)

@@ -1,4 +1,4 @@
-"""Does PEFT read from a folder the update that was written? Decided without the base's weights."""
+"""Checks that PEFT reads back the update that was written, without the base's weights."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["check_with_peft"]
 def check_with_peft(folder: Path, pairs: Mapping[str, LoraPair]) -> None:
     """Have PEFT load an adapter, and compare the factors and scalings of all its layers.
 
-    PEFT loads it onto linear layers of the right names and shapes that hold a single zero each.
+    PEFT loads it onto linear layers of the same names and shapes, whose weights are expanded zeros.
 
     Args:
-        folder: The adapter's.
+        folder: The adapter's folder.
         pairs: What was written, by layer.
 
     Raises:
-        LibraryError: PEFT cannot load it, or reads another update.
+        LibraryError: PEFT cannot load it, or reads a different update.
     """
     from peft import PeftModel
 
     skeleton = _Skeleton({name: pair.shape for name, pair in pairs.items()})
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a skeleton that is no model of transformers
+            warnings.simplefilter("ignore")  # PEFT expects a model of transformers
             model = PeftModel.from_pretrained(skeleton, folder)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise LibraryError(f"{folder}: PEFT cannot load the adapter ({error}).") from error
@@ -61,7 +61,7 @@ def _equal(layer: Any, pair: LoraPair) -> bool:
 
 
 class _Skeleton(nn.Module):
-    """Linear layers under given names; what PEFT asks a causal LM for is there."""
+    """Linear layers under given names, with the method that PEFT requires of a causal LM."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         super().__init__()
@@ -78,4 +78,4 @@ class _Skeleton(nn.Module):
             place.add_module(leaf, linear)
 
     def prepare_inputs_for_generation(self) -> None:
-        """Be there: PEFT keeps the method of a causal LM."""
+        """Do nothing: PEFT only stores a reference to this method."""

@@ -18,13 +18,13 @@ from gks_eval.util.json_file import JsonFile
 __all__ = ["CONFIG_FILE", "Scaling", "Targets", "read_config", "refuse_unsupported"]
 
 CONFIG_FILE: Final = "adapter_config.json"
-# PEFT's own are a few kilobytes long.
+# The configs that PEFT writes are a few kilobytes long.
 _FILE: Final = JsonFile("LoRA config", LibraryError, "copy it again", limit=4 << 20, constants=True)
 
-# Patterns come from whoever made the adapter, and a bad one can keep an engine busy for years.
+# Patterns come from the adapter's author, and a bad one can take years to match.
 _MATCH_SECONDS: Final = 0.5
 _MAX_PATTERN: Final = 10_000
-# EVA writes a pattern for every layer, more than the engine itself keeps.
+# EVA writes a pattern for every layer, more than the cache of `regex` holds.
 _compile = lru_cache(maxsize=4096)(regex.compile)
 
 # Fields of a LoRA config that, when set, make the forward more than dW = s B A.
@@ -39,9 +39,9 @@ _UNSUPPORTED: Final = {
     "kasa_config": "KaSA",
     "alora_invocation_tokens": "activated LoRA",
     "target_parameters": "LoRA of single parameters instead of layers",
-    "arrow_config": "a router of its own",
+    "arrow_config": "its own router",
 }
-# Starts that also change the base's weights, which the adapter then relies on.
+# Initializations that also change the base's weights, so that the adapter needs the changed base.
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "lora_ga")
 
 
@@ -62,10 +62,10 @@ def read_config(folder: Path, name: str) -> tuple[dict[str, Any], bytes]:
 
 
 def refuse_unsupported(config: Mapping[str, Any], folder: Path, name: str) -> None:
-    """Refuse an adapter that its config makes more than ``dW = s B A`` per linear layer.
+    """Refuse an adapter whose update is more than ``dW = s B A`` per linear layer.
 
     Raises:
-        LibraryError: It is one.
+        LibraryError: The config says so.
     """
     path = folder / CONFIG_FILE
     kind = config.get("peft_type", "LORA")
@@ -96,7 +96,7 @@ class Scaling:
         path: Its file, for messages.
 
     Raises:
-        LibraryError: A number or pattern in it is none.
+        LibraryError: A number or pattern in the config is invalid.
     """
 
     def __init__(self, config: Mapping[str, Any], path: Path) -> None:
@@ -108,16 +108,16 @@ class Scaling:
         self._rank_stabilised = bool(config.get("use_rslora"))
 
     def of(self, module: str, rank: int) -> float:
-        """Return the scaling of a layer whose factors are of `rank`.
+        """Return the scaling of a layer whose factors have rank `rank`.
 
         Raises:
             LibraryError: The config gives the layer another rank.
         """
-        said = self._first("rank_pattern", self._ranks, module, self._rank)
-        if said is not None and said != rank:
+        configured = self._first("rank_pattern", self._ranks, module, self._rank)
+        if configured is not None and configured != rank:
             raise LibraryError(
-                f"{self._path}: says rank {said:g} for {module}, whose factors are of rank {rank}; "
-                "config and weights belong to different adapters, copy both again."
+                f"{self._path}: gives rank {configured:g} for {module}, whose factors have rank "
+                f"{rank}; config and weights belong to different adapters, copy both again."
             )
         alpha = self._first("alpha_pattern", self._alphas, module, self._alpha)
         assert alpha is not None
@@ -133,7 +133,7 @@ class Scaling:
         return {str(key): self._number(value, f"{field}.{key}") for key, value in patterns.items()}
 
     def _number(self, value: Any, field: str) -> float:
-        # Compared as they are: JSON admits whole numbers that no float can hold.
+        # Compared before float(): JSON allows integers that are too large for a float.
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value <= sys.float_info.max:
             raise LibraryError(
@@ -145,8 +145,8 @@ class Scaling:
     def _first(
         self, field: str, patterns: Mapping[str, float], module: str, default: float | None
     ) -> float | None:
-        # The rule of peft.utils.other.get_pattern_key, which itself matches without a time limit:
-        # `re` needs hours for (a+)+x on 40 letters.
+        # The rule of peft.utils.other.get_pattern_key, but with a time limit: `re` needs
+        # hours for (a+)+x on 40 letters.
         where = f"{self._path}: {field}"
         for text, value in patterns.items():
             if _match(text, rf"(.*\.)?({text})$", module, where):
@@ -201,7 +201,7 @@ class Targets:
         )
 
     def with_modules(self, modules: tuple[str, ...]) -> Targets:
-        """Return the same with other ``target_modules``."""
+        """Return a copy with other ``target_modules``."""
         return replace(self, modules=modules)
 
     @property
@@ -228,7 +228,7 @@ class Targets:
         modules = self.modules or ()
         if not self._in(modules, layer, "target_modules"):
             return False
-        # A whole name is meant as it stands.
+        # As in PEFT, layers_to_transform does not apply to full names and regular expressions.
         if isinstance(modules, str) or layer in modules or not self.layers:
             return True
         index = self._index(layer)
@@ -242,7 +242,7 @@ class Targets:
 
     def _index(self, layer: str) -> int | None:
         for pattern in self.layers_pattern or (r"[^.]*",):
-            # The first number in the name is the layer's; later ones count experts.
+            # The first number in the name is the layer's index; later ones are indices of experts.
             found = _match(
                 pattern,
                 rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.",
@@ -263,7 +263,7 @@ def _match(text: str, pattern: str, name: str, where: str, *, whole: bool = Fals
         return match(name, timeout=_MATCH_SECONDS)
     except TimeoutError:
         raise LibraryError(
-            f"{where} {text!r:.60} is too intricate to be matched; write names of layers, or "
+            f"{where} {text!r:.60} takes too long to match; write names of layers, or "
             "simple patterns without repeated groups."
         ) from None
     except (regex.error, RecursionError, OverflowError) as error:

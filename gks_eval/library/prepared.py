@@ -1,8 +1,8 @@
-"""Vectors that were prepared for a router: one per expert and layer, in a file with the library.
+"""Vectors that were prepared for a router: one per expert and layer, stored with the library.
 
 ``prepared/ROUTER/`` next to ``library.yaml`` holds ``vectors.safetensors`` with keys
-``EXPERT/LAYER`` and ``prepared.json``. Those of bundled, downloaded and read-only libraries are in
-the cache folder.
+``EXPERT/LAYER``, and ``prepared.json``. The vectors of bundled, downloaded and read-only libraries
+are in the cache folder.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RECORD: Final = JsonFile(
 
 
 class Experts(Protocol):
-    """What is needed of a `gks_eval.library.library.Library`."""
+    """The part of `gks_eval.library.library.Library` that this file uses."""
 
     @property
     def name(self) -> str: ...
@@ -64,7 +64,7 @@ class PreparedVectors:
     Attributes:
         tensors: (K,) float32 by ``EXPERT/LAYER``.
         record: How they were made; ``experts`` has an entry per expert.
-        sha256: Of the file with the vectors, hex.
+        sha256: SHA-256 of ``vectors.safetensors``, hex.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -113,7 +113,7 @@ def prepared_vectors(library: Experts, router: str) -> PreparedVectors:
             raise LibraryError(f"{folder} lacks expert {name!r}; resume with {command}.")
         if made.get("adapter") != adapter.digest:
             raise LibraryError(
-                f"{folder} was made for another adapter than expert {name!r} of library "
+                f"{folder} was made for another adapter than the expert {name!r} of library "
                 f"{library.name}; make it again with {command}."
             )
         for layer in adapter.pairs:

@@ -1,4 +1,4 @@
-"""Uploading an exported library to the Hugging Face hub, with errors that say the mend."""
+"""Uploads an exported library to the Hugging Face hub; errors say what to do."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from gks_eval.util.paths import MANIFEST
 __all__ = ["check_push", "push"]
 
 _AGAIN: Final = "the export stays; run the same command again"
-# What the hub itself puts into a new repository.
+# Files that the hub adds to a new repository.
 _EMPTY: Final = frozenset({".gitattributes"})
 
 
 def check_push(library: Library, repo: str) -> None:
-    """Check, before an export, what would stop its upload.
+    """Check, before an export, that it can be uploaded.
 
     Args:
         library: What is exported.
         repo: The repository on the hub, ``org/name``.
 
     Raises:
-        UsageError: It is no name of a repository.
-        LibraryError: The library's base is a folder of this machine.
+        UsageError: `repo` is not the name of a repository.
+        LibraryError: The library's base is a local folder.
     """
     if not HubSource.looks_like(repo) or str(HubSource.parse(repo).repo) != repo:
-        raise UsageError(f"--push {repo:.80} is no name of a repository; write ORG/NAME.")
+        raise UsageError(f"--push {repo:.80} is not the name of a repository; write ORG/NAME.")
     base = library.config.base_model
     if not (HubSource.looks_like(base) or base.startswith("embedded:")):
         raise LibraryError(
@@ -60,14 +60,14 @@ def push(folder: Path, files: Sequence[str], repo: str) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
-    with _sentences(repo):
+    with _hub_errors(repo):
         address = str(api.create_repo(repo, exist_ok=True))
         if set(api.list_repo_files(repo)) - _EMPTY:
             raise HubError(
                 f"{repo} is on the hub already and holds files; choose another name, or upload "
                 f"with `hf upload {repo} {folder}`."
             )
-        # `upload_folder` may make several commits, and leave a part when it is interrupted.
+        # `upload_folder` can make several commits; an interruption would leave some of them.
         api.create_commit(
             repo,
             [CommitOperationAdd(file, folder / file) for file in files],
@@ -77,13 +77,13 @@ def push(folder: Path, files: Sequence[str], repo: str) -> str:
 
 
 @contextmanager
-def _sentences(repo: str) -> Iterator[None]:
+def _hub_errors(repo: str) -> Iterator[None]:
     """Turn the hub client's many exceptions into one sentence, without the token."""
     from huggingface_hub import errors, get_token
 
     failures: tuple[type[Exception], ...] = (
         OSError,
-        RuntimeError,  # of a thread that uploads; its cause says more
+        RuntimeError,  # from an upload thread; __cause__ says more
         ValueError,
         *errors.HfHubHTTPError.__bases__,
     )
@@ -98,8 +98,8 @@ def _sentences(repo: str) -> Iterator[None]:
             ) from None
         if status in (403, 404):
             raise HubError(
-                f"{repo}: your token may not write there; choose a name of yours, or log in with a "
-                f"token that may; {_AGAIN}."
+                f"{repo}: your token may not write there; choose a repository of yours, or log in "
+                f"with a token that may; {_AGAIN}."
             ) from None
         cause = error.__cause__ or error if isinstance(error, RuntimeError) else error
         said = " ".join(str(cause).split()) or type(cause).__name__

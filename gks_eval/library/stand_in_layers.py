@@ -6,7 +6,7 @@
 - ``rotated``: the mean's singular values in random directions
 - ``permuted``: the general adapters of another layer of the same shape
 - ``expert:NAME``: an expert of the library
-- ``other``: from each expert, the next expert of the library (from the last, the first)
+- ``other``: for each expert, the next expert of the library (for the last, the first)
 
 ``experts=`` replaces what is mixed:
 
@@ -33,7 +33,7 @@ Pairs = list[LoraPair]
 
 
 class Adapters(Protocol):
-    """What is needed of a `gks_eval.library.library.Library`."""
+    """The part of `gks_eval.library.library.Library` that this file uses."""
 
     @property
     def experts(self) -> Mapping[str, Adapter]: ...
@@ -47,15 +47,15 @@ class Adapters(Protocol):
 
 
 def stand_ins_at(library: Adapters, module: str, setting: Setting) -> tuple[Pairs, Pairs]:
-    """Return what is mixed and what is subtracted from it at one layer, stand-ins in place.
+    """Return the pairs to mix and the pairs to subtract at one layer, with stand-ins.
 
-    Where ``general=other`` or ``experts=rescaled``, the first are residuals or rescaled experts and
-    nothing remains to be subtracted.
+    With ``general=other`` or ``experts=rescaled``, the first are residuals or rescaled experts, and
+    there are no pairs to subtract.
 
     Args:
         library: The adapters.
         module: The layer.
-        setting: Has stand-ins.
+        setting: A setting with stand-ins.
     """
     chosen = setting.stand_ins
     rule, parameters = setting.rule_method()

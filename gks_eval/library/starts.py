@@ -1,9 +1,9 @@
-"""Shared starts: what a rule on factors leaves of experts that began as the general adapters did.
+"""Shared starts: experts that were initialized with the same A as the general adapters.
 
-LoRA starts from a random A and B = 0. Adapters trained with one seed, the default of TRL and many
-scripts, start from one A, and A moves little. Then ``A_t - A_g`` is small: `factors` leaves
-``(B_t - B_g)(A_t - A_g)``, a product of two small differences, and `orthogonal` projects nearly all
-of A_t out. `delta` does not depend on the starts.
+LoRA starts from a random A and B = 0. Adapters trained with the same seed, the default of TRL and
+many scripts, start from the same A, and training changes A little. Then ``A_t - A_g`` is small: the
+residual of `factors` is ``(B_t - B_g)(A_t - A_g)``, a product of two small differences, and
+`orthogonal` removes nearly all of A_t. `delta` does not depend on the starts.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from gks_eval.method.lora import LoraPair, inner_product
 __all__ = ["SHARED", "Starts", "StartsTally"]
 
 SHARED: Final = 0.5
-"""Mean |cosine| of an expert's A's with the general ones above which their starts are shared.
+"""An expert's start is shared if its mean |cosine| with the general adapters' A is above this.
 
-Independent starts of rank R and width K have about ``1 / sqrt(R K)``: 0.02 for 4 and 576.
+Independent starts of rank R and width K have about ``1 / sqrt(R K)``: 0.02 for R = 4, K = 576.
 """
 
 
 @dataclass(frozen=True)
 class Starts:
-    """How the starts of a library's experts lie to what a setting subtracts.
+    """How similar the starts of a library's experts are to those of what a setting subtracts.
 
     Attributes:
-        rule: How it is subtracted.
+        rule: The rule that subtracts.
         cosine: |cosine| of an expert's A with a general adapter's, both as one vector; the mean
             over general adapters and layers, by expert.
         left: |dW_residual| / |dW_task| over all layers, by expert.
@@ -73,7 +73,7 @@ class Starts:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Starts:
-        """Return what `record` was made of.
+        """Return the `Starts` that `record` describes.
 
         Raises:
             KeyError: A field is missing.
@@ -82,7 +82,7 @@ class Starts:
 
 
 class StartsTally:
-    """Sums over layers; call it with each layer's pairs, then ask for the `result`."""
+    """Sums over layers: call it with each layer's pairs, then call `result`."""
 
     def __init__(self, experts: Sequence[str], rule: str) -> None:
         self._rule = rule
@@ -102,7 +102,7 @@ class StartsTally:
         Args:
             experts: The task adapters, in the order of their names.
             general: What is subtracted from them; at least one, of the experts' rank.
-            residuals: What that leaves.
+            residuals: The task adapters after subtraction.
         """
         for name, task, residual in zip(self._cosine, experts, residuals, strict=True):
             if task.missing:
@@ -114,7 +114,7 @@ class StartsTally:
             self._residual[name] += inner_product(residual, residual)
 
     def result(self) -> Starts:
-        """Return the means over the layers added; of each expert, over those that it updates."""
+        """Return the means over the added layers; per expert, over the layers that it updates."""
         return Starts(
             self._rule,
             {name: total / max(1, self._layers[name]) for name, total in self._cosine.items()},
@@ -126,6 +126,6 @@ class StartsTally:
 
 
 def _cosine(one: LoraPair, other: LoraPair) -> float:
-    # In the factors' own type: two digits are shown.
+    # In the factors' dtype: messages show two digits.
     scale = float(one.A.norm() * other.A.norm())
     return abs(float((one.A * other.A).sum())) / scale if scale > 0 else 0.0

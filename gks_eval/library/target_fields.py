@@ -27,7 +27,7 @@ def target_fields(sources: Sequence[Adapter], layers: Iterable[str]) -> dict[str
         return {**fields, "target_modules": names}
     modules = targets.modules
     if modules is None or targets.all_linear:
-        # Both depend on the model; the last parts of the names say the same of this one.
+        # Both depend on the model; for this model, the last parts of the names select the same.
         modules = tuple({name.rpartition(".")[2] for name in names})
     return {
         **fields,

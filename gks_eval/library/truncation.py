@@ -1,4 +1,4 @@
-"""Updates truncated to a rank, and how much of them that loses."""
+"""Truncates updates to a rank, and measures the error."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Truncation:
     """The error of truncating several adapters.
 
     Attributes:
-        rank: R.
+        rank: The rank R.
         lost: ``sum ||dW - dW_R||_F^2`` over the adapters, by layer.
-        whole: ``sum ||dW||_F^2``, likewise.
+        whole: ``sum ||dW||_F^2`` over the adapters, by layer.
     """
 
     rank: int
@@ -44,10 +44,10 @@ class Truncation:
 
 
 def truncated(pair: LoraPair, truncation: Truncation, layer: str) -> LoraPair:
-    """Return the best approximation of an update of rank ``truncation.rank``, and count its error.
+    """Return the best approximation of rank ``truncation.rank`` to an update; count its error.
 
     By the SVD ``dW = U S V`` (Eckart and Young 1936), with ``B = U sqrt(S)``, ``A = sqrt(S) V`` and
-    scaling 1. A pair of that rank or less stays as it is. Where dW itself has a lower rank, rows of
+    scaling 1. A pair of that rank or less is not changed. Where dW itself has a lower rank, rows of
     zeros keep all layers at one rank, which PEFT's Arrow needs.
     """
     U_DM, S_M, V_MK = singular_triplets(pair)

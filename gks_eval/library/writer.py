@@ -1,4 +1,4 @@
-"""The one writer of adapter folders and ``library.yaml``, for training, conversion and export."""
+"""Writes adapter folders and ``library.yaml``, for training, conversion and export."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_folder_names(names: Iterable[str], where: str) -> None:
         where: What messages start with.
 
     Raises:
-        LibraryError: Windows reserves a name, or two share a folder where case is ignored.
+        LibraryError: Windows reserves a name, or two names differ only in case.
     """
     for name, why in unportable(names):
         raise LibraryError(f"{where}: {name!r:.80} {why}; give that expert another name.")
@@ -47,11 +47,11 @@ def write_adapter(
 ) -> str:
     """Write one adapter as a PEFT folder, whole or not at all.
 
-    The same arguments give the same bytes: keys are sorted, and no time is written.
+    The same arguments give the same bytes: keys are sorted, and no timestamp is written.
 
     Args:
-        folder: Its place; what is there is replaced.
-        pairs: Its updates by the names of the base's layers, in the type they are saved in.
+        folder: The adapter's folder; it is replaced if it exists.
+        pairs: Its updates by the names of the base's layers, in the dtype to save.
         base_model: Name of the base for the adapter's config.
         config: Further fields of the LoraConfig; ``target_modules`` must be one of them. Ranks and
             scalings follow from `pairs`.
@@ -78,7 +78,7 @@ def write_adapter(
             **fields,
         }
     ).to_dict()
-    content |= fields  # PEFT makes sets of names, whose order is chance
+    content |= fields  # PEFT makes sets of names, whose order is arbitrary
     tensors = {
         f"base_model.model.{layer}.lora_{letter}.weight": factor.contiguous()
         for layer, pair in sorted(pairs.items())
@@ -119,8 +119,8 @@ def write_manifest(folder: Path, content: Mapping[str, Any], remark: str) -> Pat
 def _ranks(pairs: Mapping[str, LoraPair]) -> dict[str, Any]:
     """Return the fields of a LoraConfig that give every layer its rank and scaling.
 
-    The commonest values are plain; layers with others are named in the patterns, from the start of
-    their names on, so that no pattern fits another layer.
+    The commonest values become ``r`` and ``lora_alpha``. Other layers get patterns that match from
+    the start of their names, so that no pattern matches another layer.
     """
     ranks = {layer: pair.rank for layer, pair in pairs.items()}
     alphas = {layer: _alpha(pair) for layer, pair in pairs.items()}
@@ -144,7 +144,7 @@ def _commonest(values: Iterable[float]) -> float:
 
 
 def _in_order(weights: bytes) -> bytes:
-    """Return a safetensors file with sorted metadata; safetensors leaves their order to chance."""
+    """Return a safetensors file with sorted metadata; safetensors writes it in any order."""
     start, length = 8, int.from_bytes(weights[:8], "little")
     header = parse_json(weights[start : start + length])
     header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}

@@ -149,7 +149,7 @@ ADAPTERS = {
         lambda f: without_layer(f / WEIGHTS)),
     "unequal widths": (CompatibilityError, ["a layer of shape", "different base models"],
         lambda f: narrower(f / WEIGHTS)),
-    "fewer layers than the base": (CompatibilityError, ["leaves out model.layers.1", "shallower"],
+    "fewer layers than the base": (CompatibilityError, ["leaves out model.layers.1", "fewer"],
         all_adapters(without_layer)),
     "another width than the base": (CompatibilityError, ["does not fit", "were made for"],
         all_adapters(narrower)),

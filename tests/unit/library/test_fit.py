@@ -69,7 +69,7 @@ def test_another_architecture(
     assert_sentence(
         caught.value,
         "does not fit my/llama",
-        "no linear layer model.layers.0.self_attn.qkv_proj (nor 1 more)",
+        "no linear layer model.layers.0.self_attn.qkv_proj (and 1 more)",
         "the adapters were made for",
     )
 
@@ -77,7 +77,7 @@ def test_another_architecture(
 CHANGED = {
     "width": (
         {"hidden_size": 32},
-        ["model.layers.0.self_attn.o_proj is of shape (32, 32) and the adapters are for (64, 64)"],
+        ["model.layers.0.self_attn.o_proj has shape (32, 32) and the adapters are for (64, 64)"],
     ),
     "deeper": (
         {"num_hidden_layers": 4},
@@ -85,7 +85,7 @@ CHANGED = {
     ),
     "shallower": (
         {"num_hidden_layers": 1},
-        ["no linear layer model.layers.1.self_attn.o_proj (nor 1 more)"],
+        ["no linear layer model.layers.1.self_attn.o_proj (and 1 more)"],
     ),
 }
 
@@ -144,7 +144,7 @@ def test_an_adapter_of_a_model_without_its_head(
         check_fit(load_library(str(tmp_path)), tiny_model("llama"), "base")
     assert_sentence(
         caught.value,
-        "no linear layer layers.0.self_attn.q_proj (nor 1 more)",
+        "no linear layer layers.0.self_attn.q_proj (and 1 more)",
         "it has model.layers.0.self_attn.q_proj",
         "without its head",
     )

@@ -120,7 +120,7 @@ def test_a_library_on_the_hub_names_no_path_of_this_machine(
     put_in_cache(cache, "org/lib", tmp_path / "lib")
     with pytest.raises(LibraryError) as caught:
         load_library("org/lib")
-    assert_sentence(caught.value, f"org/lib on the hub: {kind}/b names a path of this machine")
+    assert_sentence(caught.value, f"org/lib on the hub: {kind}/b names a path on this machine")
 
 
 def test_a_repository_without_library_yaml(cache: Path, tiny_library: Callable[..., Path]) -> None:
@@ -168,7 +168,7 @@ def test_an_adapter_of_a_local_library_that_is_offline(cache: Path, tmp_path: Pa
 def test_names_that_the_hub_does_not_allow(name: str, cache: Path) -> None:
     with pytest.raises(HubError) as caught:
         fetch_adapter(HubSource.parse(name))
-    assert_sentence(caught.value, name, "no name that the hub allows", "local folder")
+    assert_sentence(caught.value, name, "not a valid name on the hub", "local folder")
 
 
 def answer(status: int) -> Any:

@@ -144,10 +144,10 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         put("A", lambda t: (t * math.nan).to(torch.float8_e4m3fn)),
         [KEY.format("A"), "NaN or Inf"],
     ),
-    "integers": (put("A", lambda t: t.to(torch.int8)), ["int8", "not of floats", "export"]),
-    "booleans": (put("B", lambda t: t > 0), ["bool", "not of floats"]),
+    "integers": (put("A", lambda t: t.to(torch.int8)), ["int8", "not floating point", "export"]),
+    "booleans": (put("B", lambda t: t > 0), ["bool", "not floating point"]),
     "4-bit floats": (four_bit_floats, ["no readable safetensors file", "copy it again"]),
-    "complex": (put("A", lambda t: t.to(torch.complex64)), ["complex64", "not of floats"]),
+    "complex": (put("A", lambda t: t.to(torch.complex64)), ["complex64", "not floating point"]),
     "ranks differ": (
         put("B", lambda t: t[:, :3]),
         ["model.layers.0.self_attn.o_proj", "(4, 64) and (64, 3)", "export"],
@@ -172,9 +172,14 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "rank unlike the config's": (
         config(r=8),
-        [CONFIG_FILE, "says rank 8 for model.layers.0.self_attn.o_proj", "of rank 4", "copy both"],
+        [
+            CONFIG_FILE,
+            "gives rank 8 for model.layers.0.self_attn.o_proj",
+            "have rank 4",
+            "copy both",
+        ],
     ),
-    "rank unlike its pattern": (config(rank_pattern={"o_proj": 2}), ["says rank 2"]),
+    "rank unlike its pattern": (config(rank_pattern={"o_proj": 2}), ["gives rank 2"]),
     "two adapters in one file": (second_adapter, ["second lora_A", "one adapter per folder"]),
     "a DoRA magnitude": (
         lambda f: edit_weights(
@@ -222,7 +227,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         config(target_parameters=["x.weight"]),
         ["(target_parameters)", UNSUPPORTED],
     ),
-    "an Arrow router": (config(arrow_config={"top_k": 2}), ["a router of its own", UNSUPPORTED]),
+    "an Arrow router": (config(arrow_config={"top_k": 2}), ["its own router", UNSUPPORTED]),
     **{
         f"starts from {init}": (
             config(init_lora_weights=init),
@@ -244,7 +249,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "target_modules a number": (config(target_modules=7), ["target_modules is 7", "correct it"]),
     "target_modules of numbers": (config(target_modules=[7]), ["target_modules is [7]"]),
     "layers_to_transform a word": (config(layers_to_transform="x"), ["layers_to_transform is 'x'"]),
-    "alpha_pattern long": (config(alpha_pattern={"a" * 10_001: 1}), ["too intricate"]),
+    "alpha_pattern long": (config(alpha_pattern={"a" * 10_001: 1}), ["too long"]),
     "a name of thousands": (
         lambda f: edit_weights(
             f, lambda t: t.update({"a." * 5000 + "lora_A.weight": torch.ones(2, 2)})
@@ -355,9 +360,9 @@ def test_a_strangers_pattern_cannot_keep_us_busy(field: str) -> None:
     fields = {"target_modules": [], field: "(a|a)+x"}
     with pytest.raises(LibraryError) as caught:
         Targets.read(fields, Path("some/config")).named(["a" * 60])
-    assert_sentence(caught.value, f"some/config: {field} '(a|a)+x' is too intricate")
+    assert_sentence(caught.value, f"some/config: {field} '(a|a)+x' takes too long")
     patterns = {"alpha_pattern": {"(a|a)+x": 1}}
-    with pytest.raises(LibraryError, match=r"alpha_pattern '.*' is too intricate"):
+    with pytest.raises(LibraryError, match=r"alpha_pattern '.*' takes too long"):
         Scaling(patterns, Path("some/config")).of("a" * 60, 4)
 
 
