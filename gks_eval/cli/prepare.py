@@ -64,16 +64,17 @@ def _prepare(
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UsageError(f"--dtype {dtype} is unknown; use float32, bfloat16 or float16.")
     with working("reading the library and its data"):
+        from gks_eval.cli._training_view import quiet_training
         from gks_eval.library.load import load_library
         from gks_eval.training.vectors import VectorOptions, plan_vectors, prepare
-        from gks_eval.util.quiet import quiet_libraries
 
-        quiet_libraries()
+        quiet_training()
         loaded = load_library(library)
         options = VectorOptions(samples, steps, batch_size, learning_rate, seed, dtype)
         plan = plan_vectors(loaded, router, _data(loaded, data or [], seed), options)
     _show(plan)
     if dry_run:
+        typer.echo(f"{plan.folder}: nothing made (--dry-run)")
         return
     waiting = [job for job in plan.jobs if not job.done]
     each = steps if router == "phatgoose" else 0
@@ -130,8 +131,7 @@ def _show(plan: VectorPlan) -> None:
 
     from gks_eval.grid.table import print_whole
 
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
-    table.caption = f"To {plan.folder}."
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("expert", "rows", "tokens", "steps", "state"):
         right = column not in ("expert", "state")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)

@@ -19,6 +19,7 @@ from gks_eval.library.load import Library, load_library
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import CONFIG_FILE, EXPORT, WEIGHTS_FILE, Adapter
 from gks_eval.library.peft_check import check_with_peft
+from gks_eval.library.prepared import vectors_folder, write_vectors
 from gks_eval.library.target_fields import target_fields
 from gks_eval.library.truncation import Truncation, truncated
 from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
@@ -136,16 +137,30 @@ def export(
         write_manifest(aside, manifest, "Written by `gks-eval export`.")
         facts = Facts(folder.name, record, license, places, found, hashes, rank)
         (aside / CARD).write_text(model_card(library, setting, facts), encoding="utf-8", newline="")
-        load_library(str(aside))
+        _copy_vectors(library, setting, load_library(str(aside)), aside)
         for name, pairs in found.items():
             check_with_peft(aside / places[name], pairs)
     return Exported(folder, {n: folder / p for n, p in places.items()}, truncation, False)
 
 
+def _copy_vectors(library: Library, setting: Setting, exported: Library, folder: Path) -> None:
+    """Write the vectors that the setting's router needs, as those of the new adapters."""
+    vectors = library.vectors(setting)
+    if vectors is None:
+        return
+    experts = {
+        name: {**vectors.record["experts"][name], "adapter": adapter.digest}
+        for name, adapter in exported.experts.items()
+    }
+    place = vectors_folder(folder, setting.router)
+    write_vectors(place, vectors.tensors, {**vectors.record, "experts": experts})
+
+
 def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, Any]:
     # A local path must not appear in an export.
     local = Path(library.name).expanduser().exists()
-    return {
+    vectors = library.vectors(setting)
+    return ({} if vectors is None else {"vectors": vectors.sha256}) | {
         "library": library.path.parent.resolve().name if local else library.name,
         "content_hash": library.content_hash,
         "setting": setting.identity(),

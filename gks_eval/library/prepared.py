@@ -7,6 +7,7 @@ are in the cache folder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from gks_eval.errors import LibraryError
 from gks_eval.library.peft_adapter import Adapter
@@ -31,6 +33,7 @@ __all__ = [
     "prepare_command",
     "prepared_vectors",
     "read_vectors",
+    "vectors_folder",
     "write_vectors",
 ]
 
@@ -40,6 +43,24 @@ _RECORD_FILE: Final = "prepared.json"
 _RECORD: Final = JsonFile(
     "record of prepared vectors", LibraryError, "run `gks-eval prepare` again", limit=1 << 26
 )
+
+
+class _Made(BaseModel):
+    """What is read of an expert's entry in the record."""
+
+    model_config = ConfigDict(extra="allow")
+
+    adapter: str
+    fingerprint: str = ""
+
+
+class _Record(BaseModel):
+    """What is read of the record."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sha256: str
+    experts: dict[str, _Made]
 
 
 class Experts(Protocol):
@@ -111,7 +132,7 @@ def prepared_vectors(library: Experts, router: str) -> PreparedVectors:
         made = found.record["experts"].get(name)
         if made is None:
             raise LibraryError(f"{folder} lacks expert {name!r}; resume with {command}.")
-        if made.get("adapter") != adapter.digest:
+        if made["adapter"] != adapter.digest:
             raise LibraryError(
                 f"{folder} was made for another adapter than the expert {name!r} of library "
                 f"{library.name}; make it again with {command}."
@@ -133,16 +154,15 @@ def read_vectors(folder: Path) -> PreparedVectors:
         LibraryError: The files are missing or broken.
     """
     file = folder / _VECTORS_FILE
-    record = _RECORD.read(folder / _RECORD_FILE)
+    record = _RECORD.read_as(folder / _RECORD_FILE, _Record).model_dump()
     try:
         stat = file.stat()
-        tensors, sha256 = _load(file, stat.st_mtime_ns, stat.st_size)
+        tensors, sha256 = _load(file, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
     except (OSError, SafetensorError) as error:
         raise LibraryError(
             f"{file} cannot be read ({error}); run `gks-eval prepare` again."
         ) from None
-    experts = record.get("experts")
-    if sha256 != record.get("sha256") or not isinstance(experts, dict):
+    if sha256 != record["sha256"]:
         raise LibraryError(
             f"{file} is not the file that {_RECORD_FILE} next to it describes; run "
             "`gks-eval prepare` again."
@@ -166,16 +186,20 @@ def write_vectors(
         (draft / _RECORD_FILE).write_text(text, encoding="utf-8", newline="")
 
 
+def vectors_folder(root: Path, router: str) -> Path:
+    """Return the folder of a router's vectors in a library's folder."""
+    return root / _FOLDER / router
+
+
 def _places(library: Experts, router: str) -> tuple[Path, Path]:
-    return (
-        library.path.parent / _FOLDER / router,
-        cache_dir() / _FOLDER / library.content_hash / router,
-    )
+    cached = cache_dir() / _FOLDER / library.content_hash / router
+    return vectors_folder(library.path.parent, router), cached
 
 
 @lru_cache(maxsize=4)
-def _load(file: Path, _modified: int, _size: int) -> tuple[dict[str, torch.Tensor], str]:
-    tensors = {name: vector.float() for name, vector in load_file(file).items()}
+def _load(file: Path, _stamp: tuple[int, int, int]) -> tuple[dict[str, torch.Tensor], str]:
+    raw = file.read_bytes()  # not mapped, so that it can be replaced on Windows
+    tensors = {name: vector.float() for name, vector in load(raw).items()}
     if not all(vector.isfinite().all() for vector in tensors.values()):
         raise SafetensorError("it holds numbers that are not finite")
-    return tensors, sha256_of(file)
+    return tensors, hashlib.sha256(raw).hexdigest()

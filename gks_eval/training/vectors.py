@@ -250,7 +250,7 @@ def _made(folder: Path) -> dict[str, Any]:
     """Return the fingerprints of the experts that have vectors."""
     try:
         return {
-            name: made.get("fingerprint")
+            name: made["fingerprint"]
             for name, made in read_vectors(folder).record["experts"].items()
         }
     except LibraryError:

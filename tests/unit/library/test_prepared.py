@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import assert_sentence, edit_json, save_adapter, save_random_vectors
+from common import TARGETS, assert_sentence, edit_json, load_tiny, save_adapter, save_random_vectors
 from safetensors.torch import load_file, save_file
 
 from gks_eval.errors import LibraryError
+from gks_eval.library.export import export
 from gks_eval.library.load import load_library
 from gks_eval.library.prepared import home_of_vectors, write_vectors
 from gks_eval.method.setting import Setting
+from gks_eval.model.inject import attach
 
 SETTING = Setting(router="phatgoose", subtract=())
 COMMAND = "`gks-eval prepare {} --router phatgoose`"
@@ -72,8 +74,6 @@ def test_changed_vectors_are_another_content(folder: Path) -> None:
 def test_vectors_of_another_adapter_are_refused(
     folder: Path, tiny_base: Callable[..., Path]
 ) -> None:
-    from common import TARGETS, load_tiny
-
     save_random_vectors(folder, "phatgoose")
     save_adapter(load_tiny(tiny_base("phi3")), folder / "experts/beta", TARGETS["phi3"], seed=77)
     refused(folder, "another adapter", "'beta'", COMMAND.format(folder))
@@ -87,7 +87,30 @@ def test_another_file_than_the_record_describes_is_refused(folder: Path) -> None
     refused(folder, str(file), "prepared.json", "gks-eval prepare")
 
 
-@pytest.mark.parametrize("fault", ["no record", "no vectors", "torn", "nan", "no expert", "short"])
+def test_an_export_keeps_the_vectors_and_the_function(
+    folder: Path, tiny_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    save_random_vectors(folder, "phatgoose")
+    library = load_library(str(folder))
+    setting = "phatgoose:en;preset=exact"
+    done = export(library, setting, tmp_path / "export")
+    exported = load_library(str(done.folder))
+    model, tokens = load_tiny(tiny_base("phi3")), torch.arange(20, 60).reshape(2, 20)
+    with torch.no_grad():
+        with attach(model, library, setting):
+            expected = model(tokens).logits
+        with attach(model, exported, "phatgoose;combine=outputs"):
+            found = model(tokens).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert export(library, setting, done.folder).kept
+    save_random_vectors(folder, "phatgoose", seed=1)
+    with pytest.raises(LibraryError, match="another export"):
+        export(load_library(str(folder)), setting, done.folder)
+
+
+@pytest.mark.parametrize(
+    "fault", ["no record", "no vectors", "torn", "nan", "no expert", "short", "list"]
+)
 def test_faults_are_sentences(fault: str, folder: Path) -> None:
     save_random_vectors(folder, "phatgoose")
     place = folder / "prepared/phatgoose"
@@ -103,6 +126,8 @@ def test_faults_are_sentences(fault: str, folder: Path) -> None:
         file.write_bytes(file.read_bytes()[:-10])
     elif fault == "nan":
         write_vectors(place, {n: v * torch.nan for n, v in tensors.items()}, {"experts": experts})
+    elif fault == "list":
+        edit_json(place / "prepared.json", experts={"alpha": "made"})
     elif fault == "no expert":
         edit_json(place / "prepared.json", experts={"alpha": experts["alpha"]})
     else:
