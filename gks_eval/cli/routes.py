@@ -1,4 +1,4 @@
-"""`gks-eval routes`: routing on tasks, or on one text token by token."""
+"""`gks-eval routes`: routing on tasks, on one text, or on the experts' own text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from gks_eval.errors import DataError, UsageError
 from gks_eval.util.files import check_output
 
 if TYPE_CHECKING:
+    from gks_eval.method.setting import Setting
     from gks_eval.model.lm import GksArrowLM
+    from gks_eval.training.jobs import TrainingPlan
 
 __all__ = ["register"]
 
@@ -43,18 +45,45 @@ def _routes(
         ),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="A UTF-8 file to route token by token.")] = None,
+    accuracy: Annotated[
+        bool,
+        typer.Option(
+            "--accuracy",
+            help="Share of held-out text that goes to the expert trained on its kind.",
+        ),
+    ] = False,
     setting: Annotated[
         str,
         typer.Option(
-            help="A setting in the grid's grammar, such as arrow.",
+            "--setting",
+            "--settings",
+            help="A setting in the grid's grammar, such as arrow; for --accuracy also several, "
+            "separated by commas.",
             autocompletion=_complete.settings,
         ),
     ] = "gks:avg",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="JSON file for all numbers of --tasks (routes.json)."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON file for all numbers: routes.json, or accuracy.json for --accuracy.",
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-L", min=1, help="Items per task.")] = 50,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", "-L", min=1, help="Items per task, or held-out rows per expert."),
+    ] = 50,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe for --accuracy; default: the library's own recipe.yaml.",
+            autocompletion=_complete.recipes,
+        ),
+    ] = None,
+    every_layer: Annotated[
+        bool, typer.Option("--every-layer", help="Print all layers (--accuracy).")
+    ] = False,
     pretrained: Annotated[
         str | None, typer.Option(help="Base model; default: the library's.")
     ] = None,
@@ -65,24 +94,23 @@ def _routes(
     ] = None,
 ) -> None:
     """Show each expert's share of tokens, mean coefficient and entropy, per layer."""
-    if (task is None) == (text is None):
-        raise UsageError("give one of --tasks and --text.")
+    if (task is not None) + (text is not None) + accuracy != 1:
+        raise UsageError("give one of --tasks, --text and --accuracy.")
     if text is not None and output is not None:
-        raise UsageError("--output is for --tasks; leave it out with --text.")
+        raise UsageError("--output is for --tasks and --accuracy; leave it out with --text.")
+    if not accuracy and (recipe is not None or every_layer):
+        name = "--recipe" if recipe is not None else "--every-layer"
+        raise UsageError(f"{name} is for --accuracy; leave it out.")
     content = None if text is None else _read(text)
     from gks_eval.cli._bar import working
     from gks_eval.cli._lm_eval import lm_eval_errors
-    from gks_eval.method.setting import Setting
 
-    parsed, others = Setting.parse(setting)
-    if others:
-        name = next(iter(others))
-        mend = f"use --{name}" if name in ("library", "pretrained", "dtype") else "leave it out"
-        raise UsageError(f"--setting: {name} is not an argument of a setting; {mend}.")
+    labels = [part.strip() for part in setting.split(",")] if accuracy else [setting]
+    parsed = {label: _setting(label) for label in labels}
+    if accuracy and (fixed := [name for name, one in parsed.items() if one.expert or one.merge]):
+        raise UsageError(f"--setting {fixed[0]} does not choose among experts; name a router.")
     if output is not None:
         check_output(output)
-    if not parsed.uses_library:
-        raise UsageError(f"--setting {setting} does not route; choose another, such as arrow.")
     names = [part.strip() for part in (task or "").split(",") if part.strip()]
     with working("reading the tasks"), lm_eval_errors():
         from gks_eval.model.lm import GksArrowLM
@@ -90,13 +118,44 @@ def _routes(
 
         quiet_libraries()
         tasks = {} if task is None else _tasks(names, include_path or [])
-    lm = GksArrowLM(pretrained, library=library, dtype=dtype, **parsed.arguments())
-    if content is not None:
+    plan = _plan(library, recipe) if accuracy else None
+    arguments = parsed[labels[0]].arguments()
+    lm = GksArrowLM(pretrained, library=library, dtype=dtype, **arguments)
+    if plan is not None:
+        from gks_eval.cli._routing_accuracy import show_accuracy
+
+        show_accuracy(lm, parsed, plan, limit, output, every_layer)
+    elif content is not None:
         _show_text(lm, content)
     else:
         with lm_eval_errors():  # after the model, as the authors' protocol needs one of ours
             items = _items(tasks, limit)
         _show_tasks(lm, items, setting, output)
+
+
+def _plan(library: str, recipe: str | None) -> TrainingPlan:
+    """Return the recipe's jobs, checked before the base's weights are read."""
+    from gks_eval.cli._recipe import recipe_of
+    from gks_eval.library.load import load_library
+    from gks_eval.training.held_out import check_held_out
+
+    loaded = load_library(library)
+    plan = recipe_of(loaded, recipe)
+    check_held_out(plan, list(loaded.experts))
+    return plan
+
+
+def _setting(text: str) -> Setting:
+    from gks_eval.method.setting import Setting
+
+    parsed, others = Setting.parse(text)
+    if others:
+        name = next(iter(others))
+        mend = f"use --{name}" if name in ("library", "pretrained", "dtype") else "leave it out"
+        raise UsageError(f"--setting: {name} is not an argument of a setting; {mend}.")
+    if not parsed.uses_library:
+        raise UsageError(f"--setting {text} does not route; choose another, such as arrow.")
+    return parsed
 
 
 def _read(path: Path) -> str:

@@ -1,16 +1,67 @@
-"""Held-out loss: the mean over scored tokens of -log p, in float32."""
+"""Rows that training held out, and the loss on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gks_eval.errors import DataError
 from gks_eval.training.examples import Example
+from gks_eval.training.job_data import load_job_data
+from gks_eval.training.jobs import TrainingPlan
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
-__all__ = ["mean_loss"]
+__all__ = ["check_held_out", "held_out_rows", "mean_loss"]
+
+
+def held_out_rows(
+    plan: TrainingPlan,
+    experts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None = None,
+) -> dict[str, list[tuple[int, ...]]]:
+    """Return the token ids of the rows that training held out, prompt and answer, by expert.
+
+    Args:
+        plan: The recipe's jobs.
+        experts: Names of the experts.
+        tokenizer: Of the base model.
+        limit: Maximum number of rows per expert.
+
+    Raises:
+        DataError: The recipe lacks an expert or holds no rows out, or its data have a fault.
+        HubError: The hub cannot be reached.
+    """
+    check_held_out(plan, experts)
+    jobs = {job.name: job for job in plan.jobs if job.kind == "experts"}
+    return {
+        name: [
+            example.input_ids
+            for example in load_job_data(jobs[name], plan.root, tokenizer).held_out[:limit]
+        ]
+        for name in experts
+    }
+
+
+def check_held_out(plan: TrainingPlan, experts: Sequence[str]) -> None:
+    """Refuse a recipe without held-out rows of all experts; no row is read.
+
+    Raises:
+        DataError: The recipe lacks an expert or holds no rows out.
+    """
+    jobs = {job.name: job for job in plan.jobs if job.kind == "experts"}
+    if missing := [name for name in experts if name not in jobs]:
+        raise DataError(
+            f"the recipe in {plan.root} has no expert {missing[0]!r}; give the recipe that the "
+            "library was trained from."
+        )
+    if not all(jobs[name].section.held_out for name in experts):
+        raise DataError(
+            f"the recipe in {plan.root} holds no rows out; set `held_out` in its experts."
+        )
 
 
 def mean_loss(model: torch.nn.Module, examples: Sequence[Example]) -> float:

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-__all__ = ["GEOMETRY", "ROUTING", "GeometrySchema", "RoutingSchema"]
+__all__ = [
+    "ACCURACY",
+    "GEOMETRY",
+    "ROUTING",
+    "AccuracySchema",
+    "GeometrySchema",
+    "RoutingSchema",
+]
 
 RoutingSchema = Literal["gks_eval.routing/1"]
 ROUTING: Final[RoutingSchema] = "gks_eval.routing/1"
 GeometrySchema = Literal["gks_eval.geometry/1"]
 GEOMETRY: Final[GeometrySchema] = "gks_eval.geometry/1"
+AccuracySchema = Literal["gks_eval.routing_accuracy/1"]
+ACCURACY: Final[AccuracySchema] = "gks_eval.routing_accuracy/1"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from common import save_two_expert_recipe
 
 from gks_eval.cli.main import main
 
@@ -115,3 +117,52 @@ def test_tasks_that_are_not_routed_are_named(routes: Callable[..., tuple[int, st
     status, printed = routes("--tasks", "gks_bbh_word_sorting,gks_paper_piqa", "--limit", "1")
     assert status == 0, printed
     assert "Left out, not scored by log-likelihood: gks_bbh_word_sorting." in printed
+
+
+def test_accuracy_on_the_held_out_rows_of_a_recipe(
+    routes: Callable[..., tuple[int, str]],
+    tiny_base: Callable[[str], Path],
+    tiny_library: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    folder, output = tmp_path / "library", tmp_path / "accuracy.json"
+    shutil.copytree(tiny_library("phi3", experts=("one", "two")), folder)
+    asked = ("--library", str(folder), "--accuracy", "--settings", "arrow;top_k=1, uniform")
+    status, printed = routes(*asked)
+    assert status == 2
+    assert "has no recipe.yaml; name one with --recipe" in printed
+    recipe = save_two_expert_recipe(folder, tiny_base("phi3"), rows=9, dropout=0.0)
+    status, printed = routes(*asked)
+    assert status == 6
+    assert "holds no rows out; set `held_out`" in printed
+    recipe.write_text(recipe.read_text("utf-8").replace("experts:", "experts:\n  held_out: 4", 1))
+    status, printed = routes(*asked, "--limit", "3", "--every-layer", "--output", str(output))
+    assert status == 0, printed
+    assert "2 experts, 6 rows" in " ".join(printed.split())
+    found = json.loads(output.read_text("utf-8"))
+    assert found["schema"] == "gks_eval.routing_accuracy/1"
+    assert found["experts"] == ["one", "two"]
+    assert found["rows"] == {"one": 3, "two": 3}
+    assert list(found["settings"]) == ["arrow;top_k=1", "uniform"]
+    for one in found["settings"].values():
+        # Both experts have the same rows, so every choice is right half of the time.
+        assert one["tokens"] == pytest.approx([0.5] * len(one["layers"]))
+        assert one["all_sequences"] == pytest.approx(0.5)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_bad_arguments_of_accuracy(routes: Callable[..., tuple[int, str]]) -> None:
+    task = ("--tasks", "gks_paper_piqa")
+    cases: list[tuple[tuple[str, ...], str]] = [
+        ((), "give one of --tasks, --text and --accuracy"),
+        ((*task, "--accuracy"), "give one of --tasks, --text and --accuracy"),
+        ((*task, "--recipe", "x"), "--recipe is for --accuracy"),
+        ((*task, "--every-layer"), "--every-layer is for --accuracy"),
+        (("--accuracy", "--setting", "arrow,expert:alpha"), "does not choose among experts"),
+        (("--accuracy", "--setting", "arrow,merge:mean"), "does not choose among experts"),
+        (("--accuracy", "--setting", "base"), "does not route"),
+    ]
+    for options, said in cases:
+        status, printed = routes(*options)
+        assert status == 2
+        assert said in printed
