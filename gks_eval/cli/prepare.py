@@ -13,7 +13,7 @@ from gks_eval.errors import UsageError
 if TYPE_CHECKING:
     from gks_eval.library.library import Library
     from gks_eval.training.jobs import TrainingPlan
-    from gks_eval.training.vectors import VectorPlan
+    from gks_eval.training.vector_plan import VectorPlan
 
 __all__ = ["register"]
 
@@ -66,7 +66,8 @@ def _prepare(
     with working("reading the library and its data"):
         from gks_eval.cli._training_view import quiet_training
         from gks_eval.library.load import load_library
-        from gks_eval.training.vectors import VectorOptions, plan_vectors, prepare
+        from gks_eval.training.vector_plan import VectorOptions, plan_vectors
+        from gks_eval.training.vectors import prepare
 
         quiet_training()
         loaded = load_library(library)

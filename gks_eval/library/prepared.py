@@ -158,7 +158,7 @@ def read_vectors(folder: Path) -> PreparedVectors:
     try:
         stat = file.stat()
         tensors, sha256 = _load(file, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise LibraryError(
             f"{file} cannot be read ({error}); run `gks-eval prepare` again."
         ) from None

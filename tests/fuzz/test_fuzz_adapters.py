@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 
 from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE, read_adapter
+from gks_eval.library.prepared import read_vectors, write_vectors
 
 PREFIX = "base_model.model.model.layers"
 DTYPES = (
@@ -143,3 +145,33 @@ def test_safetensors(folder: Path, tmp_path: Path) -> None:
             assert torch.isfinite(pair.A).all()
 
     holds("safetensors", weights(), parse, str(other))
+
+
+def test_prepared_vectors(tmp_path: Path) -> None:
+    place = tmp_path / "phatgoose"
+    place.mkdir()
+
+    def parse(raw: bytes) -> None:
+        (place / "vectors.safetensors").write_bytes(raw)
+        record = {"sha256": hashlib.sha256(raw).hexdigest(), "experts": {}}
+        (place / "prepared.json").write_text(json.dumps(record), "utf-8")
+        for vector in read_vectors(place).tensors.values():
+            assert vector.dtype == torch.float32
+            assert torch.isfinite(vector).all()
+
+    holds("prepared vectors", weights(), parse, str(place))
+
+
+def test_record_of_prepared_vectors(tmp_path: Path) -> None:
+    place = tmp_path / "phatgoose"
+    made = {"one": {"adapter": "ab", "fingerprint": "cd"}}
+    write_vectors(place, {"one/x": torch.ones(3)}, {"experts": made, "steps": 100})
+    record = json.loads((place / "prepared.json").read_text("utf-8"))
+
+    def parse(raw: bytes) -> None:
+        (place / "prepared.json").write_bytes(raw)
+        for entry in read_vectors(place).record["experts"].values():
+            assert isinstance(entry["adapter"], str)
+            assert isinstance(entry["fingerprint"], str)
+
+    holds("prepared.json", json_files(record), parse, str(place))

@@ -22,7 +22,8 @@ from gks_eval.training.examples import Example
 from gks_eval.training.gates import Gate, gated, train_gates
 from gks_eval.training.job_data import load_job_data
 from gks_eval.training.jobs import make_plan
-from gks_eval.training.vectors import VectorOptions, VectorPlan, plan_vectors, prepare
+from gks_eval.training.vector_plan import VectorOptions, VectorPlan, plan_vectors
+from gks_eval.training.vectors import prepare
 from gks_eval.util.files import exclusive
 
 SHORT = VectorOptions(steps=4, batch_size=2)
