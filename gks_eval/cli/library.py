@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from gks_eval.cli import _complete
+from gks_eval.cli._overlap import overlap
 from gks_eval.util.files import check_output
 
 __all__ = ["register"]
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
     family.command("list")(_list)
     family.command("show")(_show)
     family.command("path")(_path)
+    family.command("overlap")(overlap)
     app.add_typer(family, name="library")
 
 

@@ -243,6 +243,8 @@ TASKS = {
     "faulty items": ("lint gks_piqa", DataError, ["faulty items: 1", "1 of 1 tasks"], faulty_piqa),
     "run with a folder that is none": ("run --tasks x --include_path nowhere", UsageError,
         ["--include_path nowhere is not a folder"]),
+    "overlap without a recipe": ("library overlap library --tasks gks_demo_goals_en", UsageError,
+        ["library library has no recipe.yaml", "--recipe"]),
     "accuracy without a recipe": ("routes --library library --accuracy", UsageError,
         ["library library has no recipe.yaml", "--recipe"]),
     "routes with a folder that is none": (
