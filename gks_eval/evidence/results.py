@@ -242,6 +242,8 @@ def _iso(date: float | None) -> str:
 
 
 def _info(raw: _Raw) -> dict[str, str]:
+    ours = raw.config.get("gks_eval")
+    ours = ours if isinstance(ours, dict) else {}
     facts = {
         "model_name": raw.model_name,
         "model_folder": raw.model_name_sanitized,
@@ -252,5 +254,7 @@ def _info(raw: _Raw) -> dict[str, str]:
         "dtype": raw.config.get("model_dtype"),
         "device": raw.config.get("device"),
         "limit": raw.config.get("limit"),
+        "family": ours.get("family"),
+        "needs": ours.get("needs"),
     }
     return {n: str(_without_secrets(fact)) for n, fact in facts.items() if fact not in (None, "")}

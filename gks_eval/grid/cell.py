@@ -24,14 +24,13 @@ from gks_eval.model.base_model import content_stamp
 from gks_eval.util.files import disk_errors, write_text
 from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.process_group import ProcessGroup
-from gks_eval.util.result_files import RESULTS, samples_of
+from gks_eval.util.result_files import CELL_FILE, RESULTS, samples_of
 
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
 
 __all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "record_of"]
 
-CELL_FILE: Final = "cell.json"
 # Arguments that are never written to a file.
 _SECRET: Final = ("token", "use_auth_token")
 

@@ -8,6 +8,7 @@ from lm_eval.api.model import CacheHook
 
 from gks_eval.errors import UsageError
 from gks_eval.library.load import Library
+from gks_eval.method.family import family_of, needs_of
 from gks_eval.method.setting import Setting
 from gks_eval.model.base_model import ResolvedBase, content_stamp
 from gks_eval.model.inject import Attachment, attach
@@ -111,6 +112,8 @@ class RoutedLM(PackedLM):
         info["gks_eval"] = {
             "identity": self.identity(),
             "setting": self.setting.identity(),
+            "family": family_of(self.setting),
+            "needs": needs_of(self.setting) or "nothing",
             "library": library.describe(self.setting)
             if library and self.setting.uses_library
             else None,

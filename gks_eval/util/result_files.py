@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 from typing import Final
 
-__all__ = ["RESULTS", "is_results", "samples_of", "timestamp_of"]
+__all__ = ["CELL_FILE", "RESULTS", "is_results", "samples_of", "timestamp_of"]
 
 RESULTS: Final = "results_*.json"
 """Glob of results; with ``--output_path x.json`` they are called ``x_<stamp>.json`` instead."""
+
+CELL_FILE: Final = "cell.json"
+"""What a grid records next to the results of a setting."""
 
 _SAMPLES: Final = "samples_"
 # lm-eval stamps its files with datetime.isoformat(), ":" replaced by "-".

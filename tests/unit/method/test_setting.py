@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from common import assert_sentence
 from pydantic import ValidationError
 
 from gks_eval.errors import UsageError
+from gks_eval.method.family import family_of, needs_of
+from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import NOT_GIVEN, PRESETS, Setting, setting_arguments
 
 
@@ -276,3 +279,29 @@ def test_settings_are_frozen_hashable_and_closed() -> None:
         Setting(topk=4)
     assert {*Setting.model_fields, "preset", "top_k", "temperature"} <= setting_arguments()
     assert repr(NOT_GIVEN) == "NOT_GIVEN"
+
+
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [
+        ("base", "base"),
+        ("arrow", "routers"),
+        ("gks:avg;rule=delta;scale=0.5", "routers"),
+        ("spectr:en", "routers"),
+        ("merge:ties;rule=pico", "merges"),
+        ("merge:mean;experts=random", "controls"),
+        ("gks:en;general=rotated", "controls"),
+        ("shuffled:en", "controls"),
+        ("uniform", "controls"),
+        ("expert:a", "experts"),
+    ],
+)
+def test_every_setting_has_a_family(text: str, family: str) -> None:
+    assert family_of(Setting.parse(text)[0]) == family
+
+
+def test_a_setting_needs_what_its_methods_need() -> None:
+    assert needs_of(Setting.parse("gks:avg;rule=delta")[0]) == ""
+    method = replace(ROUTERS.get("norm"), name="gated", needs="prepared vectors")
+    with ROUTERS.lent(method):
+        assert needs_of(Setting.parse("gated:en")[0]) == "prepared vectors"

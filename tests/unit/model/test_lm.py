@@ -252,6 +252,7 @@ def test_results_record_what_was_run(gks: GksArrowLM, tiny_library: LibraryOf) -
         "temperature": 1.0,
     }
     assert info["library"]["content_hash"] == library.content_hash
+    assert (info["family"], info["needs"]) == ("routers", "nothing")
     assert {"torch", "transformers", "lm-eval"} <= set(info["versions"])
 
 
