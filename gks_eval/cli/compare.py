@@ -59,6 +59,14 @@ def compare(
     confidence: Annotated[
         float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")
     ] = 0.95,
+    leaderboard: Annotated[
+        bool | None,
+        typer.Option(
+            "--leaderboard/--no-leaderboard",
+            help="Rank the runs, with ties. By default for more than 5 runs.",
+            show_default=False,
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Compare even if versions, prompts, shots or limits differ."),
@@ -79,15 +87,18 @@ def compare(
         difference_table,
         flip_table,
         flips_to_show,
-        leaderboard,
+        score_table,
     )
+    from gks_eval.evidence.tables.leaderboard import leaderboard_tables
     from gks_eval.util.files import write_text
 
     found = baseline_first(find_runs(runs), baseline)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    options = CompareOptions(metric, wanted, force, confidence, draws, seed, leaderboard)
     with working("reading samples"):
-        comparison = build(found, CompareOptions(metric, wanted, force, confidence, draws, seed))
-    tables = [leaderboard(comparison), difference_table(comparison)]
+        comparison = build(found, options)
+    tables = [*leaderboard_tables(comparison), score_table(comparison)]
+    tables.append(difference_table(comparison))
     tables[-1].notes.extend(f"{note}." for note in comparison.notes)
     if flips:
         texts = excerpts(found[0], flips_to_show(comparison, flips))

@@ -9,12 +9,13 @@ from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.averages import group_keys
 from gks_eval.evidence.comparison import Comparison, Difference, Row, RunInfo
 from gks_eval.evidence.group_rows import group_row
+from gks_eval.evidence.leaderboard import leaderboard
 from gks_eval.evidence.notes import absent_note, forced_notes, lacking_note
 from gks_eval.evidence.recorded import recorded_notes
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import choose_metrics
 from gks_eval.evidence.stats.holm import holm
-from gks_eval.evidence.task_rows import CompareOptions, TaskOutcome, task_outcome
+from gks_eval.evidence.task_rows import MANY, CompareOptions, TaskOutcome, task_outcome
 
 __all__ = ["CompareOptions", "compare"]
 
@@ -67,6 +68,8 @@ def compare(
             lacking.extend((name, run, tasks) for run, tasks in without.items())
         if not keys:
             notes.append(f"{name} has no average of {settings.metric} and is left out")
+    ranked = len(runs) > MANY if settings.leaderboard is None else settings.leaderboard
+    averages = [row for row in rows if row.kind == "group"]
     return Comparison(
         baseline=runs[0].label,
         confidence=settings.confidence,
@@ -77,6 +80,7 @@ def compare(
         rows=rows,
         flips=[flip for outcome in outcomes.values() for flip in outcome.flips],
         notes=[*notes, *lacking_note(lacking), *_absent(rows, runs)],
+        leaderboard=leaderboard(runs, outcomes, averages, settings) if ranked else None,
     )
 
 

@@ -8,7 +8,18 @@ from pydantic import Field
 
 from gks_eval.util.yaml import FrozenModel
 
-__all__ = ["SCHEMA", "Comparison", "Difference", "Flip", "Row", "RunInfo", "Score", "titled"]
+__all__ = [
+    "SCHEMA",
+    "Comparison",
+    "Difference",
+    "Flip",
+    "Leaderboard",
+    "Place",
+    "Row",
+    "RunInfo",
+    "Score",
+    "titled",
+]
 
 SCHEMA = "gks_eval.compare/1"
 
@@ -129,6 +140,42 @@ class Flip(FrozenModel):
     occurrence: int
 
 
+class Place(FrozenModel):
+    """One run on a leaderboard.
+
+    Attributes:
+        run: Its label.
+        rank: 1 plus the number of runs that are significantly better.
+        family: The kind of its setting, or ``other runs`` if the results do not record it.
+        needs: What must be there beyond the adapters; empty if the results do not record it.
+        time_ratio: Its time per token relative to ``base`` in the same grid; None if not measured.
+        score: Its mean over the tasks.
+    """
+
+    run: str
+    rank: int
+    family: str
+    needs: str
+    time_ratio: float | None
+    score: Score
+
+
+class Leaderboard(FrozenModel):
+    """All runs by rank.
+
+    Attributes:
+        tasks: The tasks of the mean.
+        weighting: How the mean weighs them.
+        places: By rank, and by mean among equal ranks.
+        notes: What is left out.
+    """
+
+    tasks: list[str]
+    weighting: Literal["by size", "plain"]
+    places: list[Place]
+    notes: list[str]
+
+
 class Comparison(FrozenModel):
     """The result of `gks-eval compare`."""
 
@@ -142,6 +189,7 @@ class Comparison(FrozenModel):
     rows: list[Row]
     flips: list[Flip]
     notes: list[str]
+    leaderboard: Leaderboard | None = None
 
     def to_json(self) -> str:
         """Return the versioned JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gks_eval.evidence.comparison import Difference, Flip, Row, Score
 from gks_eval.evidence.measure import Changes, Pair, measure_task, pair
@@ -19,7 +20,9 @@ from gks_eval.evidence.stats.unpaired import (
 )
 from gks_eval.evidence.stats.wilson import wilson_interval
 
-__all__ = ["CompareOptions", "TaskOutcome", "score_of", "task_outcome"]
+__all__ = ["MANY", "CompareOptions", "TaskOutcome", "score_of", "task_outcome"]
+
+MANY: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class CompareOptions:
         confidence: Confidence of every interval.
         draws: Resamples of a bootstrap, and random subsets of a sign-flip test.
         seed: Seed of the draws, together with the compared values; names and order have no effect.
+        leaderboard: Whether to rank the runs; None for more than `MANY` runs.
     """
 
     metric: str | None = None
@@ -41,6 +45,7 @@ class CompareOptions:
     confidence: float = 0.95
     draws: int = DRAWS
     seed: int = 0
+    leaderboard: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from gks_eval.evidence.report.library import geometry_part, routing_part
 from gks_eval.evidence.results import read_results
 from gks_eval.evidence.runs import find_runs
 from gks_eval.evidence.samples import read_samples
-from gks_eval.evidence.tables.content import leaderboard
+from gks_eval.evidence.tables.content import score_table
 from gks_eval.evidence.tables.csv_file import to_csv
 from gks_eval.evidence.tables.latex_table import to_latex
 from gks_eval.evidence.tables.markdown import to_markdown
@@ -63,7 +63,7 @@ def shown(folder: Path) -> None:
     """Compare two runs and write every format."""
     runs = find_runs([str(folder / "old"), str(folder / "new")])
     comparison = compare(runs, CompareOptions(force=True, draws=20), alone=True)
-    text = to_markdown([leaderboard(comparison)]) + to_latex(comparison) + to_csv(comparison)
+    text = to_markdown([score_table(comparison)]) + to_latex(comparison) + to_csv(comparison)
     text += _json(vars_of(collect(runs, comparison, max_text=200)))
     text.encode()
     json.loads(_json(vars_of(collect(runs, comparison))), parse_constant=_no_json)

@@ -25,8 +25,9 @@ from gks_eval.evidence.report.forest import Forest, difference_forest, paper_for
 from gks_eval.evidence.report.items import collect
 from gks_eval.evidence.report.library import geometry_part, routing_part
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.tables.content import difference_table, leaderboard
+from gks_eval.evidence.tables.content import difference_table, score_table
 from gks_eval.evidence.tables.controls_text import answers, controls_table
+from gks_eval.evidence.tables.leaderboard import leaderboard_tables
 from gks_eval.evidence.tables.paper_text import paper_tables
 
 __all__ = ["Options", "build_page"]
@@ -80,6 +81,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     macros: Any = environment.get_template("macros.html.j2").module
     parted = folds(comparison)
     changes = [_change(fold, comparison) for fold in parted if _changes(fold)]
+    ranking = [sheet(table) for table in leaderboard_tables(comparison)]
     controls = [part for folder in folders for part in _controls(read_controls(folder))]
     paper = _paper(runs, options.family)
     parts = {
@@ -104,13 +106,15 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         forest=macros.forest,
         heat=macros.heat,
         sections=[
+            *([("leaderboard", "Leaderboard")] if ranking else []),
             ("scores", "Scores"),
             *((key, names[key]) for key, part in parts.items() if part),
             ("samples", "Samples"),
             ("provenance", "Provenance"),
         ],
         comparison=comparison,
-        boards=[(fold, sheet(leaderboard(fold.comparison))) for fold in parted],
+        ranking=ranking,
+        boards=[(fold, sheet(score_table(fold.comparison))) for fold in parted],
         changes=changes,
         controls=controls,
         paper=paper,

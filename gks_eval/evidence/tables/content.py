@@ -14,9 +14,9 @@ __all__ = [
     "flip_table",
     "flips_to_show",
     "interval",
-    "leaderboard",
     "number",
     "p_value",
+    "score_table",
 ]
 
 
@@ -73,7 +73,7 @@ def best_two(row: Row) -> dict[str, str]:
     return {label: names[places.index(v)] for label, v in shown.items() if v in places}
 
 
-def leaderboard(comparison: Comparison) -> Table:
+def score_table(comparison: Comparison) -> Table:
     """Return the runs' values with n and interval, one row per task or group."""
     labels = [run.label for run in comparison.runs]
     rows: list[list[str]] = []

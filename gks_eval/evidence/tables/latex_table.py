@@ -1,10 +1,11 @@
-"""The leaderboard as a LaTeX table in the paper's layout: one row per run, one column per task."""
+"""Scores as a LaTeX table in the paper's layout: one row per run, one column per task."""
 
 from __future__ import annotations
 
 from gks_eval.evidence.comparison import Comparison
-from gks_eval.evidence.tables.content import best_two, number
+from gks_eval.evidence.tables.content import best_two, interval, number
 from gks_eval.evidence.tables.escape import latex
+from gks_eval.evidence.tables.leaderboard import by_family, ratio
 
 __all__ = ["to_latex"]
 
@@ -31,7 +32,29 @@ def to_latex(comparison: Comparison) -> str:
         lines.append(_line(cells))
     counts = [sorted({score.n for score in row.scores.values()}) for row in rows]
     lines += [r"\midrule", _line(["$n$", *("/".join(map(str, found)) for found in counts)])]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join([*lines, *_leaderboard(comparison)])
+
+
+def _leaderboard(comparison: Comparison) -> list[str]:
+    """Return the lines of a second table, with one block of rows per family."""
+    if comparison.leaderboard is None:
+        return []
+    interval_column = f"{100 * comparison.confidence:g}% interval"
+    lines = [
+        r"\begin{tabular}{lrrrrl}",
+        r"\toprule",
+        _line(["", "rank", "mean", latex(interval_column), "time", "needs"]),
+    ]
+    for family, places in by_family(comparison.leaderboard):
+        lines += [r"\midrule", _line([rf"\multicolumn{{6}}{{l}}{{{latex(family)}}}"])]
+        for place in places:
+            score = place.score
+            mean = latex(number(score.value, True))
+            texts = [interval(score.low, score.high, True), ratio(place), place.needs or "–"]
+            mean = _MARKS["best"] % mean if place.rank == 1 else mean
+            lines.append(_line([latex(place.run), str(place.rank), mean, *map(latex, texts)]))
+    return [*lines, r"\bottomrule", r"\end{tabular}", ""]
 
 
 def _line(cells: list[str]) -> str:

@@ -16,7 +16,7 @@ from gks_eval.evidence.results import read_results
 from gks_eval.evidence.runs import find_runs
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import load_scores
-from gks_eval.evidence.tables.content import leaderboard
+from gks_eval.evidence.tables.content import score_table
 
 RATIOS = {
     "word_perplexity": ("weighted_perplexity", lambda a, w: math.exp(-a.sum() / w.sum())),
@@ -302,7 +302,7 @@ def test_every_filter_is_shown_and_gated(factory, tmp_path):
     ]
     assert [row.differences[0].difference for row in comparison.rows] == [0.0, -0.5, 0.0, -0.5]
     assert {flip.filter for flip in comparison.flips} == {"loose"}
-    assert [cells[0] for cells in leaderboard(comparison).rows][1] == "t (loose)"
+    assert [cells[0] for cells in score_table(comparison).rows][1] == "t (loose)"
     verdict = gate(*runs, GatePolicy())
     assert {o.check.name: o.status for o in verdict.outcomes} == {
         "t (strict)": "pass", "t (loose)": "regression",

@@ -14,7 +14,7 @@ from gks_eval.evidence.compare import compare
 from gks_eval.evidence.comparison import Comparison, Row, RunInfo, Score
 from gks_eval.evidence.excerpts import excerpts
 from gks_eval.evidence.runs import find_runs, one_run
-from gks_eval.evidence.tables.content import best_two, difference_table, leaderboard, number
+from gks_eval.evidence.tables.content import best_two, difference_table, number, score_table
 from gks_eval.evidence.tables.csv_file import to_csv
 from gks_eval.evidence.tables.escape import csv_text, latex, markdown, plain
 from gks_eval.evidence.tables.latex_table import to_latex
@@ -71,7 +71,7 @@ def test_latex_is_laid_out_as_the_paper_s():
 
 
 def test_markdown_cells_cannot_break_the_table():
-    text = to_markdown([leaderboard(_comparison({"a|b": 0.5, "<script>": 0.6}))])
+    text = to_markdown([score_table(_comparison({"a|b": 0.5, "<script>": 0.6}))])
     assert "a\\|b" in text
     assert "<script>" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -93,7 +93,7 @@ def test_harmless_texts_and_numbers_are_left_alone_in_csv():
 def test_control_characters_never_reach_a_terminal():
     out = io.StringIO()
     comparison = _comparison({"x\x1b[31m\x07": 0.5, "y\u202e": 0.6})
-    print_tables([leaderboard(comparison)], Console(file=out, width=120))
+    print_tables([score_table(comparison)], Console(file=out, width=120))
     assert not set(out.getvalue()) & {"\x1b", "\x07", "\u202e"}
     assert "[31m" in out.getvalue()
     assert plain("a\nb\tc") == "a b c"
@@ -134,7 +134,7 @@ def test_a_narrow_terminal_gets_a_line_a_run_that_loses_nothing():
     comparison = _comparison(values)
     for width in (50, 80, 200):
         out = io.StringIO()
-        print_tables([leaderboard(comparison)], Console(file=out, width=width))
+        print_tables([score_table(comparison)], Console(file=out, width=width))
         text = out.getvalue()
         assert all(label in text for label in values)
         assert all(f"{100 * value:.2f}" in text for value in values.values())
