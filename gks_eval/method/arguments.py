@@ -1,4 +1,4 @@
-"""The arguments of settings that come from methods: which there are, and which value fits."""
+"""The arguments of settings that are parameters of methods: their names and valid values."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def parameter_names() -> frozenset[str]:
 
 
 def check_of_another(name: str, value: object) -> None:
-    """Check that some method takes the value.
+    """Check that some method accepts the value.
 
     Raises:
-        UsageError: None does; the sentence is that of the first.
+        UsageError: No method does; the message is the first method's.
     """
     faults = []
     for method in all_methods():

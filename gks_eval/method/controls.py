@@ -1,7 +1,7 @@
-"""Stand-ins for adapters: what a method is compared with to show that its content matters.
+"""Stand-ins for adapters: controls that show whether an adapter's content matters.
 
 Each keeps some of an adapter's properties and destroys the rest. All draws are seeded and differ
-between layers; they run in float64 and return the type of the pair.
+between layers; they run in float64 and return the pair's dtype.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def rotated(pair: LoraPair, generator: torch.Generator) -> LoraPair:
 
 
 def rescaled(pair: LoraPair, norm: float) -> LoraPair:
-    """Return the pair with an update of this Frobenius norm; both factors share the change."""
+    """Return the pair with an update of this Frobenius norm; both factors change equally."""
     own = _norm(pair)
     share = (norm / own) ** 0.5 if own else 0.0
     return replace(pair, A=share * pair.A, B=share * pair.B)
@@ -66,8 +66,8 @@ def rescaled(pair: LoraPair, norm: float) -> LoraPair:
 def exchanged(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, str]:
     """Exchange layers of equal shape: for each layer, the layer whose update it gets.
 
-    A `derangement` of each group of equal shape, so that no layer keeps its own update. A layer
-    that is alone in its shape keeps it.
+    Each group of equal shape gets a `derangement`, so that no layer keeps its own update. The only
+    layer of a shape keeps its update.
 
     Args:
         shapes: (D, K) by layer.
@@ -86,7 +86,7 @@ def exchanged(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, str
 def derangement(count: int, generator: torch.Generator) -> Sequence[int]:
     """Return a random permutation of ``range(count)`` without fixed points.
 
-    Uniform over all derangements, by rejection: about e draws on average. One item keeps its place.
+    Uniform over all derangements, by rejection: about e draws on average. A single item stays.
     """
     while count > 1:
         order: list[int] = torch.randperm(count, generator=generator).tolist()

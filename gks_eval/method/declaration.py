@@ -1,4 +1,4 @@
-"""What a method declares: a rule, a router or a merge, each one object in one file.
+"""Declarations of methods: each rule, router or merge is one object in one file.
 
 A declaration holds all that the rest of the package needs to know about a method: its parameters
 with types and defaults, what it requires of the adapters, and its function. The command line, the
@@ -37,16 +37,16 @@ __all__ = [
 
 
 VECTORS: Final = "prepared vectors"
-"""What a router needs that reads `Layer.prepared`."""
+"""The `needs` of a router that reads `Layer.prepared`."""
 
 
 class Parameters(BaseModel):
-    """Base of a method's parameters; a method without any uses this class itself.
+    """Base of a method's parameters; a method without parameters uses this class itself.
 
     Every field needs a default and a ``description``. A field with
     ``json_schema_extra={"since": "<version>"}`` was added after its method was released: at its
-    default it is left out of identities, so that older results stay valid. A field whose name is
-    a keyword of Python has that name as its alias.
+    default it is left out of identities, so that older results stay valid. A parameter whose
+    name is a keyword of Python is the alias of a field.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
@@ -57,11 +57,11 @@ class Parameters(BaseModel):
         return {field.alias or name: field for name, field in cls.model_fields.items()}
 
     def fitted(self, experts: int) -> Self:
-        """Return these values for a library of so many experts; a default may follow from them.
+        """Return these values for a library of `experts` experts; defaults may depend on that.
 
         Raises:
-            UsageError: A value that was given does not fit; the sentence starts with
-                ``name=value`` and ends with the mend.
+            UsageError: A given value does not fit; the message starts with ``name=value`` and
+                ends with what to do.
         """
         del experts
         return self
@@ -73,10 +73,10 @@ class Method:
 
     Attributes:
         name: The word that settings use.
-        summary: One line.
+        summary: One line about it.
         paper: Where the method comes from: authors, year and address.
         parameters: The model of its parameters.
-        needs: What must be there beyond the adapters, such as `VECTORS`; empty for nothing.
+        needs: What it needs in addition to the adapters, such as `VECTORS`; empty for nothing.
     """
 
     name: str
@@ -88,9 +88,9 @@ class Method:
 
 @dataclass(frozen=True)
 class Rule(Method):
-    """What is done to task adapters before they are mixed or merged, at one layer.
+    """Changes task adapters before they are mixed or merged, at one layer.
 
-    Most rules subtract general adapters from every task adapter alone. A joint rule changes all
+    Most rules subtract general adapters from each task adapter separately. A joint rule changes all
     task adapters of the layer together and subtracts no general adapter.
 
     Attributes:
@@ -99,8 +99,8 @@ class Rule(Method):
             part from ``(general, parameters)``. None for all other rules.
         equal_factors: Whether task and general adapters must have one rank and one scaling.
         joint: For a joint rule, ``(tasks, parameters) -> residuals``; None for all others.
-        after_merge: For a joint rule, ``(merged, tasks, parameters) -> merged``, applied to what a
-            merge made of the residuals; None for nothing.
+        after_merge: For a joint rule, ``(merged, tasks, parameters) -> merged``, applied to the
+            merged residuals; None for nothing.
     """
 
     residual: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]
@@ -111,7 +111,7 @@ class Rule(Method):
 
     @property
     def linear(self) -> bool:
-        """Whether the residual's update is the task's less a part common to all experts."""
+        """Whether the residual's update is the task's minus a part common to all experts."""
         return self.general_part is not None
 
     def __call__(
@@ -120,12 +120,11 @@ class Rule(Method):
         """Return the residual of `task`.
 
         Returns:
-            `task` itself where `general` is empty, or where the task adapter leaves the layer alone
-            and there is nothing to subtract from.
+            `task` itself if `general` is empty, or if the task adapter does not update the layer.
 
         Raises:
-            CompatibilityError: The rule needs equal shapes, ranks or scalings and finds others, or
-                subtracts no general adapter.
+            CompatibilityError: The rule needs equal shapes, ranks or scalings and they differ, or
+                the rule subtracts no general adapter.
         """
         if self.joint is not None and general:
             raise CompatibilityError(
@@ -140,10 +139,10 @@ class Rule(Method):
         general: Sequence[LoraPair],
         parameters: Parameters | None = None,
     ) -> list[LoraPair]:
-        """Return the residuals of all task adapters; the task adapters where `general` is empty.
+        """Return the residuals of all task adapters; the task adapters if `general` is empty.
 
         A joint rule changes the task adapters, and `general` must be empty. A task adapter that
-        leaves the layer alone counts as a zero update and stays as it is.
+        does not update the layer counts as a zero update and is not changed.
 
         Raises:
             CompatibilityError: As for a single task adapter.
@@ -156,18 +155,18 @@ class Rule(Method):
 
 @dataclass(frozen=True)
 class Layer:
-    """What a router or merge is given at one layer.
+    """The input of a router or merge at one layer.
 
     Attributes:
-        name: The layer's name in the model; empty where a layer stands alone.
-        residuals: The residuals of all experts, or the one adapter that a merge made of them.
-        mixed: The pairs that are mixed, one per expert, whose A's give `Tokens.inner`; None where
+        name: The layer's name in the model; empty for a layer without a model.
+        residuals: The residuals of all experts, or the one adapter that they were merged into.
+        mixed: The pairs that are mixed, one per expert, whose A's give `Tokens.inner`; None if
             they are the residuals.
-        once: The general part, where it is subtracted once and the pairs are those of the task
-            adapters.
-        rounded: Whether activations have 16 bits, and inner activations are rounded to that.
+        once: The general part, if it is subtracted once from the mixture of the task adapters;
+            `mixed` then holds the task adapters.
+        rounded: Whether activations, and so inner activations, have 16 bits.
         prepared: (E, K) float32, the vectors that were prepared for the experts, for a router that
-            needs `VECTORS`; a row is zero where its expert leaves the layer alone.
+            needs `VECTORS`; a row is zero if its expert does not update the layer.
     """
 
     name: str
@@ -186,11 +185,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a router may look at; T tokens of one forward at one layer.
+    """What a router can read: T tokens of one forward at one layer.
 
     Attributes:
         x: (T, K), the layer's input, in the layer's type.
-        scores: (T, N) float32, products of the tokens with the router's directions; (T, 0) where it
+        scores: (T, N) float32, products of the tokens with the router's directions; (T, 0) if it
             has none.
         inner: (T, M), inner activations ``A_e x`` of all experts, then ``A_g x`` of a general part
             that is subtracted once, in the layer's type.
@@ -205,7 +204,7 @@ class LayerRouter(Protocol):
     """A router prepared for one layer: a frozen dataclass whose tensors move with the layer."""
 
     def coefficients(self, tokens: Tokens) -> torch.Tensor:
-        """Return float32 coefficients, (T, E), or (1, E) where all tokens share them."""
+        """Return float32 coefficients, (T, E), or (1, E) if all tokens share them."""
         ...
 
 
@@ -215,8 +214,8 @@ class Prepared:
 
     Attributes:
         choose: Turns tokens into coefficients.
-        directions: (N, K) float32, what every token is multiplied with for `Tokens.scores`; None
-            for a router that reads no scores.
+        directions: (N, K) float32, multiplied with every token to give `Tokens.scores`; None for a
+            router that reads no scores.
     """
 
     choose: LayerRouter
@@ -225,14 +224,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Router(Method):
-    """A way of choosing each token's mixing coefficients, at one layer.
+    """Chooses each token's mixing coefficients, at one layer.
 
     Attributes:
         prepare: ``(layer, parameters) -> Prepared``; called once per layer and setting.
         sums_to_one: Whether every row of coefficients sums to 1. Only then can a linear rule's
             common part be subtracted once instead of once per expert.
-        basis: Writes a pair as another one of the same update. Every pair that is mixed is written
-            so first, which matters to ``combine=factors``; None leaves them as they are.
+        basis: Changes the factors of a pair but not its update. It is applied to every pair before
+            mixing, which matters for ``combine=factors``; None keeps the factors.
     """
 
     prepare: Callable[[Layer, Any], Prepared]
@@ -246,14 +245,13 @@ class Router(Method):
 
 @dataclass(frozen=True)
 class Merge(Method):
-    """A way of making one adapter out of all residuals, at one layer.
+    """Merges all residuals into one adapter, at one layer.
 
     Attributes:
         combine: ``(layer, parameters) -> merged``.
         equal_factors: Whether the residuals must have one rank and one scaling; a function of the
-            parameters where it depends on them.
-        instead: The parameter that allows unequal ones, as ``name=value``; empty where none
-            does.
+            parameters if it depends on them.
+        instead: The parameter that allows unequal ones, as ``name=value``; empty if none does.
     """
 
     combine: Callable[[Layer, Any], LoraPair]
@@ -269,6 +267,6 @@ class Merge(Method):
         """Return the merged pair.
 
         Raises:
-            CompatibilityError: The merge needs equal ranks or scalings and finds others.
+            CompatibilityError: The merge needs equal ranks or scalings and they differ.
         """
         return self.combine(layer, self.parameters() if parameters is None else parameters)

@@ -24,7 +24,7 @@ def rule(
     equal_factors: bool = False,
     general_part: Callable[[Sequence[LoraPair], Any], LoraPair] | None = None,
 ) -> Callable[[Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]], Rule]:
-    """Declare the decorated function as a rule; its name and first line name and describe it."""
+    """Declare the decorated function as a rule, with its name and the docstring's first line."""
 
     def declare(function: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]) -> Rule:
         common = _common(function, paper, parameters, needs)
@@ -44,7 +44,7 @@ def joint_rule(
 
     def declare(function: Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]]) -> Rule:
         common = _common(function, paper, parameters, needs)
-        return Rule(*common, _alone, None, False, function, after_merge)
+        return Rule(*common, _unchanged, None, False, function, after_merge)
 
     return declare
 
@@ -82,8 +82,8 @@ def merge(
     return declare
 
 
-def _alone(task: LoraPair, general: Sequence[LoraPair], parameters: Any) -> LoraPair:
-    """Return an adapter that is alone, which no joint rule changes."""
+def _unchanged(task: LoraPair, general: Sequence[LoraPair], parameters: Any) -> LoraPair:
+    """Return the task adapter: a joint rule does not change a single adapter."""
     del general, parameters
     return task
 

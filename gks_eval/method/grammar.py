@@ -26,7 +26,7 @@ def languages(value: str | Iterable[str] | None) -> tuple[str, ...]:
     """Return the general adapters that ``subtract=`` names.
 
     Raises:
-        UsageError: It is not a list of different names.
+        UsageError: The value is not a list of different names.
     """
     if isinstance(value, Iterable) and not isinstance(value, str):
         parts = [word(part) for part in value]
@@ -68,7 +68,9 @@ def read_kind(head: str, text: str) -> dict[str, str]:
         return {"router": "none", "subtract": "none"}
     if kind == "expert":
         if value == "none":
-            raise UsageError(f"setting {text!r}: {value} is no expert; name one of the library's.")
+            raise UsageError(
+                f"setting {text!r}: {value} is no expert; name an expert of the library."
+            )
         return {"router": f"{EXPERT}{value}", "subtract": "none"}
     if kind == "merge":
         if value not in MERGES:
@@ -78,7 +80,7 @@ def read_kind(head: str, text: str) -> dict[str, str]:
     if kind == "gks" or kind in ROUTERS:
         router = "arrow" if kind == "gks" else kind
         if value == "none":
-            raise UsageError(f"setting {text!r}: subtracting nothing is called {router}.")
+            raise UsageError(f"setting {text!r}: to subtract nothing, write {router}.")
         if colon and not value:
             raise UsageError(f"setting {text!r}: {kind}: needs languages, as {kind}:en+de.")
         return {"router": router, "subtract": value or "none"}
@@ -86,7 +88,7 @@ def read_kind(head: str, text: str) -> dict[str, str]:
     if "=" in kind:  # an argument behind a comma; its value may be a token and is not shown
         name = re.split(r"[,\s]", kind.partition("=")[0])[-1]
         raise UsageError(
-            f"setting '...{name}=...' has no kind; arguments follow ';', arrow;top_k=1, and a "
-            "short name stands before a setting, short=gks:en."
+            f"setting '...{name}=...' has no kind; write arguments after ';', as in "
+            "arrow;top_k=1, and a short name before a setting, as in short=gks:en."
         )
     raise UsageError(f"setting {text!r}: {kind!r} is unknown; {did_you_mean(kind, known)}.")

@@ -19,14 +19,14 @@ Observer = Callable[[str, torch.Tensor], None]
 class RoutedUpdate:
     """A forward hook of a linear layer, ``y = layer(x) + routed_update(x)``.
 
-    A hook and not a module around the layer: names, parameters and saved weights of the model stay
-    those of the base.
+    It is a hook, not a module around the layer, so that the model keeps the base's names,
+    parameters and saved weights.
 
     Attributes:
         layer: The nn.Linear, Linear4bit, Linear8bitLt or Conv1D that carries the hook.
         name: The layer's name in the model.
-        weights: What is added; None leaves the base alone.
-        observer: Called with the name and the coefficients, (T, E), of every forward that adds.
+        weights: What is added; None adds nothing.
+        observer: Called with the name and the coefficients, (T, E), of every forward with weights.
     """
 
     def __init__(self, layer: nn.Module, name: str) -> None:
@@ -47,7 +47,7 @@ class RoutedUpdate:
         kwargs: dict[str, Any],
         output: torch.Tensor,
     ) -> torch.Tensor:
-        """Return output plus the routed update; any leading shape, last dimension K to D."""
+        """Return output plus the routed update; x has K as its last dimension, the output D."""
         weights = self.weights
         if weights is None:
             return output
@@ -56,7 +56,7 @@ class RoutedUpdate:
         if weights.read.device != x.device:
             # Layers of an offloaded or split model compute where their input is.
             weights = self.weights = to_device(weights, x.device)
-        # Under autocast the products would silently run in another type than the one set here.
+        # Autocast would silently change the dtype of the products.
         with torch.autocast(x.device.type, enabled=False):
             x_TK = x.reshape(-1, x.shape[-1]).to(weights.read.dtype)
             into = None

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 EXACT: Final = "rule=delta with combine=outputs (preset=exact)"
-"""What allows unequal layers, ranks and scalings of a library."""
+"""The arguments that allow unequal layers, ranks and scalings, for messages."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class LoraPair:
         A: (R, K), reads the layer's input.
         B: (D, R), writes to its output.
         scaling: lora_alpha / R, or lora_alpha / sqrt(R) for rank-stabilised LoRA.
-        missing: Whether the adapter leaves the layer alone; then dW is zero, see `no_update`.
+        missing: Whether the adapter does not update the layer; then dW is zero, see `no_update`.
 
     Raises:
-        ValueError: The shapes of A and B do not belong together.
+        ValueError: The shapes of A and B do not match.
     """
 
     A: torch.Tensor
@@ -73,14 +73,14 @@ class LoraPair:
 
 
 def no_update(shape: tuple[int, int]) -> LoraPair:
-    """Return the pair of an adapter that leaves a layer of shape (D, K) alone: zero, of rank 1."""
+    """Return a zero pair of rank 1, for an adapter that does not update a (D, K) layer."""
     return LoraPair(torch.zeros(1, shape[1]), torch.zeros(shape[0], 1), missing=True)
 
 
 def inner_product(one: LoraPair, other: LoraPair) -> float:
     """Return the Frobenius inner product of two updates of one layer, in float64.
 
-    ``<dW_1, dW_2> = s_1 s_2 sum((B_1^T B_2) * (A_1 A_2^T))``: no update is written out.
+    ``<dW_1, dW_2> = s_1 s_2 sum((B_1^T B_2) * (A_1 A_2^T))``: no dW is formed.
     """
     write = one.B.double().T @ other.B.double()
     read = one.A.double() @ other.A.double().T
@@ -94,11 +94,11 @@ def stack(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:
     1; its rank is the sum of the ranks, so ranks and scalings may differ.
 
     Raises:
-        ValueError: No pair, or not one weight each.
+        ValueError: No pairs, or not one weight per pair.
         CompatibilityError: The pairs are for layers of different shape.
     """
     if not pairs or len(pairs) != len(weights):
-        raise ValueError("stack needs one weight for each of at least one pair")
+        raise ValueError("stack needs at least one pair and one weight per pair")
     if len({pair.shape for pair in pairs}) > 1:
         raise CompatibilityError(
             "updates of layers of different shape cannot be added: "
@@ -117,7 +117,8 @@ def same_factors(pairs: Sequence[LoraPair], why: str, instead: str = EXACT) -> N
         instead: What allows unequal ranks and scalings.
 
     Raises:
-        CompatibilityError: Shapes, ranks or scalings differ, or an adapter leaves the layer alone.
+        CompatibilityError: Shapes, ranks or scalings differ, or an adapter does not update the
+        layer.
     """
     first = pairs[0]
     for pair in pairs[1:]:
@@ -134,7 +135,7 @@ def same_factors(pairs: Sequence[LoraPair], why: str, instead: str = EXACT) -> N
                 f"{why} needs one rank, not {first.rank} and {pair.rank}; "
                 f"{instead} allows different ranks."
             )
-        # Scalings are quotients of small numbers; 1e-6 tells 2.0 from 2.0 written otherwise.
+        # Scalings are quotients; the tolerance is for their rounding errors.
         if not isclose(pair.scaling, first.scaling, rel_tol=1e-6):
             raise CompatibilityError(
                 f"{why} needs one scaling, not {first.scaling:.9g} and {pair.scaling:.9g}; "
@@ -143,9 +144,9 @@ def same_factors(pairs: Sequence[LoraPair], why: str, instead: str = EXACT) -> N
 
 
 def average_factors(pairs: Sequence[LoraPair]) -> LoraPair:
-    """Return the mean factors, ``A = mean(A_i)``, ``B = mean(B_i)``, as published code does.
+    """Return the mean factors, ``A = mean(A_i)``, ``B = mean(B_i)``, as the published code does.
 
-    Its update is not the mean of the updates; for that, `stack` with weights 1/n.
+    Its update is not the mean of the updates; `stack` with weights 1/n gives that.
 
     Raises:
         CompatibilityError: Shapes, ranks or scalings differ.

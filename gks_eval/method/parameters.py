@@ -1,4 +1,4 @@
-"""Values of a method's parameters, checked; a value that does not fit ends in a sentence."""
+"""Checks the values of a method's parameters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["checked"]
 
 
 def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Parameters:
-    """Return a method's parameters made of `values`.
+    """Return a method's parameters with these values.
 
     Raises:
-        UsageError: A value does not fit; the sentence says which would.
+        UsageError: A value does not fit; the message says which values do.
     """
     fields = parameters.fields()
     for name, value in values.items():
@@ -35,11 +35,11 @@ def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Param
 
 
 def _expectation(field: FieldInfo) -> str:
-    """Say which values a parameter takes, from its type and bounds."""
+    """Return which values a parameter takes, from its type and bounds."""
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "expected" in extra:
         return f"needs {extra['expected']}"
-    # An optional one is None only where its default follows from the library.
+    # None is a default that depends on the library; it cannot be given.
     types = [one for one in get_args(field.annotation) if one is not type(None)]
     wanted = types[0] if len(types) == 1 else field.annotation
     choices = [str(choice) for choice in get_args(wanted)]

@@ -1,8 +1,8 @@
-"""The routed update written slowly and obviously, for tests of the fast path.
+"""A slow and simple version of the routed update, to test the fast one.
 
-One token and one expert at a time, with every update written out as a full matrix in float64. It
-shares the declarations of rules, merges and routers with `gks_eval.method.routed`, and nothing of
-the two matrix products, the fused directions or the part that is subtracted once.
+It takes one token and one expert at a time, with every update as a full matrix in float64. It
+shares the declarations of rules, merges and routers with `gks_eval.method.routed`, but none of its
+optimisations.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def reference_update(
     once_suffices = bool(general) and router.sums_to_one and not setting.merge
     part = rule.general_part if once_suffices else None
     if part is not None and setting.combine == "factors":
-        # A linear rule leaves the factors that are mixed alone; its part is subtracted as it is.
+        # A linear rule mixes the factors of the task adapters and subtracts the general part.
         mixed = list(experts)
         once = part(general, rule_parameters).to(torch.float64).delta()
     if router.basis is not None:

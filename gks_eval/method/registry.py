@@ -1,8 +1,8 @@
-"""Which rules, routers and merges there are: ours, and those of other packages.
+"""The rules, routers and merges by name: ours, and those of other packages.
 
-A method is named here by the place of its declaration, so that listing names imports nothing. Other
-packages add theirs through the entry-point groups ``gks_eval.rules``, ``gks_eval.routers`` and
-``gks_eval.merges``, whose values are places of the same form; a notebook calls `Registry.add`.
+The tables here hold the place of each declaration, so that listing names imports nothing. Other
+packages add methods through the entry-point groups ``gks_eval.rules``, ``gks_eval.routers`` and
+``gks_eval.merges``, whose values have the same form; a notebook calls `Registry.add`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Registry(Generic[MethodT]):
         """Return the method called `name`.
 
         Raises:
-            UsageError: There is none, or the package that brings it is broken.
+            UsageError: There is no such method, or its package is broken.
         """
         if name in self._added:
             return self._added[name]
@@ -116,7 +116,7 @@ class Registry(Generic[MethodT]):
 
     @contextmanager
     def lent(self, method: MethodT) -> Iterator[None]:
-        """Have the method for a while, under its own name, whether it is registered or not."""
+        """Register the method inside a `with` block, unless it is registered already."""
         if method.name in self and self.get(method.name) is method:
             yield
             return

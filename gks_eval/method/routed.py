@@ -6,10 +6,10 @@ With ``z = x [A_1; ...; A_E]^T`` and the coefficients c of a router, for every t
 - ``factors`` (the authors, MTTL): ``y = s (sum_e c_e B_e)(sum_e c_e A_e) x``, that is
   ``[c_1 zbar | ...] @ [s B_e]^T`` with ``zbar = sum_e c_e z_e``.
 
-Where the coefficients sum to 1 and the rule is linear in the updates, the general part costs one
+If the coefficients sum to 1 and the rule is linear in the updates, the general part costs one
 extra adapter instead of one per expert: ``sum_e c_e (dW_e - dW_g) = (sum_e c_e dW_e) - dW_g``.
-Nothing is subtracted from an expert that leaves the layer alone, so dW_g is then multiplied by the
-sum of the other experts' coefficients.
+Nothing is subtracted from an expert that does not update the layer, so dW_g is then multiplied by
+the sum of the other experts' coefficients.
 
 Nothing of size tokens x experts x D is ever allocated. `gks_eval.method.reference` computes the
 same in plain loops.
@@ -40,7 +40,7 @@ Measure = Callable[[Sequence[LoraPair], Sequence[LoraPair], Sequence[LoraPair]],
 """Called with the experts, the general adapters and the residuals, in float32."""
 
 WIDENED_AT_ONCE = 256
-"""Tokens whose 16-bit activations are widened for their scores at a time, on a CPU."""
+"""Tokens per block when a CPU converts 16-bit activations to float32 for the scores."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class RoutedWeights:
         write: (M, D), the stacked ``s B^T``; rows of the general part are negated.
         owner: (M_e,), the expert that each of the experts' rows belongs to.
         rank: Rank common to the experts, for ``factors``; 0 for ``outputs``.
-        directions: (N, K) float32 where the router has some and `read` does not hold them.
+        directions: (N, K) float32; None if the router has none, or if `read` holds them.
         experts: E.
-        present: (E,) float32, 1 for experts that update the layer and 0 for the others; None where
-            the general part is not subtracted once, or from all experts.
+        present: (E,) float32, 1 for experts that update the layer and 0 for the others; None if
+            the general part is not subtracted once, or is subtracted from all experts.
     """
 
     router: LayerRouter
@@ -95,11 +95,11 @@ def build(
     """Prepare one layer.
 
     Args:
-        experts: The task adapters at this layer; only the one chosen for an expert's name.
+        experts: The task adapters at this layer; a single one if the setting names an expert.
         general: The general adapters whose mean is subtracted; empty for none.
         setting: Rule, combine, router or merge, and their parameters.
-        dtype: Type of the layer's activations. Scores are float32 whatever it is: in 16-bit layers
-            the router's directions stay in float32 and have a product of their own.
+        dtype: Type of the layer's activations. Scores are always float32: in 16-bit layers the
+            router's directions stay in float32 and have their own product.
         device: Where the layer computes.
         name: The layer's name.
         measure: As for `residual_pairs`.
@@ -234,8 +234,8 @@ def routed_update(
 
 def wide_product(x_TK: torch.Tensor, directions_NK: torch.Tensor) -> torch.Tensor:
     """Return the scores of 16-bit activations, ``x . p`` in float32, (T, N)."""
-    # A widened copy of all tokens at once would leave the cache of a CPU, and be most of the
-    # memory that routing takes.
+    # A float32 copy of all tokens would not fit into a CPU's cache, and would be most of the
+    # memory that routing needs.
     if torch.is_grad_enabled() or x_TK.device.type != "cpu" or x_TK.shape[0] <= WIDENED_AT_ONCE:
         return x_TK.float() @ directions_NK.T
     scores_TN = x_TK.new_empty((x_TK.shape[0], directions_NK.shape[0]), dtype=torch.float32)

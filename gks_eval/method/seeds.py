@@ -1,4 +1,4 @@
-"""Seeds of what is drawn at random, one per layer."""
+"""Seeds of random draws, one per layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["layer_seed"]
 
 
 def layer_seed(seed: int, name: str) -> int:
-    """Return a seed for the layer called `name`; the seed itself where the layer has no name.
+    """Return a seed for the layer called `name`; the seed itself if the layer has no name.
 
     Layers of one shape would otherwise all draw the same numbers.
     """

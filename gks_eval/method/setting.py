@@ -1,9 +1,9 @@
-"""What runs on top of the base: which residuals, mixed or merged how, by which method.
+"""Settings: which residuals run on top of the base, and how they are mixed or merged.
 
 A `Setting` is everything that can change without loading the base model again. It is written in
 two ways: as arguments of the model (``subtract=en+de,rule=delta``) and as one word of the grid's
-grammar (``gks:en+de;rule=delta``). Which routers, merges, rules and parameters there are follows
-from the registry.
+grammar (``gks:en+de;rule=delta``). The registry says which routers, merges, rules and
+parameters exist.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ PRESETS: Final[dict[str, tuple[str, Combine]]] = {
     "exact": ("delta", "outputs"),
 }
 MAX_LENGTH: Final = 5000
-# What mixes a single adapter, which is an expert or made by a merge.
+# The router of a single adapter: an expert, or the result of a merge.
 _ALONE: Final = "uniform"
 
 
 class NotGiven:
-    """Type of `NOT_GIVEN`, which tells an absent argument from Python's None.
+    """Type of `NOT_GIVEN`, which distinguishes an absent argument from Python's None.
 
     lm-eval's command line turns the word ``none`` into None, and ``subtract=none`` has a meaning.
     """
@@ -67,8 +67,8 @@ class Setting(BaseModel):
     Attributes:
         subtract: General adapters whose mean is subtracted; ``("avg",)`` stands for all that the
             library has, ``()`` for none.
-        rule: How it is subtracted: a name in `gks_eval.method.registry.RULES`. With a joint rule,
-            `subtract` is empty, also by default.
+        rule: The rule that subtracts: a name in `gks_eval.method.registry.RULES`. A joint rule
+            needs an empty `subtract`, which is then the default.
         combine: Whether factors or outputs of the experts are mixed, see `gks_eval.method.routed`.
         router: A name in ``ROUTERS``, ``merge:NAME`` with a name in ``MERGES``, the name of one
             expert (``expert:NAME`` where a router has that name), or ``none`` for the base alone.
@@ -104,19 +104,19 @@ class Setting(BaseModel):
             fields = method.parameters.fields()
             own = {name: value for name, value in loose.items() if name in fields}
             values |= checked(method.parameters, own).model_dump(exclude_unset=True)
-        for name in loose.keys() - values.keys():  # of another method: ignored, but not nonsense
+        for name in loose.keys() - values.keys():  # of another method: ignored, but checked
             check_of_another(name, loose[name])
         joint = RULES.get(rule).joint is not None
         if values.get("experts") == "rescaled" and not joint and not values.get("subtract", True):
-            values["subtract"] = ("avg",)  # whose residual gives the norm
+            values["subtract"] = ("avg",)  # the residuals give the norms
         return values
 
     @model_validator(mode="after")
-    def _with_what_is_replaced(self) -> Setting:
+    def _subtracts_what_is_replaced(self) -> Setting:
         stand_ins = self.stand_ins
         if stand_ins.general != "own" and not self.subtract:
             raise UsageError(
-                f"general={stand_ins.general} replaces what is subtracted, and nothing is; name "
+                f"general={stand_ins.general} replaces what is subtracted, but nothing is; name "
                 f"the general adapters, as gks:avg;general={stand_ins.general}."
             )
         return self
@@ -132,10 +132,10 @@ class Setting(BaseModel):
         router: str | NotGiven | None = NOT_GIVEN,
         **parameters: Any,
     ) -> Setting:
-        """Build a setting from the model's arguments; a named argument beats the preset.
+        """Build a setting from the model's arguments; a given argument overrides the preset.
 
         Raises:
-            UsageError: An argument has no usable value; the sentence says which would be.
+            UsageError: An argument is invalid; the message says which values are valid.
         """
         chosen = "paper" if isinstance(preset, NotGiven) else str(preset)
         if chosen not in PRESETS:
@@ -182,10 +182,12 @@ class Setting(BaseModel):
             if not equals or not name or not value:
                 raise UsageError(f"setting {text!r}: {part!r} is not written argument=value.")
             if name in named:
-                raise UsageError(f"setting {text!r}: {name} stands twice; keep one.")
+                raise UsageError(f"setting {text!r}: {name} is given twice; keep one.")
             named.add(name)
             if plain and name in own:
-                raise UsageError(f"setting {text!r}: base takes no {name}, it has no router.")
+                raise UsageError(
+                    f"setting {text!r}: base takes no {name}, because it has no router."
+                )
             (arguments if name in own else others)[name] = value
         return cls.from_arguments(**arguments), others
 
@@ -221,7 +223,7 @@ class Setting(BaseModel):
 
     @property
     def stand_ins(self) -> StandIns:
-        """What takes the place of general adapters and experts."""
+        """The stand-ins for general adapters and experts."""
         chosen = self._parameters_of(STAND_INS)
         assert isinstance(chosen, StandIns)
         return chosen
@@ -232,10 +234,10 @@ class Setting(BaseModel):
         return method, self._parameters_of(method)
 
     def router_method(self) -> tuple[Router, Parameters]:
-        """Return the router and its parameters; for a single adapter, the one that takes it whole.
+        """Return the router and its parameters; for a single adapter, `uniform`.
 
         Raises:
-            UsageError: No router is called so.
+            UsageError: There is no such router.
         """
         alone = self.merge is not None or self.expert is not None
         method = ROUTERS.get(_ALONE if alone else self.router)
@@ -245,7 +247,7 @@ class Setting(BaseModel):
         """Return the merge and its parameters.
 
         Raises:
-            UsageError: No merge is called so.
+            UsageError: There is no such merge.
         """
         method = MERGES.get(self.merge or "")
         return method, self._parameters_of(method)
@@ -265,7 +267,7 @@ class Setting(BaseModel):
         ]
 
     def fitted(self, experts: int) -> Setting:
-        """Return this setting for a library of so many experts: a default may follow from them.
+        """Return this setting for a library of `experts` experts; defaults may depend on that.
 
         Raises:
             UsageError: A parameter does not fit.
@@ -277,15 +279,15 @@ class Setting(BaseModel):
         return Setting(**self.model_dump() | changed) if changed else self
 
     def arguments(self) -> dict[str, Any]:
-        """Return the model's arguments that give this setting, as its command line says them."""
+        """Return the model's arguments that give this setting, as the command line takes them."""
         plain = {**self.model_dump(), "subtract": "+".join(self.subtract) or "none"}
         return {**plain, **self.parameters} if self.uses_library else plain
 
     def identity(self) -> dict[str, Any]:
         """Return what distinguishes this setting's numbers from another's, as plain JSON values.
 
-        Arguments that cannot matter are left out: parameters of other methods, the rule where
-        nothing is subtracted, the combination where one adapter runs.
+        Arguments that cannot matter are left out: parameters of other methods, the rule if
+        nothing is subtracted, the combination if one adapter runs.
         """
         if not self.uses_library:
             return {"router": "none"}
@@ -303,7 +305,7 @@ class Setting(BaseModel):
         return kept
 
     def digest(self, **more: Any) -> str:
-        """Return a short hash of `identity` and whatever else distinguishes the result."""
+        """Return a short hash of `identity` and of `more` values that distinguish the result."""
         return digest({"setting": self.identity(), **more})
 
 

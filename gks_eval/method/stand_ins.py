@@ -1,4 +1,4 @@
-"""The arguments of a setting that put stand-ins in the place of adapters: controls."""
+"""The arguments of a setting that replace adapters with stand-ins: controls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SINCE: Final[JsonDict] = {"since": "0.2.0"}
 
 
 class StandIns(Parameters):
-    """What takes the place of general adapters and of experts, see `gks_eval.method.controls`."""
+    """The stand-ins for general adapters and experts, see `gks_eval.method.controls`."""
 
     general: str = Field(
         default="own",
@@ -49,4 +49,4 @@ class StandIns(Parameters):
         return None
 
 
-STAND_INS: Final = Method("stand_ins", "Controls: other adapters in place.", "", StandIns, "")
+STAND_INS: Final = Method("stand_ins", "Controls: stand-ins for adapters.", "", StandIns, "")

@@ -196,7 +196,7 @@ ARGUMENTS = {
         ["nowhere/model", "folder"]),
     "no embedded base": (GRID + "arrow --pretrained embedded:smollm3", UsageError,
         ["'smollm3'", "smollm2-135m-instruct"]),
-    "an argument twice": (GRID + "arrow;top_k=2;top_k=3", UsageError, ["top_k stands twice"]),
+    "an argument twice": (GRID + "arrow;top_k=2;top_k=3", UsageError, ["top_k is given twice"]),
     "a setting twice": (GRID + "arrow,arrow", UsageError, ["arrow"]),
     "no such command": ("gird", UsageError, ["No such command 'gird'", "gks-eval --help"]),
     "a missing option": ("grid --settings base", UsageError, ["'--tasks'", "gks-eval grid --help"]),

@@ -1,1 +1,1 @@
-"""Merges: one adapter made out of all experts, one merge per file."""
+"""Merges: all experts become one adapter; one merge per file."""

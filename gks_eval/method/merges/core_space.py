@@ -30,10 +30,10 @@ def core_space(layer: Layer, parameters: InCore) -> LoraPair:
     """``dW = U merge(C_e) V``, with the cores of ``dW_e = U C_e V``.
 
     U, (D, P), and V, (Q, K), are bases of all B's columns and all A's rows: the singular vectors of
-    ``[B_1 | ...]`` and ``[A_1; ...]``, in which the cores, (P, Q), hold the updates without loss. P
-    and Q are at most the sum of the ranks, and so is the rank of the result. Ranks and scalings may
+    ``[B_1 | ...]`` and ``[A_1; ...]``. The cores, (P, Q), hold the updates without loss. P and Q
+    are at most the sum of the ranks, and so is the rank of the result. Ranks and scalings may
     differ. ``inner=mean`` is the weighted sum of the updates. ``inner=tsv`` is `merge:tsv` with at
-    most as many singular triplets of each update as the ranks have on average.
+    most ``min(sum of ranks, D, K) / E`` singular triplets per update.
     """
     span = common_span(layer.residuals)
     if parameters.inner == "tsv":

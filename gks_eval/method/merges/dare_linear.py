@@ -20,10 +20,10 @@ def dare_linear(layer: Layer, parameters: Dropped) -> LoraPair:
     """The weighted sum of randomly kept entries, divided by the density.
 
     Every entry is kept with the probability ``density``, so that the expectation is the sum of the
-    tensors, times lambda. Seed and name of the layer determine the choice. The expectation of a
-    product of factors is not that of the updates.
+    tensors, times lambda. The seed and the layer's name determine the choice. Under
+    ``on=factors`` the expectation holds for A and for B, but not for the updates.
 
-    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which writes
+    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which forms
     full matrices.
 
     Raises:

@@ -20,11 +20,11 @@ def dare_ties(layer: Layer, parameters: DroppedElected) -> LoraPair:
     """The mean of the entries with the elected sign, among randomly kept entries.
 
     Entries are kept with the probability ``density`` and divided by it. The sign of an entry is
-    that of its sum over the experts, and the entries of that sign are averaged, times lambda. Seed
-    and name of the layer determine the choice. Where few experts keep an entry, nothing averages
-    the division out: on the factors, the update then grows by up to ``1 / density^2``.
+    that of its sum over the experts, and the entries of that sign are averaged, times lambda. The
+    seed and the layer's name determine the choice. If few experts keep an entry, averaging does not
+    undo the division: under ``on=factors``, the update then grows by up to ``1 / density^2``.
 
-    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which writes
+    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which forms
     full matrices.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Merging of tensors that stand for the updates, within `knots` and `core_space`."""
+"""Merges tensors that represent the updates, for `knots` and `core_space`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _AVERAGING = ("ties", "dare_ties")
 
 
 class Inner(Parameters):
-    """Parameters of the inner merge; a merge that has one adds ``inner``, its name."""
+    """Parameters of the inner merge; `knots` and `core_space` add ``inner``, its name."""
 
     weight: float | None = Field(
         default=None,
         alias="lambda",
         allow_inf_nan=False,
-        description="Multiplies the inner merge; by default 1, for sums 1/E.",
+        description="Multiplies the inner merge; by default 1 for averages, 1/E for sums.",
     )
     density: float = Field(default=0.2, gt=0, le=1, description="Share of the entries kept.")
     seed: int = Field(default=0, ge=0, description="Seed of DARE's random choice.")
@@ -36,8 +36,8 @@ def inner_merge(
     Args:
         inner: ``mean`` for the weighted sum, or a function of `merge_tensors`.
         tensors: One per expert.
-        parameters: Of the merge.
-        name: Of the layer.
+        parameters: The merge's parameters.
+        name: The layer's name.
     """
     weight = parameters.weight
     if weight is None:

@@ -33,10 +33,10 @@ def knots(layer: Layer, parameters: Aligned) -> LoraPair:
     """``dW = U S merge(V_e)``, from the SVD ``U S [V_1 | ... | V_E]`` of ``[dW_1 | ... | dW_E]``.
 
     V_e, (P, K), holds the part of expert e in the common basis U, (D, P); P is at most the sum of
-    the ranks, and the rank of the result. Directions whose singular values are rounding are left
-    out. The SVD is that of the cores side by side, see `gks_eval.method.merges.span`; the largest
-    tensors are the V_e, E x P x K numbers. Ranks and scalings may differ. With ``inner=mean`` this
-    is the weighted sum of the updates.
+    the ranks, and the rank of the result. Directions whose singular values are rounding errors are
+    left out. The SVD is that of the cores side by side, see `gks_eval.method.merges.span`; the
+    largest tensors are the V_e, E x P x K numbers. Ranks and scalings may differ. With
+    ``inner=mean`` this is the weighted sum of the updates.
     """
     span = common_span(layer.residuals)
     u, singular, v = torch.linalg.svd(torch.cat(span.cores, dim=1), full_matrices=False)

@@ -19,10 +19,10 @@ __all__ = ["magnitude_prune"]
 def magnitude_prune(layer: Layer, parameters: Pruned) -> LoraPair:
     """The weighted sum of each expert's largest entries.
 
-    Of every tensor the ``density`` of largest magnitude is kept, and the experts' tensors are
-    summed, times lambda.
+    Every tensor keeps its entries of largest magnitude, a share of ``density``. The experts'
+    tensors are then summed, times lambda.
 
-    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which writes
+    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which forms
     full matrices.
 
     Raises:

@@ -13,7 +13,7 @@ __all__ = ["mean"]
 def mean(layer: Layer, parameters: Parameters) -> LoraPair:
     """The exact mean of the updates dW_e.
 
-    Stacked factors, whose rank is the sum of the ranks; ranks and scalings may differ.
+    The factors are stacked, so the rank is the sum of the ranks; ranks and scalings may differ.
     """
     del parameters
     return stack(layer.residuals, [1.0 / len(layer.residuals) for _ in layer.residuals])

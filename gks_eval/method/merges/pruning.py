@@ -1,9 +1,9 @@
 """Merges that drop entries before they add: PEFT's functions on the factors or on the updates.
 
 ``on=factors`` prunes and merges all A's, then all B's, as PEFT's `add_weighted_adapter` does, and
-keeps the rank. ``on=delta`` does it to the updates and truncates the result to a rank, as PEFT's
-``*_svd``. It writes every update out as a full matrix, E x D x K numbers: which entries are the
-largest cannot be read from the factors.
+keeps the rank. ``on=delta`` prunes and merges the updates and truncates the result to a rank, as
+PEFT's ``*_svd``. It forms every update as a full matrix, E x D x K numbers, because the factors do
+not show which entries are largest.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def pruned(layer: Layer, parameters: Pruned, method: str) -> LoraPair:
     """Return the merged pair.
 
     Args:
-        layer: With the residuals.
-        parameters: Of the merge.
+        layer: The layer, with its residuals.
+        parameters: The merge's parameters.
         method: Name of the function in `peft.utils.merge_utils`.
 
     Raises:
@@ -99,7 +99,7 @@ def pruned(layer: Layer, parameters: Pruned, method: str) -> LoraPair:
 
 @contextmanager
 def forked(seed: int, name: str) -> Iterator[None]:
-    """Have torch's global generator, from which PEFT draws, start at a layer's seed for a while."""
+    """Seed torch's global generator, which PEFT uses, for a layer inside a `with` block."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(layer_seed(seed, name))
         yield

@@ -2,7 +2,7 @@
 
 With orthonormal bases U, (D, P), of the columns of all B's and V, (Q, K), of the rows of all A's,
 every update is ``dW_e = U C_e V`` with a core C_e, (P, Q), where P and Q are at most the sum of the
-ranks. What is done to updates can be done to the cores, and no matrix of size D x K is written out.
+ranks. Merges can work on the cores, and no matrix of size D x K is formed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Span:
     dtype: torch.dtype
 
     def pair(self, core: torch.Tensor, rank: int | None = None) -> LoraPair:
-        """Return the pair of the update ``left @ core @ right``, of the smaller of P and Q as rank.
+        """Return ``left @ core @ right`` as a pair of rank min(P, Q).
 
         Args:
             core: (P, Q).
@@ -48,7 +48,7 @@ def common_span(pairs: Sequence[LoraPair]) -> Span:
     """Return the span of several updates of one layer.
 
     The bases are the left singular vectors of ``[B_1 | ...]`` and the right ones of
-    ``[A_1; ...]``, the factors as they are; directions of zero size are left out.
+    ``[A_1; ...]``, without scalings; directions of zero size are left out.
     """
     A = torch.cat([pair.A for pair in pairs]).double()
     B = torch.cat([pair.B for pair in pairs], dim=1).double()
@@ -62,7 +62,7 @@ def common_span(pairs: Sequence[LoraPair]) -> Span:
 def column_space(matrix: torch.Tensor) -> torch.Tensor:
     """Return an orthonormal basis of a matrix's columns, by its left singular vectors.
 
-    Directions whose singular values are rounding are left out; at least one is returned.
+    Directions whose singular values are rounding errors are left out; at least one is returned.
     """
     u, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
     noise = max(matrix.shape) * torch.finfo(matrix.dtype).eps
@@ -88,7 +88,7 @@ def low_rank(
 
 
 def truncated(update: torch.Tensor, rank: int) -> LoraPair:
-    """Return the best pair of at most a rank for an update that is written out, (D, K)."""
+    """Return the best pair of at most `rank` for an update given as a (D, K) matrix."""
     wide = update.to(torch.promote_types(update.dtype, torch.float32))  # no SVD in 16 bits
     u, singular, v = torch.linalg.svd(wide, full_matrices=False)
     return LoraPair(v[:rank].to(update.dtype), (u[:, :rank] * singular[:rank]).to(update.dtype))

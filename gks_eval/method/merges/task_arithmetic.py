@@ -23,8 +23,8 @@ class Strength(Parameters):
 def task_arithmetic(layer: Layer, parameters: Strength) -> LoraPair:
     """``dW = lambda sum(dW_e)``, exactly.
 
-    Stacked factors, whose rank is the sum of the ranks; ranks and scalings may differ. The default
-    of 0.4 is the usual value where none is tuned; 1/E gives `mean`. PEFT's ``linear`` sums A's and
-    B's instead, which is another function.
+    The factors are stacked, so the rank is the sum of the ranks; ranks and scalings may differ. The
+    default, 0.4, is the usual value without tuning; 1/E gives `mean`. PEFT's ``linear`` sums A's
+    and B's instead, which gives another update.
     """
     return stack(layer.residuals, [parameters.weight for _ in layer.residuals])

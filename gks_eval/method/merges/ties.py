@@ -19,11 +19,11 @@ __all__ = ["ties"]
 def ties(layer: Layer, parameters: Elected) -> LoraPair:
     """The mean of the entries with the elected sign, among each expert's largest.
 
-    Of every tensor the ``density`` of largest magnitude is kept. The sign of an entry is that of
-    its sum over the experts, and the entries of that sign are averaged, times lambda. Density and
-    lambda default to the paper's values where nothing is tuned.
+    Every tensor keeps its entries of largest magnitude, a share of ``density``. The sign of an
+    entry is that of its sum over the experts, and the entries of that sign are averaged, times
+    lambda. Density and lambda default to the paper's values without tuning.
 
-    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which writes
+    Rank R under ``on=factors``; see `gks_eval.method.merges.pruning` for ``on=delta``, which forms
     full matrices.
 
     Raises:

@@ -20,18 +20,19 @@ __all__ = ["orthogonalised", "tsv"]
 def tsv(layer: Layer, parameters: Multiplied) -> LoraPair:
     """``dW = lambda U S V``, the experts' top singular vectors made orthogonal.
 
-    Of every update the ``max(1, floor(min(D, K) / E))`` largest singular triplets are taken, or all
-    R of fewer. U, (D, M), and V, (M, K), hold the singular vectors of all experts and are replaced
-    by their polar factors, the nearest matrices with orthonormal columns and rows; S is diagonal.
-    Directions that several experts share count once, and triplets of value zero are left out, as
-    their vectors are arbitrary. Only the factors are decomposed; ranks and scalings may differ.
+    The ``max(1, floor(min(D, K) / E))`` largest singular triplets of every update are used, or all
+    R if there are fewer. U, (D, M), and V, (M, K), hold the singular vectors of all experts and are
+    replaced by their polar factors, the nearest matrices with orthonormal columns and rows; S is
+    diagonal. Directions that several experts share count once, and triplets of value zero are left
+    out, as their vectors are arbitrary. Only the factors are decomposed; ranks and scalings may
+    differ.
     """
     most = max(1, min(layer.residuals[0].shape) // len(layer.residuals))
     return orthogonalised(layer.residuals, most, parameters.weight)
 
 
 def orthogonalised(pairs: Sequence[LoraPair], most: int, weight: float) -> LoraPair:
-    """Return `tsv` with at most so many triplets of each update."""
+    """Return `tsv` with at most `most` triplets of each update."""
     triplets = [singular_triplets(pair) for pair in pairs]
     left = torch.cat([u[:, :most] for u, _, _ in triplets], dim=1)
     singular = torch.cat([s[:most] for _, s, _ in triplets])

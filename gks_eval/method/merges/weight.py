@@ -30,5 +30,5 @@ class Weighted(Parameters):
     )
 
     def of(self, updates: Sequence[object]) -> float:
-        """Return the weight of each of so many updates."""
+        """Return the weight of each update."""
         return 1.0 / len(updates) if self.weight is None else self.weight

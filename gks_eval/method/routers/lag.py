@@ -71,7 +71,7 @@ def lag(layer: Layer, parameters: Shortlisted) -> Prepared:
 
     ``dW_e = U_e S_e V_e^T`` is the SVD of the residual's update; Arrow's score is the first row of
     ``V_e^T x``. Factors, singular values and zero residuals are treated as by `spectr`. The paper
-    has pools of task and of knowledge adapters and chooses one of each; this is one pool.
+    has pools of task and of knowledge adapters and chooses one of each; here there is one pool.
     """
     spans = [Rows.spanned(pair) for pair in layer.residuals]
     return LayerLag.at(layer, spans, spans, **parameters.model_dump())

@@ -1,4 +1,4 @@
-"""Mean activation: tokens go to the experts whose training data's inputs they resemble."""
+"""Mean activation: tokens go to the experts whose mean training input they resemble most."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def mean_activation(layer: Layer, parameters: TopK) -> Prepared:
     """Softmax over the largest ``LN(x) . LN(v_e) / sqrt(K)``; v_e is a mean of inputs.
 
     v_e, (K,), is the mean of the layer's inputs over a few samples of the expert's data, with the
-    expert running, see `gks_eval.training.activations`. LN is a layer norm without weight and bias.
+    expert attached, see `gks_eval.training.activations`. LN is a layer norm without weight and
+    bias.
     """
     return LayerStandardised.at(layer, parameters)

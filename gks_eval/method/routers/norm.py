@@ -1,4 +1,4 @@
-"""Norm: tokens go to the experts whose own update of them is largest."""
+"""Norm: tokens go to the experts whose update changes them most."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ __all__ = ["norm"]
     basis=spectral_pair,
 )
 def norm(layer: Layer, parameters: TopK) -> Prepared:
-    """Softmax over the largest ``|dW_e x|``, the norm of the expert's own update.
+    """Softmax over the largest ``|dW_e x|``, the norm of the expert's update of the token.
 
     ``|dW_e x| = |S_e V_e^T x|`` with the SVD ``dW_e = U_e S_e V_e^T``, so no update is computed.
-    What is mixed is ``A = V^T``, ``B = U S``, as by `spectr`. With ``top_k=1`` the choice is the
-    paper's, the expert of largest activation norm. An expert whose residual is zero is chosen only
-    after all others.
+    The factors that are mixed are ``A = V^T``, ``B = U S``, as in `spectr`. With ``top_k=1`` the
+    choice is the paper's, the expert of largest activation norm. An expert whose residual is zero
+    is chosen only after all others.
     """
     whole = [_weighted(pair) for pair in layer.residuals]
     own, common = whole, None
     if layer.once is not None and layer.mixed is not None:
-        own, common = [_apart(pair, layer.once) for pair in layer.mixed], _weighted(layer.once)
+        own, common = (
+            [_beyond_general(pair, layer.once) for pair in layer.mixed],
+            _weighted(layer.once),
+        )
     return LayerNorms.at(layer, whole, own, common, **parameters.model_dump())
 
 
 def _weighted(pair: LoraPair) -> Rows:
-    """Return the rows of V^T; S weighs them, and ``|dW x|`` is the norm of the products."""
+    """Return the rows of V^T with the weights S^2, which give ``|dW x|^2``."""
     values, right = spectrum(pair)
     return Rows(right, values.square())
 
 
-def _apart(pair: LoraPair, general: LoraPair) -> Rows:
-    """Return rows for ``|dW x|^2 - |G x|^2``, where ``dW = U S V^T - G`` and G counts for all.
+def _beyond_general(pair: LoraPair, general: LoraPair) -> Rows:
+    """Return rows for ``|dW x|^2 - |G x|^2``, where ``dW = U S V^T - G`` and all share G.
 
     It is ``|a - b|^2 - |b|^2`` with ``a = S V^T x`` and ``b = U^T G x``: 2 R rows, however many
     adapters G was made of. `pair` has ``A = V^T`` and ``B = U S``.

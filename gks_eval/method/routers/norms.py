@@ -1,14 +1,14 @@
-"""Scores whose squares are sums over squared products of the token with fixed rows.
+"""Scores whose squares are weighted sums of squared products of the token with fixed rows.
 
-V^T takes the place of A in what the mixture reads (`spectral_pair`), so that the inner activations
-are products with the rows already and the tokens need no further one. Only where a general part is
-subtracted once, and the factors that are mixed are those of the task adapters, a small matrix turns
-the inner activations into the products that a score needs.
+`spectral_pair` replaces A with V^T, so that the inner activations already are the products with the
+rows, and tokens need no other product. If a general part is subtracted once, the factors of the
+task adapters are mixed; a small matrix then turns the inner activations into the products that a
+score needs.
 
 In a 16-bit layer V^T and the inner activations are rounded to the layer's type, each by up to
-2^-9 of its size in bfloat16; everything after that is float32. Where the small matrix would enlarge
-these errors, the rows get a float32 product of their own instead. That is so under `delta` if the
-general part's A is nearly the adapters', as after shared starts.
+2^-9 of its size in bfloat16; everything after that is float32. If the small matrix would enlarge
+these errors, the rows get their own float32 product instead. This happens under `delta` if the
+general part's A is nearly the adapters' A, as with shared starts.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ __all__ = ["LayerNorms", "Rows"]
 _TINY: Final = 2.0**-126
 # Rows of a matrix that are parallel to within rounding count as one when it is inverted.
 _PARALLEL: Final = 1e-6
-# Errors of inner activations may grow by this factor before the rows get a product of their own.
+# Errors of inner activations may grow by this factor before the rows get their own product.
 _ENLARGED: Final = 2.0
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows, (Q, K) float64, and what the square of a token's product with each adds, (Q,)."""
+    """Rows, (Q, K) float64, and the weights, (Q,), of a token's squared products with them."""
 
     rows: torch.Tensor
     weights: torch.Tensor
 
     @classmethod
     def spanned(cls, pair: LoraPair) -> Self:
-        """Return the rows of V^T, each with weight 1 unless its singular value is rounding."""
+        """Return the rows of V^T, with weight 1, or 0 if the singular value is a rounding error."""
         values, right = spectrum(pair)
         return cls(right, values.sign())
 
@@ -55,10 +55,10 @@ class LayerNorms:
     """Top-k softmax over norms such as ``|V_e^T x|``.
 
     Attributes:
-        core: (M, N) float32, turns inner activations into products; None where they are these.
-        squares: (N, E) float32, what the square of each product adds to that of a score.
+        core: (M, N) float32, turns inner activations into products; None if they already are.
+        squares: (N, E) float32, the weight of each squared product in each squared score.
         first: (E,), the first product of each expert.
-        dead: (E,) bool, experts whose update is zero; None where none is.
+        dead: (E,) bool, experts whose update is zero; None if there are none.
         top_k: Experts mixed per token.
         temperature: Divides the norms before the softmax.
     """
@@ -83,9 +83,9 @@ class LayerNorms:
 
         Args:
             layer: The layer.
-            whole: Rows of the residuals; all weights are zero where an update is.
-            own: What counts for each expert, in the span of its A and the general part's.
-            common: What counts for all that are not zero, in the span of the general part's A.
+            whole: Rows of the residuals; those of a zero update have zero weights.
+            own: Rows of each expert's score, in the span of its A and the general part's A.
+            common: Rows that all nonzero experts share, in the span of the general part's A.
             parameters: The other fields.
         """
         parts = [*own] if common is None else [*own, common]
@@ -140,7 +140,7 @@ def _core(layer: Layer, own: Sequence[Rows], common: Rows | None) -> torch.Tenso
 
 
 def _enlarges(core: torch.Tensor, read: torch.Tensor, rows: torch.Tensor) -> bool:
-    """Return whether the core makes relative errors of what is read more than twice as large."""
+    """Return whether the core enlarges relative errors of inner activations more than twice."""
     return bool((core * read.norm(dim=1, keepdim=True)).norm() > _ENLARGED * rows.norm())
 
 

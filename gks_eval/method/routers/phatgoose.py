@@ -27,7 +27,7 @@ def phatgoose(layer: Layer, parameters: TopTwo) -> Prepared:
     """Softmax over the largest ``LN(x) . LN(v_e) / sqrt(K)``; v_e is a trained gate.
 
     v_e, (K,), was trained per expert and layer with base and expert frozen, as
-    ``y = W x + sigmoid(v_e . x) dW_e x`` from ``v_e = 0``, see `gks_eval.training.gates`. LN is a
+    ``y = W x + sigmoid(v_e . x) dW_e x``, starting at zero, see `gks_eval.training.gates`. LN is a
     layer norm without weight and bias. The paper mixes outputs: use ``combine=outputs``.
     """
     return LayerStandardised.at(layer, parameters)

@@ -25,8 +25,8 @@ def random(layer: Layer, parameters: Seeded) -> Prepared:
     """Arrow with fixed random unit vectors as prototypes, independent of the experts.
 
     The prototypes, (E, K), are normalised Gaussian vectors that the seed and the layer's name
-    determine: routing is the same in every run and batch. An expert that leaves the layer alone
-    has the prototype zero and is chosen only after all others.
+    determine: routing is the same in every run and batch. An expert that does not update the
+    layer has the prototype zero and is chosen only after all others.
     """
     generator = generator_of(parameters.seed, layer.name)
     shape = len(layer.residuals), layer.residuals[0].shape[1]

@@ -1,4 +1,4 @@
-"""Shuffled prototypes: a control that keeps them and breaks their tie to the experts."""
+"""Shuffled prototypes: a control that assigns them to other experts."""
 
 from __future__ import annotations
 

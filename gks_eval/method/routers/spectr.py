@@ -1,4 +1,4 @@
-"""SpectR: tokens go to the experts whose whole input span they lie in most."""
+"""SpectR: tokens go to the experts whose input span holds most of them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gks_eval.method.routers.top_k import TopK
 
 __all__ = ["spectr"]
 
-# How far the squared sine of an angle between spans that share directions is from 0 or 1.
+# Squared sines of angles between spans count as 0 or 1 within this tolerance.
 _ROUNDING: Final = 1e-6
 
 
 class SpectrParameters(TopK):
-    """Parameters of a router whose chosen experts may share equally."""
+    """Parameters of a router whose chosen experts may have equal weights."""
 
     weights: Literal["softmax", "equal"] = Field(
         default="softmax", description="Softmax of the scores, or 1/top_k for each chosen expert."
@@ -50,24 +50,24 @@ class SpectrParameters(TopK):
 def spectr(layer: Layer, parameters: SpectrParameters) -> Prepared:
     """Softmax over the largest ``|V_e^T x|``; ``dW_e = U_e S_e V_e^T`` is its SVD.
 
-    V_e^T, (Q, K), has one row per singular value that is not rounding; the values do not weigh
-    them. What is mixed is ``A = V^T``, ``B = U S`` in the place of the adapters' own factors. An
-    expert whose residual is zero is chosen only after all others. The authors' code is
-    ``weights=equal;top_k=4`` with ``combine=factors``.
+    V_e^T, (Q, K), has one row per singular value that is not a rounding error; the values do not
+    weight the rows. The factors that are mixed are ``A = V^T``, ``B = U S``, not the adapters'
+    factors. An expert whose residual is zero is chosen only after all others. The authors' code
+    corresponds to ``weights=equal;top_k=4`` with ``combine=factors``.
     """
     temperature = math.inf if parameters.weights == "equal" else parameters.temperature
     spans = [Rows.spanned(pair) for pair in layer.residuals]
     own, common = spans, None
     if layer.once is not None:
-        own, common = _beyond(spans, Rows.spanned(layer.once))
+        own, common = _beyond_general(spans, Rows.spanned(layer.once))
     chosen = {"top_k": parameters.top_k, "temperature": temperature}
     return LayerNorms.at(layer, spans, own, common, **chosen)
 
 
-def _beyond(spans: list[Rows], general: Rows) -> tuple[list[Rows], Rows | None]:
-    """Return what each span adds to the general part's, and that, if it lies in all of them.
+def _beyond_general(spans: list[Rows], general: Rows) -> tuple[list[Rows], Rows | None]:
+    """Return what each span adds to the general part's span, and the latter, if all contain it.
 
-    These are R rows per expert, instead of R + G, and G for all.
+    These are R rows per expert and G common rows, instead of R + G rows per expert.
     """
     own = []
     for span in spans:

@@ -10,8 +10,8 @@ from gks_eval.method.lora import LoraPair
 
 __all__ = ["spectral_pair", "spectrum"]
 
-# Below this share of sum_r |B_r| |A_r| a singular value is the rounding of float32 factors (1.2e-7
-# per entry) and its vector no direction: the terms have cancelled.
+# Below this share of sum_r |B_r| |A_r| a singular value is a rounding error of float32 factors
+# (1.2e-7 per entry), and its vector is arbitrary.
 _ROUNDING: Final = 1e-6
 
 
@@ -20,8 +20,8 @@ def spectrum(pair: LoraPair) -> tuple[torch.Tensor, torch.Tensor]:
 
     ``B A`` with ``B = Q_B R_B`` and ``A^T = Q_A R_A`` is ``Q_B (R_B R_A^T) Q_A^T``, so an SVD of
     the core, at most R x R, suffices. The signs are arbitrary and set so that the entry of largest
-    magnitude in each row of V^T is positive. Values that are rounding are zero, and so are their
-    rows.
+    magnitude in each row of V^T is positive. Values that are rounding errors are set to
+    zero, and so are their rows.
     """
     A, B = pair.A.double(), pair.B.double()
     basis_A, core_A = torch.linalg.qr(A.T)

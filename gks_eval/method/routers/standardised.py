@@ -26,7 +26,7 @@ class LayerStandardised:
     Attributes:
         top_k: Experts mixed per token.
         temperature: Divides the scores.
-        dead: (E,) bool, experts whose vector is zero; None for none.
+        dead: (E,) bool, experts whose vector is zero; None if there are none.
     """
 
     top_k: int
@@ -38,7 +38,7 @@ class LayerStandardised:
         """Prepare a layer with the vectors that were made for its experts.
 
         Raises:
-            CompatibilityError: There are none.
+            CompatibilityError: The layer has no prepared vectors.
         """
         vectors = layer.prepared
         if vectors is None:

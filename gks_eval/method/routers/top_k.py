@@ -1,4 +1,4 @@
-"""Coefficients from scores: a softmax over each token's largest ones."""
+"""Coefficients from scores: a softmax over each token's largest scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TopK(Parameters):
         """Return these values with a top_k of at most `experts`.
 
         Raises:
-            UsageError: A larger one was given.
+            UsageError: A larger top_k was given.
         """
         if self.top_k <= experts:
             return self
@@ -64,10 +64,10 @@ def top_k_softmax(
 
 
 def _shares(scores_TE: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return softmax(scores / temperature) over the last dimension, however small it is."""
+    """Return softmax(scores / temperature) over the last dimension, for any temperature."""
     if temperature == 1.0:
         return torch.softmax(scores_TE, dim=-1)
-    # Less the largest first, which changes nothing but cannot overflow; in float32 a temperature
-    # below its smallest normal number would be zero.
+    # Subtracting the largest score avoids overflow and changes nothing. In float32 a temperature
+    # below the smallest normal number would be zero.
     below_TE = scores_TE - scores_TE.amax(dim=-1, keepdim=True)
     return torch.softmax(below_TE / max(temperature, torch.finfo(torch.float32).tiny), dim=-1)

@@ -24,7 +24,7 @@ def mean_update(general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
 def delta(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
     """``dW = dW_t - scale mean(dW_g)``, exactly.
 
-    Stacked factors of rank R + sum of R_g, scaling 1; ranks and scalings may differ.
+    The factors are stacked, with rank R + sum of R_g and scaling 1; ranks and scalings may differ.
 
     Raises:
         CompatibilityError: The adapters are for layers of different shape.

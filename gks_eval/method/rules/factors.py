@@ -1,4 +1,4 @@
-"""Subtraction on the factors, as published code has it."""
+"""Subtraction on the factors, as in the published code."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["factors"]
 def factors(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
     """``A = A_t - scale mean(A_g)``, ``B = B_t - scale mean(B_g)``.
 
-    Rank R and scaling of the task. The update ``(B_t - B_g)(A_t - A_g)`` holds the cross terms
-    ``B_t A_g`` and ``B_g A_t`` and depends on the random starts of the A's. It is quadratic in
-    ``scale``: twice the scale is not twice the change of the update, and a negative one does not
-    add what the positive one subtracts.
+    Rank and scaling are the task adapter's. The update ``(B_t - B_g)(A_t - A_g)`` holds the cross
+    terms ``B_t A_g`` and ``B_g A_t`` and depends on the random starts of the A's. It is quadratic
+    in ``scale``: twice the scale is not twice the change of the update, and a negative scale does
+    not add what the positive scale subtracts.
 
     Raises:
         CompatibilityError: Shapes, ranks or scalings differ.

@@ -23,8 +23,8 @@ def orthogonal(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) 
     """``A = A_t (I - scale Q_A Q_A^T)``, ``B = (I - scale Q_B Q_B^T) B_t``.
 
     Q_A (K, .) and Q_B (D, .) are orthonormal bases of the row space of mean(A_g) and the column
-    space of mean(B_g). Rank R and scaling of the task. A scale of 1 removes what lies in these
-    spaces, 2 reflects it, and a negative one enlarges it.
+    space of mean(B_g). Rank and scaling are the task adapter's. A scale of 1 removes what
+    lies in these spaces, 2 reflects it, and a negative scale enlarges it.
 
     Raises:
         CompatibilityError: Shapes, ranks or scalings differ.
@@ -43,8 +43,8 @@ def orthogonal(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) 
 def _range(matrix: torch.Tensor) -> torch.Tensor:
     """Return an orthonormal basis of the column space, in float64.
 
-    By the SVD rather than QR: of rank-deficient columns (an untrained B is zero) QR returns
-    directions that are not in the space at all.
+    It uses the SVD, not QR: for rank-deficient columns (an untrained B is zero) QR returns
+    directions outside of the space.
     """
     left: torch.Tensor
     left, singular, _ = torch.linalg.svd(matrix.double(), full_matrices=False)

@@ -1,4 +1,4 @@
-"""Pico: what all experts write to is scaled down before they are merged."""
+"""Pico: output directions that experts share are scaled down before the merge."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Calibrated(Parameters):
 
     rescale: Literal["merged", "each", "none"] = Field(
         default="merged",
-        description="What gets its norm back: the merged update, each, none.",
+        description="Which update gets its norm back: merged, each or none.",
     )
 
 
@@ -42,14 +42,14 @@ def pico(experts: Sequence[LoraPair], parameters: Calibrated) -> list[LoraPair]:
     """``B_e - U (I - D) U^T B_e``: output directions that experts share are scaled down.
 
     From the SVD ``[s_1 B_1 | ... | s_E B_E] = U S V``; direction i has the share
-    ``q_i = S_i^2 / sum(S^2)`` and the factor ``D_i = 1 / (1 + (E - 1) q_i)``. A's stay as they are.
-    After a merge, its update is multiplied so that its Frobenius norm is the mean of the experts'
-    norms before the calibration, ``rescale=merged``; lambda of the merge then only gives the sign.
-    A router has no merged update, and ``rescale=each`` gives every expert its own norm back.
+    ``q_i = S_i^2 / sum(S^2)`` and the factor ``D_i = 1 / (1 + (E - 1) q_i)``. A is not changed.
+    With ``rescale=merged``, the merged update is multiplied so that its Frobenius norm is the mean
+    of the experts' norms before the calibration; the merge's lambda then only gives the sign. A
+    router has no merged update; ``rescale=each`` restores the norm of every expert.
 
     The calibration and both ways of rescaling are those of the authors' code,
-    https://github.com/yixuantt/Pico; the paper's text was not compared beyond its abstract. There
-    the B's are taken without their scalings, which is the same where scalings are equal. Only the
+    https://github.com/yixuantt/Pico; the paper's text was not compared beyond its abstract. The
+    code leaves out the scalings of the B's, which is the same if scalings are equal. Only the
     stacked B's are decomposed; ranks may differ.
     """
     stacked = torch.cat([pair.scaling * pair.B.double() for pair in experts], dim=1)
@@ -68,7 +68,7 @@ def pico(experts: Sequence[LoraPair], parameters: Calibrated) -> list[LoraPair]:
 
 
 def _with_norm(pair: LoraPair, norm: float) -> LoraPair:
-    # In B and not in the scaling: merges on the factors need one scaling.
+    # B is multiplied, not the scaling: merges on the factors need equal scalings.
     own = _norm(pair)
     return replace(pair, B=pair.B * (norm / own)) if own else pair
 

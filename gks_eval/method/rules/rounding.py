@@ -1,4 +1,4 @@
-"""Telling a residual from the rounding errors of its factors."""
+"""Distinguishes a residual from the rounding errors of its factors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gks_eval.method.lora import LoraPair
 __all__ = ["ROUNDING", "without_rounding"]
 
 ROUNDING: Final = 16
-"""Differences below this many units in the last place of a factor are rounding."""
+"""Differences below this many units in the last place of a factor are rounding errors."""
 
 
 def without_rounding(A: torch.Tensor, B: torch.Tensor, task: LoraPair) -> LoraPair:
-    """Return the pair with rows of A and columns of B that are mere rounding set to zero.
+    """Return the pair with rows of A and columns of B that are rounding errors set to zero.
 
-    Where task and general agree, the difference is not always exactly zero; the remainder would
-    give the router a prototype without meaning.
+    If task and general agree, the difference is not always exactly zero; the remainder would give
+    the router a meaningless prototype.
     """
     noise = ROUNDING * torch.finfo(A.dtype).eps
     dead_A = A.norm(dim=1, keepdim=True) <= noise * task.A.norm(dim=1, keepdim=True)

@@ -196,7 +196,7 @@ def test_identities_say_what_stands_in() -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("arrow;general=random", "replaces what is subtracted, and nothing is"),
+        ("arrow;general=random", "replaces what is subtracted, but nothing is"),
         ("gks:avg;general=rnadom", "needs one of own, random, rotated, permuted, other"),
         ("gks:avg;experts=all", "needs one of own, random, rescaled"),
         ("gks:avg;general=random;seed=-1", "seed=-1: needs a whole number of at least 0"),

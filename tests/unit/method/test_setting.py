@@ -175,7 +175,7 @@ def test_arguments_that_are_not_the_settings_own_are_handed_back() -> None:
         ("arrow;top_k", ["'top_k' is not written argument=value"]),
         ("arrow;top_k=", ["is not written argument=value"]),
         ("arrow;=3", ["is not written argument=value"]),
-        ("arrow;top_k=3; top_k=5", ["top_k stands twice", "keep one"]),
+        ("arrow;top_k=3; top_k=5", ["top_k is given twice", "keep one"]),
         ("arrow;top_k=0", ["top_k=0"]),
         ("gks:en+en", ["twice"]),
     ],
