@@ -64,6 +64,11 @@ def test_names_from_outside_stay_texts(tmp_path):
     shares = {"tokens": 1, "share": [[1.0]], "mean_coefficient": [[1.0]], "entropy": [0]}
     routing |= {"experts": [bad], "layers": [bad], "tasks": {bad: shares}}
     (tmp_path / "routes.json").write_text(json.dumps(routing))
+    accuracy = {"schema": "gks_eval.routing_accuracy/1", "library": bad, "experts": [bad]}
+    accuracy |= {"chance": 1.0, "rows": {bad: 2}, "tokens": {bad: 9}}
+    found = {"layers": [bad], "tokens": [0.25], "sequences": [0.5], "confusion": [[0.25]]}
+    accuracy |= {"settings": {bad: {**found, "all_tokens": 0.25, "all_sequences": 0.5}}}
+    (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
     geometry = {"schema": "gks_eval.geometry/1", "library": bad, "experts": [bad]}
     geometry |= {"general": [bad], "layers": [bad], "norm": {bad: [1.0]}}
     geometry |= {"residual_norm": {bad: {bad: [1.0]}}, "cosine_general": [[0.1]]}
@@ -74,6 +79,9 @@ def test_names_from_outside_stay_texts(tmp_path):
     assert json.loads(re.search(r'id="data">(.*?)</script>', html, re.S).group(1))["total"] == 40
     assert "<img src=x" not in html
     assert html.count("&lt;img src=x&gt;&amp;") > 20
+    scores = html[html.index('id="scores"') : html.index('id="changes"')]
+    assert "Routing accuracy" in scores
+    assert ">25.0<" in "".join(scores.split())
 
 
 def test_real_runs_of_lm_eval_make_a_page(tmp_path):

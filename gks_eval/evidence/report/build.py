@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 import gks_eval
 from gks_eval.errors import ResultsError
+from gks_eval.evidence.accuracy import find_accuracy
 from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import find_observed
@@ -23,7 +24,7 @@ from gks_eval.evidence.question import ControlsFile, read_controls
 from gks_eval.evidence.report.folds import Fold, Sheet, folds, sheet
 from gks_eval.evidence.report.forest import Forest, difference_forest, paper_forest
 from gks_eval.evidence.report.items import collect
-from gks_eval.evidence.report.library import geometry_part, routing_part
+from gks_eval.evidence.report.library import accuracy_part, geometry_part, routing_part
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.tables.content import difference_table, score_table
 from gks_eval.evidence.tables.controls_text import answers, controls_table
@@ -115,6 +116,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         comparison=comparison,
         ranking=ranking,
         boards=[(fold, sheet(score_table(fold.comparison))) for fold in parted],
+        accuracies=[accuracy_part(found) for folder in folders for found in find_accuracy(folder)],
         changes=changes,
         controls=controls,
         paper=paper,

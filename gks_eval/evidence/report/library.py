@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from gks_eval.evidence.accuracy import RoutingAccuracy
 from gks_eval.evidence.observed import LibraryGeometry, RoutingShares
 from gks_eval.evidence.report.folds import sheet
 from gks_eval.evidence.report.heat import Heat, heat
 from gks_eval.evidence.tables.content import Table
 
-__all__ = ["geometry_part", "routing_heat", "routing_part"]
+__all__ = ["accuracy_part", "geometry_part", "routing_heat", "routing_part"]
 
 
 def routing_heat(routes: RoutingShares) -> tuple[Heat, Heat] | None:
@@ -55,6 +56,20 @@ def routing_part(routes: RoutingShares) -> dict[str, Any]:
     columns = ["task", "tokens", *routes.experts, "entropy (nats)"]
     table = Table("Mean coefficients", columns, rows, {}, [])
     return {"routes": routes, "plots": routing_heat(routes), "table": sheet(table)}
+
+
+def accuracy_part(found: RoutingAccuracy) -> Any:
+    """Return the table of one library's routing accuracy."""
+    shares = {label: (one.all_tokens, one.all_sequences) for label, one in found.settings.items()}
+    shares["chance"] = found.chance, found.chance
+    rows = [[label, *(f"{100 * share:.1f}" for share in pair)] for label, pair in shares.items()]
+    note = (
+        f"Share of held-out text that goes to its own expert, in percent, mean over "
+        f"{len(found.experts)} experts; {sum(found.rows.values())} rows. Sequences by majority of "
+        "their tokens in all layers"
+    )
+    title = f"Routing accuracy, {found.library}"
+    return sheet(Table(title, ["setting", "tokens", "sequences"], rows, {}, [note]))
 
 
 def geometry_part(geometry: LibraryGeometry) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gks_eval.errors import ResultsError
+from gks_eval.evidence.accuracy import find_accuracy
 from gks_eval.evidence.observed import find_observed
 
 ROUTING = {
@@ -73,3 +74,34 @@ def test_what_is_not_of_the_schema_is_named(tmp_path: Path, name, content):
     with pytest.raises(ResultsError, match=name) as caught:
         find_observed(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+ACCURACY = {
+    "schema": "gks_eval.routing_accuracy/1",
+    "library": "demo",
+    "experts": ["a", "b"],
+    "chance": 0.5,
+    "rows": {"a": 1, "b": 2},
+    "tokens": {"a": 4, "b": 9},
+    "settings": {},
+}
+SHARES = {
+    "layers": ["l0"],
+    "tokens": [0.75],
+    "sequences": [1.0],
+    "all_tokens": 0.75,
+    "all_sequences": 1.0,
+    "confusion": [[0.5, 0.5], [0.0, 1.0]],
+}
+
+
+def test_routing_accuracy_is_read_and_a_wrong_shape_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "accuracy_demo.json"
+    (tmp_path / "accuracyless.json").write_text("not ours")
+    file.write_text(json.dumps({**ACCURACY, "settings": {"arrow": SHARES}}))
+    (found,) = find_accuracy(tmp_path)
+    assert found.settings["arrow"].all_tokens == 0.75
+    for change in ({"tokens": []}, {"confusion": [[1.0]]}, {"all_tokens": 1.5}, {"more": 1}):
+        file.write_text(json.dumps({**ACCURACY, "settings": {"arrow": {**SHARES, **change}}}))
+        with pytest.raises(ResultsError, match=r"accuracy_demo\.json"):
+            find_accuracy(tmp_path)
