@@ -1,6 +1,6 @@
 """Training: a recipe becomes a library of adapters.
 
-The way of the data: recipe -> `jobs` -> `sources` (rows, texts) -> `examples` and `windows`
+Data flow: recipe -> `jobs` -> `sources` (rows, texts) -> `examples` and `windows`
 (token ids and labels) -> `sft` (one adapter) -> `library_writer` (library.yaml). `whole_library`
 runs the jobs; `clusters` and `conversion` make libraries from existing adapters.
 """

@@ -9,14 +9,14 @@ __all__ = ["share_of"]
 
 
 def share_of(schedule: Schedule, size: int) -> Schedule:
-    """Return the schedule of one process of `size`: the rows of an optimiser step stay the same.
+    """Return the schedule of one of `size` processes; the rows per optimiser step stay the same.
 
     Raises:
-        UsageError: The micro-steps cannot be shared out evenly.
+        UsageError: The micro-steps cannot be divided evenly.
     """
     if schedule.accumulation % size:
         raise UsageError(
-            f"schedule.accumulation {schedule.accumulation} cannot be shared by {size} processes;"
-            f" start as many processes as divide it, or make it a multiple of {size}."
+            f"schedule.accumulation {schedule.accumulation} cannot be divided among {size}"
+            f" processes; use a number of processes that divides it, or a multiple of {size}."
         )
     return schedule.model_copy(update={"accumulation": schedule.accumulation // size})

@@ -21,11 +21,11 @@ def mean_activations(
 ) -> dict[str, torch.Tensor]:
     """Return the mean input of each layer, (K,) float32 on the CPU.
 
-    A sample counts by the mean over its tokens, so that long samples do not count more.
+    Each sample contributes the mean over its tokens, so that long samples do not count more.
 
     Args:
         model: The base with the expert attached, in evaluation mode.
-        layers: Their names.
+        layers: Names of the layers.
         examples: The samples.
         on_sample: Called after every sample.
     """

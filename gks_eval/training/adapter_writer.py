@@ -75,12 +75,12 @@ def write_trained_adapter(
     """Write one trained adapter's folder, whole or not at all.
 
     Args:
-        folder: Its place in the library.
-        factors: What was trained.
+        folder: The adapter's folder in the library.
+        factors: The trained factors.
         shape: The LoRA.
         base_model: Name for the adapter's configuration.
-        record: What the run says of itself; the hash of the weights is added.
-        curve: One mapping an optimiser step.
+        record: The record of the run; the hash of the weights is added.
+        curve: One mapping per optimiser step.
 
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
@@ -97,7 +97,7 @@ def write_trained_adapter(
 
 
 def is_finished(folder: Path, fingerprint: str) -> bool:
-    """Say whether a folder holds the intact adapter of this fingerprint."""
+    """Return whether a folder holds the intact adapter with this fingerprint."""
     record = read_or_empty(folder / RECORD)
     weights = folder / WEIGHTS_FILE
     return (

@@ -41,7 +41,7 @@ def load_frozen_base(recipe: Recipe, root: Path, load: BaseLoad | None = None) -
 
     Raises:
         GksError: As `gks_eval.model.load_base.load_model`.
-        ResourceError: The recipe needs a GPU that is not there.
+        ResourceError: The recipe needs a GPU and there is none.
     """
     import torch
 

@@ -25,7 +25,7 @@ class ClusterFile(FrozenModel):
     Attributes:
         clusters: Names of the tasks by cluster.
         embedding: How the adapters were embedded.
-        seed: Of K-means and of the projections.
+        seed: Seed of K-means and of the projections.
         silhouette: Mean silhouette of the clustering.
         library: The library the tasks' adapters came from.
     """
@@ -49,7 +49,7 @@ def read_cluster_file(path: Path) -> dict[str, list[str]]:
     place: dict[str, str] = {}
     for cluster, tasks in clusters.items():
         if not tasks:
-            raise ConfigError(f"{path}: {cluster} has no task; remove it.")
+            raise ConfigError(f"{path}: {cluster} has no tasks; remove it.")
         for task in tasks:
             if task in place:
                 raise ConfigError(
@@ -62,7 +62,7 @@ def read_cluster_file(path: Path) -> dict[str, list[str]]:
 def write_cluster_file(
     path: Path, clustering: Clustering, *, embedding: str, seed: int, library: str
 ) -> None:
-    """Write what a recipe's `clusters` reads.
+    """Write the file that a recipe's `clusters` names.
 
     Raises:
         ResourceError: The file cannot be written.

@@ -1,9 +1,9 @@
-"""Model-based clustering: tasks whose adapters are alike (Ostapenko et al. 2024, arXiv:2405.11157).
+"""Model-based clustering of tasks by their adapters (Ostapenko et al. 2024, arXiv:2405.11157).
 
 An adapter is embedded either by its raw parameters, as published, or by its update dW. The same
-update has many factorisations (B M)(M^-1 A), which the raw parameters tell apart and dW does not;
-but trained adapters differ mostly in the part of A that was random at the start, so raw
-parameters compare well only where all adapters share that start.
+update has many factorisations (B M)(M^-1 A). They differ in their raw parameters but not in dW. And
+trained adapters differ mostly in the random start of A, so raw parameters compare well only if all
+adapters share that start.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Clustering:
 
     Attributes:
         clusters: Names of the tasks by cluster, ``cluster_0`` the largest.
-        silhouette: Mean silhouette; 0 where it is not defined (one cluster, or one a task).
+        silhouette: Mean silhouette; 0 if it is not defined (one cluster, or one task per cluster).
     """
 
     clusters: Mapping[str, list[str]]
@@ -47,23 +47,23 @@ class Clustering:
 def embed(
     adapters: Mapping[str, Mapping[str, LoraPair]], embedding: str = "delta", *, seed: int = 0
 ) -> tuple[list[str], torch.Tensor]:
-    """Return one vector of length 1 an adapter.
+    """Return one vector of length 1 per adapter.
 
     ``delta`` sketches each layer's update, ``G^T dW H`` with Gaussian G (D, S) and H (K, S) that
     all adapters share; distances of sketches estimate Frobenius distances of updates, at the cost
-    of (D + K) R S instead of D K. ``parameters`` strings A and B together.
+    of (D + K) R S instead of D K. ``parameters`` concatenates A and B.
 
     Args:
         adapters: Layers and their pairs, by the adapter's name.
         embedding: One of `EMBEDDINGS`.
-        seed: Of G and H.
+        seed: Seed of G and H.
 
     Returns:
         Names and the (E, N) matrix of their vectors.
 
     Raises:
         UsageError: Unknown embedding.
-        CompatibilityError: Adapters of different layers, or (``parameters``) ranks.
+        CompatibilityError: The adapters differ in layers, or (``parameters``) in rank.
     """
     if embedding not in EMBEDDINGS:
         raise UsageError(f"embedding {embedding!r}: {did_you_mean(embedding, EMBEDDINGS)}.")
@@ -93,10 +93,10 @@ def cluster_adapters(
     """Group adapters by K-means, the best of ten starts.
 
     Args:
-        names: Of the adapters.
-        points_EN: A vector each.
+        names: Names of the adapters.
+        points_EN: One vector per adapter.
         k: Number of clusters.
-        seed: Of the starts.
+        seed: Seed of the starts.
 
     Raises:
         UsageError: Fewer adapters than clusters.
@@ -115,7 +115,7 @@ def cluster_adapters(
         [name for name, label in zip(names, labels, strict=True) if label == c] for c in range(k)
     ]
     groups.sort(key=lambda group: (-len(group), group))
-    # Adapters that are equal fall into one cluster, however many were asked for.
+    # Equal adapters share a cluster, so there may be fewer clusters than k.
     defined = 2 <= len(set(labels)) < len(names)
     return Clustering(
         clusters={f"cluster_{number}": group for number, group in enumerate(groups) if group},
@@ -126,7 +126,7 @@ def cluster_adapters(
 def draw_clusters(
     names: Sequence[str], points_EN: torch.Tensor, clustering: Clustering, picture: Path
 ) -> None:
-    """Draw the adapters on their two principal axes, a colour a cluster.
+    """Draw the adapters on their two principal axes, one colour per cluster.
 
     Raises:
         ResourceError: The picture cannot be written.

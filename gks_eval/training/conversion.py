@@ -1,6 +1,6 @@
-"""Other people's adapters -> PEFT folders and a library.
+"""Adapters in other formats -> PEFT folders and a library.
 
-MTTL (Ostapenko et al. 2024, arXiv:2405.11157) keeps an expert as ``lora_a`` (K, R) and ``lora_b``
+MTTL (Ostapenko et al. 2024, arXiv:2405.11157) stores an expert as ``lora_a`` (K, R) and ``lora_b``
 (R, D), so that the update of a layer is ``dW = (alpha / R) (lora_a lora_b)^T``: its factors are
 the transposes of PEFT's. Its Phi-2 has one linear layer ``Wqkv`` (3D, K) whose output is the
 queries, then the keys, then the values; transformers' Phi has three layers. A fused adapter
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Converted", "convert_bin", "convert_mttl", "peft_factors"]
 
 _FACTOR = re.compile(r"(?:^|\.)lora_([ab])(?:\.weight)?$")
-# MTTL's Phi-2 is the model's original code; transformers names its parts otherwise.
+# MTTL's Phi-2 is the model's original code; transformers has other names for its parts.
 _RENAMED = (
     (re.compile(r"^(?:model\.)?transformer\.h\.(\d+)\.mixer\."), r"model.layers.\1.self_attn."),
     (re.compile(r"^(?:model\.)?layers\.(\d+)\."), r"model.layers.\1."),
@@ -43,7 +43,7 @@ class Converted:
 
     Attributes:
         experts: Names of the adapters.
-        manifest: The library's manifest; None where one was there that is not ours to write.
+        manifest: The library's manifest; None if the folder had one already.
     """
 
     experts: tuple[str, ...]
@@ -60,8 +60,7 @@ def peft_factors(
         where: Names the checkpoint in messages.
 
     Raises:
-        LibraryError: A tensor that is no LoRA factor, a layer that lacks one, or shapes that do
-            not belong together.
+        LibraryError: A tensor is no LoRA factor, a layer lacks one, or shapes do not match.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -77,7 +76,7 @@ def peft_factors(
         if A_RK.shape[0] != B_DR.shape[1]:
             raise LibraryError(
                 f"{where}: {layer} has lora_a {tuple(pair['a'].shape)} and lora_b"
-                f" {tuple(pair['b'].shape)}, which share no rank; download it again."
+                f" {tuple(pair['b'].shape)}, whose ranks differ; download it again."
             )
         name = _transformers_name(layer)
         if not name.endswith(".Wqkv"):
@@ -86,7 +85,7 @@ def peft_factors(
         if B_DR.shape[0] % 3:
             raise LibraryError(f"{where}: {layer} has {B_DR.shape[0]} rows, not three equal parts.")
         for part, rows_DR in zip("qkv", B_DR.chunk(3), strict=True):
-            # A copy of A each: safetensors refuses two names for one memory.
+            # One copy of A per layer: safetensors refuses tensors that share memory.
             layer_part = f"{name.removesuffix('Wqkv')}{part}_proj"
             factors[layer_part] = (A_RK.clone(), rows_DR.contiguous())
     return factors
@@ -100,12 +99,12 @@ def convert_mttl(
     Args:
         source: A folder with ``NAME.ckpt`` (and ``NAME.meta``), or one ``.ckpt``.
         output: The library's folder.
-        base_model: What the experts were trained on.
-        numbered: Names the experts ``NUMBERED_0``, ``NUMBERED_1``, ... in the order of their own
-            names, numbers in them read as numbers; None keeps the names.
+        base_model: The base that the experts were trained on.
+        numbered: Names the experts ``NUMBERED_0``, ``NUMBERED_1``, ... in the natural order of
+            their names (2 before 10); None keeps the names.
 
     Raises:
-        LibraryError: No checkpoint there, or one that cannot be converted.
+        LibraryError: There is no checkpoint, or one cannot be converted.
         ResourceError: The folder cannot be written.
     """
     checkpoints = sorted(source.glob("*.ckpt"), key=_natural) if source.is_dir() else [source]
@@ -148,10 +147,10 @@ def convert_bin(folder: Path) -> Path:
         folder: A folder with adapter_config.json and adapter_model.bin.
 
     Returns:
-        The safetensors file; the pickle stays.
+        The safetensors file; the pickle is kept.
 
     Raises:
-        LibraryError: No pickle there, or one that is not tensors alone.
+        LibraryError: There is no pickle, or it holds more than tensors.
         ResourceError: The folder cannot be written.
     """
     from safetensors.torch import save_file
@@ -163,7 +162,7 @@ def convert_bin(folder: Path) -> Path:
         raise UsageError(f"{target}: exists already; there is nothing to convert.")
     tensors = tensors_of(load_pickled(pickled), pickled)
     with replaced_file(target) as aside:
-        # Two names for one memory are two tensors on disk.
+        # Tensors that share memory become separate tensors on disk.
         plain = {key: tensor.clone().contiguous() for key, tensor in sorted(tensors.items())}
         save_file(plain, aside, metadata={"format": "pt"})
     return target
@@ -187,7 +186,7 @@ def _rank_and_alpha(content: Mapping[str, Any], checkpoint: Path) -> tuple[int, 
         if isinstance(place, Mapping) and "lora_rank" in place and "lora_alpha" in place:
             return int(place["lora_rank"]), float(place["lora_alpha"])
     raise LibraryError(
-        f"{checkpoint}: neither it nor {meta.name} next to it names lora_rank and lora_alpha; "
+        f"{checkpoint}: neither this file nor {meta.name} names lora_rank and lora_alpha; "
         "put the library's .meta file there."
     )
 

@@ -18,11 +18,11 @@ _FILE: Final = JsonFile("line of a loss curve", LibraryError, "train the adapter
 
 
 def draw_curves(library: Path, keys: Sequence[str], picture: Path) -> None:
-    """Draw loss against step, a small plot an adapter, all on one scale.
+    """Draw loss against step, one small plot per adapter, with a common scale.
 
     Args:
         library: The library's folder.
-        keys: Its finished adapters.
+        keys: Keys of its finished adapters.
         picture: The PNG to write.
 
     Raises:

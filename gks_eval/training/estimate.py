@@ -1,4 +1,4 @@
-"""What a recipe will take, said before it is run; needs neither a GPU nor the base's weights."""
+"""Estimates what a recipe needs before it is run, without a GPU or the base's weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Estimate", "JobEstimate", "Memory", "estimate"]
 
 
 FIRST_STEP_MB = 256
-"""What a process grows by at its first step for good: 290 and 305 MB measured, on two bases."""
+"""Memory that a process keeps after its first step: 290 and 305 MB measured, on two bases."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class JobEstimate:
     """One adapter before its training; values that need data from the hub are None.
 
     Attributes:
-        key: Of the job.
-        rows: To train on.
-        tokens: In one epoch; of windows, exactly.
-        steps: Of the optimiser.
-        finished: The library has it already, and it would not be trained again.
+        key: Key of the job.
+        rows: Rows to train on.
+        tokens: Tokens in one epoch; exact for windows.
+        steps: Optimiser steps.
+        finished: Whether the library has the adapter already; it is then not trained again.
     """
 
     key: str
@@ -50,13 +50,13 @@ class JobEstimate:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of one adapter's training, by their use.
+    """Bytes at the peak of one adapter's training, by use.
 
     Attributes:
-        program: Of the process without a model; none of it is on a GPU.
-        base: Weights of the base as it is held.
-        adapter: Factors and the optimiser's two moments, float32.
-        activations: What a micro-step of the longest rows makes, gradients included.
+        program: The process without a model; 0 for a GPU.
+        base: Weights of the base as loaded.
+        adapter: Factors and the optimiser's two moments, in float32.
+        activations: A micro-step with the longest rows, gradients included.
     """
 
     program: int
@@ -72,13 +72,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, and what it still lacks.
+    """What a run needs, and what would stop it.
 
     Attributes:
-        jobs: In the order of the recipe.
-        memory: None where the base's configuration cannot be had, or its code needs values.
-        faults: What would stop the run; the run would end with the first.
-        remarks: What should be known of the recipe before it is run.
+        jobs: One estimate per job, in the order of the recipe.
+        memory: None if the base's configuration is not available, or its code needs values.
+        faults: What would stop the run; it would end with the first.
+        remarks: What to know about the recipe before it is run.
     """
 
     jobs: tuple[JobEstimate, ...]
@@ -90,16 +90,16 @@ class Estimate:
 def estimate(
     plan: TrainingPlan, only: Sequence[str] = (), output: Path | None = None, *, here: bool = True
 ) -> Estimate:
-    """Look at a recipe without training; local data are read, the hub's are not.
+    """Estimate a recipe without training; local data are read, data on the hub are not.
 
     Args:
         plan: The recipe's jobs.
         only: Names of adapters; all when empty.
         output: The library's folder, to see which adapters it has already.
-        here: Whether it is this machine that trains.
+        here: Whether this machine will train.
 
     Raises:
-        UsageError: A name in `only` that no job has.
+        UsageError: No job has a name in `only`.
     """
     jobs = plan.select(only)
     checked = check_run(
@@ -150,7 +150,7 @@ def _memory(plan: TrainingPlan, jobs: Sequence[Job], checked: Checked) -> Memory
             step_bytes(model, rows, length, checkpointing=checkpointing, device=device)
             for rows, length, checkpointing in steps
         )
-    except Exception:  # a model's own code, which may look at values that are not there
+    except Exception:  # a model's code may read values, which meta tensors do not have
         return None
     return Memory(
         program=_program_bytes() if device == "cpu" else 0,
@@ -166,7 +166,7 @@ def _base_bytes(recipe: Recipe, model: torch.nn.Module, linear: dict[str, torch.
     if recipe.load.quantization == "none":
         return width * parameters
     packed = [m.weight.numel() for name, m in linear.items() if name != "lm_head"]
-    # NF4: half a byte a weight and a float32 scale every 64; one layer at a time is unpacked.
+    # NF4: half a byte per weight, a float32 scale per 64; one layer at a time is unpacked.
     held = round(sum(packed) * (0.5 + 4 / 64)) + width * (parameters - sum(packed))
     return held + width * max(packed, default=0)
 
@@ -174,12 +174,12 @@ def _base_bytes(recipe: Recipe, model: torch.nn.Module, linear: dict[str, torch.
 def _device_type(recipe: Recipe) -> str:
     try:
         return recipe_device(recipe.load.device).type
-    except GksError:  # asked for on a machine without it
+    except GksError:  # the recipe's device is not on this machine
         return recipe.load.device
 
 
 def _program_bytes() -> int:
-    # What training imports, as far as the checks have not.
+    # Import what training imports, so that its memory counts.
     import bitsandbytes  # noqa: F401
     import datasets  # noqa: F401
     import torch

@@ -1,4 +1,4 @@
-"""(source, target) pairs -> token ids and labels; the only place that decides what is scored."""
+"""(source, target) pairs -> token ids and labels; this file alone decides what the loss counts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = [
 ]
 
 IGNORED = -100
-"""The label that the loss passes over."""
+"""The label that the loss ignores."""
 
 
 class SourceTarget(NamedTuple):
     """One row of an expert's data.
 
     Attributes:
-        number: Of the row in its file or data set, from 1; blank lines don't count.
+        number: Number of the row in its file or data set, from 1; blank lines do not count.
         source: The instruction.
         target: The answer.
     """
@@ -41,7 +41,7 @@ class SourceTarget(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of one row, and the labels: the id itself where it is scored, else `IGNORED`."""
+    """Token ids of one row, and the labels: the id itself if it is scored, else `IGNORED`."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -54,11 +54,11 @@ class Example:
 
 @dataclass
 class DataReport:
-    """What became of the rows; it goes into the provenance.
+    """Counts of used, shortened and skipped rows; they go into the provenance.
 
     Attributes:
         rows: Rows or windows that are trained on.
-        tokens: All their tokens.
+        tokens: Number of their tokens.
         scored_tokens: The tokens that the loss counts.
         sources_cut: Rows that lost the end of their source to `max_tokens`.
         targets_too_long: Rows left out because the target alone exceeds `max_tokens`.
@@ -118,18 +118,18 @@ def encode_pair(
     """Encode one row; a row that is too long loses the end of its source.
 
     Prompt and completion are encoded as one text, as the model will read them; a token belongs to
-    the completion when it reaches beyond the prompt's last character.
+    the completion if it ends after the prompt's last character.
 
     Args:
         tokenizer: A fast tokenizer.
-        source: The text inside the prompt that may be shortened.
-        prompt: Text that is read.
-        completion: Text that is answered; never shortened.
-        max_tokens: Longest row.
+        source: The part of the prompt that may be shortened.
+        prompt: The text before the completion.
+        completion: The answer; never shortened.
+        max_tokens: Maximum length of a row.
         loss: ``completion`` or ``all``.
 
     Returns:
-        The example, or None where what must stay exceeds `max_tokens`; and whether it was cut.
+        The example, or None if the rest exceeds `max_tokens`; and whether it was shortened.
     """
     encoded = tokenizer(prompt + completion, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(encoded["input_ids"])
@@ -137,7 +137,7 @@ def encode_pair(
     scored = [end > len(prompt) for _, end in spans]
     excess = len(ids) - max_tokens
     if excess > 0:
-        # Chat templates may strip what they are given.
+        # Chat templates may strip the source.
         start = prompt.rfind(source.strip())
         stop = start + len(source.strip())
         inside = [i for i, (a, b) in enumerate(spans) if start <= a and b <= stop and a < b]
@@ -162,19 +162,19 @@ def encode_pairs(
     loss: str,
     report: DataReport,
 ) -> list[Example]:
-    """Encode all rows, counting in `report` what was cut or left out.
+    """Encode all rows; `report` counts shortened and skipped rows.
 
     Args:
-        tokenizer: Of the base model.
+        tokenizer: The base model's tokenizer.
         pairs: The rows.
         chat: Use the model's chat template; else `template`.
         template: Text of the prompt with ``{source}``; the target and the end-of-text token follow.
-        max_tokens: Longest row.
+        max_tokens: Maximum length of a row.
         loss: ``completion`` or ``all``.
-        report: Gets the counts.
+        report: Receives the counts.
 
     Raises:
-        DataError: The chat template does not serve.
+        DataError: The chat template cannot be used.
     """
     examples: list[Example] = []
     for number, source, target in pairs:

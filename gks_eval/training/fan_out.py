@@ -1,4 +1,4 @@
-"""A library's adapters on a cluster: one Ray task per adapter; Ray does all scheduling.
+"""Trains a library on a cluster: one Ray task per adapter, scheduled by Ray.
 
 Ray gives each task to a free worker, and restarts it if a worker dies. The task then resumes from
 its last checkpoint, which is in the library's folder on a file system that all workers share.
@@ -23,7 +23,7 @@ from gks_eval.training.whole_library import (
 __all__ = ["need_ray", "train_on_ray"]
 
 RETRIES = 5
-"""How often a task is started again after its worker has died."""
+"""How often a task is restarted after its worker died."""
 
 
 def train_on_ray(
@@ -42,15 +42,15 @@ def train_on_ray(
         recipe_file: The recipe, at a path that every worker can read.
         output: The library's folder, on a file system that every worker shares.
         only: Names of adapters; all when empty.
-        address: Of a running cluster; None starts a local one.
-        cpus: That a task asks for.
-        gpus: That a task asks for.
+        address: Address of a running cluster; None starts a local one.
+        cpus: CPUs per task.
+        gpus: GPUs per task.
         report: Called with one line per adapter.
 
     Raises:
-        UsageError: Ray is not installed, or not to be reached at `address`.
-        ResourceError: A task's workers died again and again.
-        GksError: As `train_library`, the first that a task met.
+        UsageError: Ray is not installed, or cannot be reached at `address`.
+        ResourceError: A task's workers died repeatedly.
+        GksError: As `train_library`; the first error of a task.
     """
     need_ray()
     import ray
@@ -98,17 +98,17 @@ def train_on_ray(
 
 
 def need_ray() -> None:
-    """Make sure of Ray.
+    """Check that Ray is installed.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.")
 
 
 def _train_one(recipe_file: str, output: str, key: str) -> GksError | None:
-    # An error of ours is returned, not raised: Ray would wrap it and try again.
+    # A GksError is returned, not raised: Ray would wrap it and retry.
     try:
         train_library(make_plan(Path(recipe_file)), Path(output), only=[key])
     except GksError as error:

@@ -1,8 +1,8 @@
-"""How much memory a training step holds, found by doing it on the meta device.
+"""Measures the memory of a training step by running it on the meta device.
 
-A forward and a backward pass run over tensors that have shapes and no values. Every storage that
-they make is counted while it lives, so the peak is that of the model's own code, whatever its
-layers, with and without gradient checkpointing.
+A forward and a backward pass run on tensors that have shapes and no values. Every storage that they
+allocate is counted until it is freed, so the peak is that of the model's own code, for any layers,
+with and without gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["step_bytes"]
 TILE = (4096, 32768)
 """TRL computes the head's logits in tiles of at most this many positions and tokens."""
 TILE_COPIES = {"cuda": 1, "cpu": 8}
-"""Float32 copies of a tile that its gradient holds at once, by the device; a GPU has a kernel."""
+"""Float32 copies of a tile that its gradient holds at once, by device; a GPU has a fused kernel."""
 
 
-class _Living(TorchDispatchMode):
-    """Counts the bytes of all storages that live, and the most there were."""
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all live storages, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
+        self.now = self.peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -55,7 +55,7 @@ class _Living(TorchDispatchMode):
         if key not in self._known:
             self._known.add(key)
             self.now += size
-            self.most = max(self.most, self.now)
+            self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._freed, key, size)
 
     def _freed(self, key: int, size: int) -> None:
@@ -64,7 +64,7 @@ class _Living(TorchDispatchMode):
 
 
 class _Attention(torch.autograd.Function):
-    """What fused attention keeps; torch's own keeps every score of meta tensors."""
+    """Keeps what fused attention keeps; on meta tensors, torch's attention keeps all scores."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
@@ -91,21 +91,21 @@ def _attention(
 def step_bytes(
     model: PeftModel, rows: int, length: int, *, checkpointing: bool, device: str
 ) -> int:
-    """Return the bytes that a micro-step holds at most, apart from the model's parameters.
+    """Return the peak bytes of a micro-step, without the model's parameters.
 
     Args:
         model: A base with a trainable adapter, both on the meta device.
-        rows: Of the micro-step.
-        length: Tokens of each.
-        checkpointing: Whether activations are computed again in the backward pass.
-        device: Type of the device that the step is for.
+        rows: Rows of the micro-step.
+        length: Tokens per row.
+        checkpointing: Whether activations are recomputed in the backward pass.
+        device: Type of the device that the step would run on.
     """
     from transformers import AttentionInterface
 
     decoder: Any = model.get_base_model()
     head = decoder.get_output_embeddings()
     with warnings.catch_warnings():
-        # The newest transformers says activation_checkpointing; both names work.
+        # The newest transformers has activation_checkpointing; both names work.
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         if checkpointing:
             decoder.gradient_checkpointing_enable({"use_reentrant": False})
@@ -120,12 +120,12 @@ def step_bytes(
             "input_ids": torch.zeros(rows, length, dtype=torch.long),
             "position_ids": torch.zeros(rows, length, dtype=torch.long),
         }
-    living = _Living()
+    live = _LiveBytes()
     for parameter in model.parameters():
-        living.count(parameter)
-    held = living.now
-    with living:
+        live.count(parameter)
+    held = live.now
+    with live:
         hidden = decoder.base_model(**inputs, use_cache=False)[0]
         hidden.sum().backward()
     tile = min(rows * length, TILE[0]) * min(head.out_features, TILE[1])
-    return int(living.most - held + 4 * TILE_COPIES.get(device, 1) * tile)
+    return int(live.peak - held + 4 * TILE_COPIES.get(device, 1) * tile)

@@ -1,4 +1,4 @@
-"""Training PHATGOOSE's gates: one vector per layer, with the base and the expert frozen."""
+"""Trains PHATGOOSE's gates: one vector per layer, with the base and the expert frozen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Gate:
     """A forward hook of a linear layer, ``y = layer(x) + sigmoid(v . x) s B A x``.
 
     Attributes:
-        v: (K,) float32, zero at first: every token starts with half of the expert's update.
+        v: (K,) float32, initially zero, so that every token gets half of the expert's update.
     """
 
     def __init__(self, pair: LoraPair, dtype: torch.dtype, device: torch.device) -> None:
@@ -88,16 +88,16 @@ def train_gates(
         pairs: The expert's updates by layer.
         examples: Its rows.
         steps: Optimiser steps.
-        learning_rate: Constant.
+        learning_rate: Constant learning rate.
         batch_size: Rows per step.
-        seed: Of the order of the rows.
+        seed: Seed of the order of the rows.
         on_step: Called after every step.
 
     Returns:
         The gates by layer, (K,) float32 on the CPU, and the loss of every step.
 
     Raises:
-        DataError: The loss is not finite.
+        DataError: A gate is not finite.
     """
     device = next(model.parameters()).device
     batches = _batches(examples, batch_size, seed)
@@ -120,14 +120,14 @@ def train_gates(
 
 
 def _batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[list[Example]]:
-    """Yield batches without end; every row comes once before any comes again."""
+    """Yield batches without end; every row is used once before any is repeated."""
     order = random.Random(seed)  # noqa: S311 - an order, not a secret
-    waiting: list[Example] = []
+    queue: list[Example] = []
     while True:
-        while len(waiting) < size:
-            waiting += order.sample(examples, len(examples))
-        yield waiting[:size]
-        waiting = waiting[size:]
+        while len(queue) < size:
+            queue += order.sample(examples, len(examples))
+        yield queue[:size]
+        queue = queue[size:]
 
 
 def _loss(model: nn.Module, batch: Sequence[Example], device: torch.device) -> torch.Tensor:

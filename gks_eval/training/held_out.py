@@ -65,12 +65,12 @@ def check_held_out(plan: TrainingPlan, experts: Sequence[str]) -> None:
 
 
 def mean_loss(model: torch.nn.Module, examples: Sequence[Example]) -> float:
-    """Return the mean negative log-likelihood a scored token.
+    """Return the mean negative log-likelihood per scored token.
 
     ``L = - sum_i sum_t log p(x_it | x_i,<t) / n`` over the n positions whose label is scored.
 
     Args:
-        model: A causal language model; its mode and gradients are left as they were.
+        model: A causal language model; its mode and gradients do not change.
         examples: Rows of one or more tokens.
     """
     import torch

@@ -1,4 +1,4 @@
-"""The examples of one job: what is trained on, what is held out, and their fingerprint."""
+"""The examples of one job: training and held-out rows, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class JobData:
     """Examples of one adapter.
 
     Attributes:
-        train: Trained on, in the order of the seed; the trainer shuffles once an epoch.
-        held_out: Never trained on.
-        report: Counts over `train`, and what was cut or left out.
+        train: Training examples, in the seed's order; the trainer shuffles once per epoch.
+        held_out: Examples that are never trained on.
+        report: Counts over `train`, and of shortened and skipped rows.
         fingerprint: SHA-256 of every id and label, `held_out` included.
     """
 
@@ -40,10 +40,10 @@ class JobData:
 
 
 def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> JobData:
-    """Read, encode and divide the data of a job.
+    """Read, encode and split the data of a job.
 
     Raises:
-        DataError: The data have a fault, or too little of them is left to train on.
+        DataError: The data have a fault, or there are too few rows to train on.
         HubError: The hub cannot be reached.
     """
     report = DataReport()
@@ -61,8 +61,8 @@ def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> J
         examples = _general_examples(job, root, tokenizer, report)
     held = job.section.held_out
     if len(examples) <= held:
-        raise DataError(_nothing_left(job, len(examples), report))
-    # From the end: the draw put them there, after the rows that the recipe asks for.
+        raise DataError(_too_few(job, len(examples), report))
+    # Held-out rows are at the end: they are drawn after the training rows.
     train, held_out = examples[: len(examples) - held], examples[len(examples) - held :]
     report.count(train)
     return JobData(
@@ -87,7 +87,7 @@ def separator_of(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
-def _nothing_left(job: Job, left: int, report: DataReport) -> str:
+def _too_few(job: Job, usable: int, report: DataReport) -> str:
     kind = "rows" if isinstance(job.section, ExpertSection) else "windows"
     lost = [
         f"{count} {what}"
@@ -97,11 +97,11 @@ def _nothing_left(job: Job, left: int, report: DataReport) -> str:
         )
         if count
     ]
-    held = f" and {job.section.held_out} are to be held out" if job.section.held_out else ""
-    mend = "raise max_tokens" if kind == "rows" else "make its windows shorter"
+    held = f" and {job.section.held_out} must be held out" if job.section.held_out else ""
+    instead = "raise max_tokens" if kind == "rows" else "make its windows shorter"
     return (
-        f"{job.key}: {left} {kind} are left{f' ({lost[0]})' if lost else ''}{held}, so none is left"
-        f" to train on; give it more data, or {mend}."
+        f"{job.key}: {usable} {kind} are usable{f' ({lost[0]})' if lost else ''}{held}, so none"
+        f" remain for training; give it more data, or {instead}."
     )
 
 
@@ -123,7 +123,7 @@ def _general_examples(
         )
         for number, window in enumerate(windows, start=1)
     ]
-    # Tokens of the chat template, and tokens that decoding and encoding may split differently.
+    # Room for the chat template, and for tokens that re-encoding splits differently.
     room = 2 * (member.prompt + member.completion) + 256
     return encode_pairs(
         tokenizer, pairs, chat=True, template="", max_tokens=room, loss=section.loss, report=report
@@ -139,7 +139,7 @@ def _windows(
     texts = general_texts(job, root)
 
     def encode(text: str) -> list[int]:
-        # verbose=False: a text longer than the model's context is no fault, it is cut here.
+        # verbose=False: no warning for a text that exceeds the model's context; it is cut here.
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     if member.cut == "packed":

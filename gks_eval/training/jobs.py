@@ -38,12 +38,12 @@ class Job:
     """One adapter to train.
 
     Attributes:
-        kind: ``experts`` or ``general``, which is also the folder it goes to.
+        kind: ``experts`` or ``general``, also the name of its parent folder.
         name: The expert's name or the language.
-        member: Where its rows or texts lie, the section's defaults filled in.
+        member: The place of its rows or texts, with the section's defaults.
         section: The section it belongs to.
-        seed: Of the draw of rows, their order and dropout.
-        start_seed: Of the random start of A.
+        seed: Seed of the draw of rows, their order and dropout.
+        start_seed: Seed of the random start of A.
     """
 
     kind: Literal["experts", "general"]
@@ -75,13 +75,13 @@ class TrainingPlan:
 
     @property
     def recipe_hash(self) -> str:
-        """SHA-256 of the recipe's content, whatever its layout and comments."""
+        """SHA-256 of the recipe's content, without layout and comments."""
         return digest_of_json(self.recipe.model_dump(mode="json", exclude_defaults=True))
 
     def fingerprint(self, job: Job, data: str) -> str:
-        """Name everything that an adapter depends on, apart from software and machine.
+        """Return a hash of everything that an adapter depends on but software and machine.
 
-        An adapter on disk that carries this fingerprint need not be trained again.
+        An adapter on disk with this fingerprint need not be trained again.
 
         Args:
             job: The adapter.
@@ -101,13 +101,13 @@ class TrainingPlan:
         )
 
     def remarks(self) -> list[str]:
-        """Return what should be known of the recipe before it is run."""
+        """Return what to know about the recipe before it is run."""
         remarks: list[str] = []
         if self.recipe.adapter.init == "loftq" and self.recipe.general is not None:
             remarks.append(
-                "init: loftq gives experts and general adapters the same start, which makes up for"
-                " the base's quantisation error; subtracting one from the other takes that away"
-                " again. It is noted in the library."
+                "init: loftq gives experts and general adapters the same start, which corrects"
+                " the base's quantisation error; subtracting one from the other removes this"
+                " correction. The library records it."
             )
         return remarks
 
@@ -115,7 +115,7 @@ class TrainingPlan:
         """Return the jobs named in `only` (all of them when it is empty).
 
         Raises:
-            UsageError: A name that no job has.
+            UsageError: No job has one of the names.
         """
         known = {job.name for job in self.jobs} | {job.key for job in self.jobs}
         for name in only:
@@ -188,7 +188,7 @@ def _scheduled(section: SectionT, recipe: Recipe) -> SectionT:
 def _filled(default: PlaceT, member: PlaceT) -> PlaceT:
     given = member.model_dump(exclude_unset=True)
     base = default.model_dump(exclude_unset=True)
-    if given.get("file") or given.get("hub"):  # another place: nothing of the default's is left
+    if given.get("file") or given.get("hub"):  # another place replaces the default place as a whole
         base = {k: v for k, v in base.items() if k not in Place.model_fields}
     return type(member).model_validate(base | given)
 

@@ -20,21 +20,21 @@ __all__ = ["check_library_output", "is_foreign", "write_trained_manifest"]
 
 
 def is_foreign(output: Path) -> bool:
-    """Say whether a folder's manifest was written by another hand than this module's.
+    """Return whether a folder has a manifest that training did not write.
 
     Raises:
-        ConfigError: There is a manifest with faults.
+        ConfigError: The manifest has faults.
     """
     manifest = output / MANIFEST
     return manifest.is_file() and "recipe" not in load_typed(manifest, LibraryConfig).provenance
 
 
 def check_library_output(output: Path) -> None:
-    """Refuse a folder whose manifest would be overwritten though it is not ours.
+    """Refuse a folder with a manifest that training did not write and would overwrite.
 
     Raises:
-        LibraryError: There is such a manifest.
-        ConfigError: There is a manifest with faults.
+        LibraryError: The folder has such a manifest.
+        ConfigError: The manifest has faults.
     """
     if is_foreign(output):
         raise LibraryError(

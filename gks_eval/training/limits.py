@@ -1,6 +1,6 @@
-"""Memory and disk that do not suffice: measured, given back, and reported in sentences.
+"""Measures and frees memory, and reports a full memory or disk.
 
-torch and safetensors hide both behind errors of many kinds, so their words have to be read.
+torch and safetensors raise many kinds of errors for these, so their messages must be read.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def limit_errors(folder: Path) -> Iterator[None]:
     """Turn errors of torch and safetensors for a full memory or disk into a sentence.
 
     Args:
-        folder: What is written to.
+        folder: The folder that is written to.
 
     Raises:
-        ResourceError: Memory or disk does not suffice, or `folder` cannot be written.
+        ResourceError: Memory or disk is full, or `folder` cannot be written.
     """
     with disk_errors(folder):
         try:
@@ -66,19 +66,18 @@ def limit_errors(folder: Path) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give back what a trained model held, so that the next one finds the memory that it found.
+    """Free the memory of a trained model, so that the next one has as much as the first.
 
-    Three things hold memory after the last variable that names the model is gone: its references
-    to itself, bitsandbytes' process-wide table of embeddings, and the allocators, which keep freed
-    blocks for themselves.
+    Three things hold memory after the last reference to the model: its reference cycles,
+    bitsandbytes' process-wide table of embeddings, and the allocators, which cache freed blocks.
     """
     import torch
 
     if "bitsandbytes" in sys.modules:
         from bitsandbytes.optim import GlobalOptimManager
 
-        # The trainer enters every embedding of the model for an 8-bit optimiser, and nothing takes
-        # it out; an embedding that is mapped from a file keeps the whole file mapped.
+        # The trainer registers every embedding for an 8-bit optimiser, and nothing removes it; an
+        # embedding that is mapped from a file keeps the whole file mapped.
         GlobalOptimManager.get_instance().initialize()
     gc.collect()
     if torch.cuda.is_available():
@@ -90,7 +89,7 @@ def release_memory() -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Reset `peak_memory_mb`, where the system allows it."""
+    """Reset `peak_memory_mb`, if the system allows it."""
     import torch
 
     if device.type == "cuda":

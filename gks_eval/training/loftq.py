@@ -1,9 +1,9 @@
-"""LoftQ's start: the low-rank factors that best make up for a layer's quantisation error.
+"""LoftQ's start: the low-rank factors that best correct a layer's quantisation error.
 
-One step of Li et al. 2023 (arXiv:2310.08659) against a base that is quantised already and stays
-as it is: ``s B A`` is the best rank-R approximation of ``W - W_q``. PEFT's own LoftQ leaves the
-scaling s out, which makes up for the error rightly only where alpha equals the rank, and it needs
-CUDA; this one holds for any alpha and any device.
+One step of Li et al. 2023 (arXiv:2310.08659) against a base that is quantised already and does
+not change: ``s B A`` is the best rank-R approximation of ``W - W_q``. PEFT's LoftQ ignores the
+scaling s, which is correct only if alpha equals the rank, and it needs CUDA; this one works for any
+alpha and any device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def loftq_factors(
     Args:
         error_DK: W - W_q of one layer, (D, K).
         rank: R.
-        scaling: s of the adapter.
+        scaling: The adapter's s.
 
     Returns:
         A (R, K) and B (D, R), float32.
@@ -45,10 +45,10 @@ def loftq_factors(
 
 
 def check_quantised(model: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Refuse a target that a base in 4 bits holds whole: its output layer.
+    """Refuse a target that a 4-bit base does not quantise: the output layer.
 
     Args:
-        model: The base, its weights not needed.
+        model: The base; its weights are not needed.
         targets: Names of the layers.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Every adapter on every adapter's held-out rows, to see whether each knows its own task best."""
+"""The loss of every adapter on every adapter's held-out rows."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LOSS_TABLE = "held_out.json"
 
 
 def check_measurable(plan: TrainingPlan, library: Path, coming: Sequence[Job] = ()) -> None:
-    """Refuse what `measure_losses` cannot measure.
+    """Check that `measure_losses` can measure a library.
 
     Args:
         plan: The recipe.
         library: Its library.
-        coming: Adapters that will be there by then.
+        coming: Adapters that will be trained before the measurement.
 
     Raises:
         DataError: A section holds nothing out.
@@ -47,7 +47,7 @@ def measure_losses(
     rows: int | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, dict[str, float]]:
-    """Measure the base and all adapters of a kind on each one's held-out rows.
+    """Measure the base and all adapters of a kind on each adapter's held-out rows.
 
     The result is also written to ``held_out.json`` in the library.
 
@@ -58,7 +58,7 @@ def measure_losses(
         report: Called with one line per job.
 
     Returns:
-        The mean loss per scored token, by job and then by adapter (``base`` for none).
+        The mean loss per scored token, by job and then by adapter (``base`` for no adapter).
 
     Raises:
         DataError: A section holds nothing out.

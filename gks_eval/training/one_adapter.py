@@ -1,4 +1,4 @@
-"""One job from its data to its folder."""
+"""Trains one adapter, from its data to its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["WORK", "train_job"]
 
 WORK = ".work"
-"""Folder of checkpoints and locks inside a library; gone when the library is whole."""
+"""Folder of checkpoints and locks inside a library; removed when the library is complete."""
 
 
 def train_job(
@@ -51,13 +51,13 @@ def train_job(
         plan: The recipe's jobs.
         job: The one to train.
         output: The library's folder.
-        fingerprint: What the adapter is recognised by later.
-        tokenizer: Of the base model.
+        fingerprint: Identifies the adapter later.
+        tokenizer: The base model's tokenizer.
         callback: Receives the progress.
-        group: The processes that do it together.
+        group: The processes that train together.
 
     Raises:
-        GksError: The data, the base or the machine does not serve; see each class.
+        GksError: The data, the base or the machine cannot be used; see each class.
     """
     recipe = plan.recipe
     schedule = share_of(job.section.schedule, group.size)
@@ -100,7 +100,7 @@ def train_job(
 
 
 def _clear_other_work(folder: Path, fingerprint: str) -> None:
-    # Checkpoints of another recipe or of other data are of no use to this one.
+    # Checkpoints of another recipe or of other data cannot be resumed.
     mark = folder / "fingerprint"
     if folder.is_dir() and not (mark.is_file() and mark.read_text("utf-8") == fingerprint):
         shutil.rmtree(folder)

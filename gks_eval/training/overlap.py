@@ -17,7 +17,7 @@ from gks_eval.training.sources import expert_rows, general_texts
 __all__ = ["SHORTEST_QUESTION", "ItemIndex", "overlap_record", "training_texts"]
 
 SHORTEST_QUESTION: Final = 5
-"""Words of a question; a shorter one would be found in texts that have nothing to do with it."""
+"""Fewest words of a question that is searched for; shorter ones match unrelated texts."""
 
 Key = tuple[str, int]  # task and position
 
@@ -63,9 +63,9 @@ class ItemIndex:
 
 
 def training_texts(plan: TrainingPlan, job: Job) -> Iterator[str]:
-    """Yield the texts that a job trains on, source and target of a row as one.
+    """Yield the texts that a job trains on; source and target of a row form one text.
 
-    Of a general adapter these are all its texts, though training may stop before the last.
+    For a general adapter these are all its texts, though training may stop before the last.
 
     Raises:
         DataError: The data have a fault.
@@ -88,8 +88,8 @@ def overlap_record(
     """Compare the items of tasks with the training texts of adapters.
 
     Args:
-        items: By task.
-        texts: By adapter; read once.
+        items: Items by task.
+        texts: Training texts by adapter; read once.
         n: Words of an n-gram.
         advance: Called after each adapter.
 

@@ -1,4 +1,4 @@
-"""Reading pickled checkpoints without running what is in them."""
+"""Reads pickled checkpoints without running code from them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
     """Return the mapping in a checkpoint that torch wrote, tensors and plain values only.
 
     Raises:
-        LibraryError: The file is missing, broken, no mapping, or holds objects whose loading would
-            run code.
+        LibraryError: The file is missing, broken or no mapping, or loading it would run code.
     """
     import pickle
     import warnings
@@ -25,7 +24,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
 
     try:
         with warnings.catch_warnings():
-            # torch warns of protocols it did not write; unreadable files are errors below.
+            # torch warns about unknown pickle protocols; unreadable files are errors below.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -35,7 +34,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
         ) from error
     except FileNotFoundError as error:
         raise LibraryError(f"{path}: is missing; check the path.") from error
-    except Exception as error:  # a torn file can fail anywhere inside the unpickler
+    except Exception as error:  # a truncated file can fail anywhere in the unpickler
         raise LibraryError(f"{path}: cannot be read ({error}); download it again.") from error
     if not isinstance(content, Mapping):
         raise LibraryError(f"{path}: holds no mapping of names to tensors; is it a checkpoint?")
@@ -43,10 +42,10 @@ def load_pickled(path: Path) -> dict[str, Any]:
 
 
 def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the tensors of a checkpoint, whatever it wraps them in.
+    """Return the tensors of a checkpoint, unwrapped.
 
     Raises:
-        LibraryError: There are none.
+        LibraryError: There are no tensors.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""What would stop a run before its first step, found without reading a weight.
+"""Checks for what would stop a run before its first step, without reading weights.
 
-`train_library` refuses to begin with what is found here, and a dry run reports it: one list of
-checks, so that both end with the same sentence and the same exit code.
+`train_library` raises what is found here, and a dry run reports it. Both use one list of checks, so
+that they end with the same message and the same exit code.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class JobCounts:
     """The data of one adapter, counted.
 
     Attributes:
-        report: As `gks_eval.training.job_data` counts.
-        longest: Tokens of the longest row that is trained on.
+        report: The counts of `gks_eval.training.job_data`.
+        longest: Tokens of the longest training row.
     """
 
     report: DataReport
@@ -55,11 +55,11 @@ class Checked:
     """What the checks found.
 
     Attributes:
-        faults: What would stop the run, in the order in which it would be met.
-        fingerprints: By job; without those whose data are missing.
+        faults: What would stop the run, in the order in which the run would meet it.
+        fingerprints: Fingerprints by job; without jobs whose data are missing.
         finished: Keys of the jobs whose adapter the library has already.
-        counts: By job; only of local data that have no fault.
-        outline: The base on the meta device; None where it cannot be had or is not needed.
+        counts: Counts by job; only for local data without faults.
+        outline: The base on the meta device; None if it is not available or not needed.
     """
 
     faults: tuple[GksError, ...]
@@ -78,15 +78,15 @@ def check_run(
     processes: int = 1,
     here: bool = True,
 ) -> Checked:
-    """Do what a run does up to its first step, but for the base's weights and data on the hub.
+    """Check a run up to its first step, without the base's weights and data on the hub.
 
     Args:
         plan: The recipe's jobs.
-        jobs: Those to train.
-        output: The library's folder, where it is known.
-        whole: Whether the run is to write the library's manifest.
-        processes: That train each adapter together.
-        here: Whether it is this machine that trains.
+        jobs: The jobs to train.
+        output: The library's folder, if known.
+        whole: Whether the run will write the library's manifest.
+        processes: Number of processes that train each adapter together.
+        here: Whether this machine will train.
     """
     import torch
 
@@ -134,7 +134,7 @@ def check_run(
 
 @contextmanager
 def _noted(faults: list[GksError]) -> Iterator[None]:
-    # A fault of the tokenizer or the recipe would come again with every job.
+    # A fault of the tokenizer or the recipe repeats for every job.
     try:
         yield
     except GksError as error:

@@ -42,7 +42,7 @@ class BaseLoad(FrozenModel):
         quantization: ``nf4`` holds the linear layers in 4 bits (bitsandbytes, no double
             quantisation, products in bfloat16).
         dtype: Of everything that is not quantised.
-        device: ``auto`` takes a GPU where there is one; ``cuda`` insists on it.
+        device: ``auto`` uses a GPU if there is one; ``cuda`` requires one.
     """
 
     quantization: Literal["none", "nf4"] = "none"
@@ -56,12 +56,12 @@ class AdapterShape(FrozenModel):
     Attributes:
         rank: R of A (R,K) and B (D,R).
         alpha: The update is scaled by alpha / rank.
-        dropout: On the adapter's input while training.
+        dropout: Dropout on the adapter's input in training.
         targets: Names of the linear layers, as PEFT's ``target_modules``.
-        init: ``default`` starts from B = 0; ``loftq`` from the factors that make up for the
+        init: ``default`` starts from B = 0; ``loftq`` from the factors that correct the
             quantisation error of the base; ``paper`` is what the published code does: it hands
             PEFT a LoftQ configuration that PEFT ignores, hence the same start as ``default``.
-        save_dtype: Of the saved factors.
+        save_dtype: Dtype of the saved factors.
     """
 
     rank: PositiveInt = 4
@@ -77,15 +77,15 @@ class Schedule(FrozenModel):
 
     Attributes:
         epochs: Passes over the rows.
-        learning_rate: Peak.
+        learning_rate: Peak learning rate.
         batch_size: Rows per device and micro-step.
         accumulation: Micro-steps per optimiser step.
         decay: Shape of the learning rate after the warm-up.
         warmup: Share of the steps in which the learning rate rises.
         clip: Maximum norm of the gradient; 0 for no clipping.
-        weight_decay: Decoupled, as in AdamW.
-        optimizer: The 8-bit ones fall back as `gks_eval.training.sft` states.
-        gradient_checkpointing: Less memory for about a fifth more time.
+        weight_decay: Decoupled weight decay, as in AdamW.
+        optimizer: The optimiser; `gks_eval.training.sft` has the fallback without a GPU.
+        gradient_checkpointing: Saves memory for about a fifth more time.
         checkpoint_steps: Optimiser steps between two checkpoints.
     """
 
@@ -112,7 +112,7 @@ class Place(FrozenModel):
         config: Its configuration.
         split: Its split.
         revision: Its revision; pin it for a run that can be repeated.
-        data_files: Files of it to read, instead of a configuration.
+        data_files: Files of the data set to read, instead of a configuration.
     """
 
     file: Source | None = None
@@ -131,7 +131,7 @@ class ExpertMember(Place):
         target: Column of the answer.
         where: Columns and the value, or list of values, that a row must have.
         fraction: Share of the rows to train on, drawn with the recipe's seed.
-        rows: Maximum number of rows, drawn likewise.
+        rows: Maximum number of rows, drawn in the same way.
     """
 
     source: Text = "source"
@@ -150,7 +150,7 @@ class GeneralMember(Place):
         prompt: Tokens of a window that are not trained on (unless `loss` is ``all``).
         completion: Tokens after them.
         cut: ``first`` takes the first window of each text that is long enough, ``packed`` joins
-            all texts with the end-of-text token between and cuts the whole.
+            all texts with the end-of-text token between them and cuts the result.
         min_chars: Shorter texts are skipped.
     """
 
@@ -199,8 +199,9 @@ class ExpertSection(Section):
         data: Defaults of the members.
         members: The experts by name.
         clusters: Instead of members: one expert per cluster.
-        max_tokens: Longest row; a longer one loses the end of its source, never of its target.
-        prompt: Text before the target where `format` is ``plain``.
+        max_tokens: Maximum length of a row; a longer row loses the end of its source, never of its
+            target.
+        prompt: Text before the target if `format` is ``plain``.
     """
 
     data: ExpertMember = ExpertMember()
@@ -225,12 +226,12 @@ class Recipe(FrozenModel):
         base_model: Hub id or path (relative to the recipe when it starts with a dot), or
             ``embedded:<name>``.
         revision: Revision of the base model on the hub.
-        load: How the base is held.
+        load: How the base is loaded.
         adapter: The LoRA.
-        seed: Of the draw of rows, their order, dropout and the start of A.
-        start: ``shared`` starts every adapter from the same A, ``own`` each from its own, drawn
+        seed: Seed of the draw of rows, their order, dropout and the start of A.
+        start: ``shared`` starts every adapter from the same A, ``own`` each from another, drawn
             from the seed and its name.
-        schedule: Optimisation; a section's own `schedule` wins, key by key.
+        schedule: Optimisation; a section's `schedule` overrides it, key by key.
         experts: The task experts.
         general: The general-knowledge adapters.
     """

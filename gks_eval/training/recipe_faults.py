@@ -1,7 +1,7 @@
 """Cross-field checks of a recipe.
 
 pydantic runs cross-field checks only if every field is valid, so their errors would appear in a
-second run. These checks read the recipe as written and report together with the others.
+second run. These checks read the recipe as written, and are reported together with the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The words of PEFT, TRL and transformers for what a recipe says, and where it says it."""
+"""Names in PEFT, TRL and transformers, and the recipe's keys for them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "data": "experts.data",
     }
 )
-"""The recipe's key for each; with its section, where it has one."""
+"""The recipe's key for each name, with its section if it has one."""
 
 NOT_HERE: Mapping[str, str] = MappingProxyType(
     {
@@ -87,17 +87,17 @@ NOT_HERE: Mapping[str, str] = MappingProxyType(
         "layers_to_transform": "all layers are trained, leave it out",
         "fan_in_fan_out": "only nn.Linear is trained, leave it out",
         "warmup_steps": "the warm-up is a share of the steps, write `schedule.warmup`",
-        "max_steps": "a run goes by passes over the rows, write `schedule.epochs`",
+        "max_steps": "a run is given in passes over the rows, write `schedule.epochs`",
         "output_dir": "the library's folder is given by --output",
         "logging_steps": "every step is logged, leave it out",
         "report_to": "losses go to loss.jsonl, leave it out",
     }
 )
-"""What a recipe has no key for, and what to do instead."""
+"""Names that a recipe has no key for, and what to do instead."""
 
 
 def suggestion(path: tuple[str | int, ...], keys: Mapping[str, str]) -> str | None:
-    """Return what to write for a key that a recipe does not know there; None where nothing fits.
+    """Return what to write instead of an unknown key; None if nothing fits.
 
     Args:
         path: The key, after its sections.

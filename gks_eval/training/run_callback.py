@@ -1,4 +1,4 @@
-"""Callbacks of a training run: the command line draws them, tests record them."""
+"""Callbacks of a training run: the command line displays them, tests record them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Step:
         step: Its number, from 1.
         of: Total number of steps.
         loss: Mean over the scored tokens of the step.
-        tokens_per_second: Since this process started with the adapter.
-        seconds_left: Until the adapter is done, at that speed.
+        tokens_per_second: Speed since this process started the adapter.
+        seconds_left: Time until the adapter is done, at this speed.
     """
 
     step: int
@@ -38,10 +38,10 @@ class RunCallback:
     """Callbacks of a run over several adapters; these do nothing."""
 
     def planned(self, plan: TrainingPlan, jobs: Sequence[Job]) -> None:
-        """A run over `jobs` begins."""
+        """A run over `jobs` starts."""
 
     def started(self, job: Job, steps: int) -> None:
-        """An adapter's training begins."""
+        """An adapter's training starts."""
 
     def step(self, job: Job, step: Step) -> None:
         """An optimiser step is done."""
@@ -59,13 +59,13 @@ def step_callback(job: Job, callback: RunCallback, tokens_per_step: float) -> Tr
 
     class StepReporter(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the trainer's signature
-            self.began, self.first = time.monotonic(), state.global_step
+            self.start_time, self.first = time.monotonic(), state.global_step
 
         def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             logs = kwargs.get("logs") or {}
             if "loss" not in logs or not state.is_world_process_zero:
                 return
-            seconds = max(time.monotonic() - self.began, 1e-9)
+            seconds = max(time.monotonic() - self.start_time, 1e-9)
             done = max(state.global_step - self.first, 1)
             callback.step(
                 job,

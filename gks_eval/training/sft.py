@@ -1,8 +1,7 @@
 """Supervised fine-tuning of one adapter: TRL's SFTTrainer under a recipe's schedule.
 
-The optimiser that a recipe names is the one that runs, with one exception: ``paged_adamw_8bit``
-needs a CUDA device for its paging, and where there is none ``adamw_8bit`` runs in its place (the
-same update, not paged).
+The optimiser of the recipe runs, with one exception: ``paged_adamw_8bit`` needs a CUDA device for
+paging; without one, ``adamw_8bit`` runs instead (the same update, not paged).
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ WHOLE = "WHOLE"
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a finished run says of itself.
+    """Results of a finished run.
 
     Attributes:
-        curve: One mapping an optimiser step: step, loss, learning_rate, grad_norm.
+        curve: One mapping per optimiser step: step, loss, learning_rate, grad_norm.
         steps: Optimiser steps.
-        seconds: Wall time of this process's part, without what a resumed run had done before.
-        tokens_per_second: Of this process's part.
-        optimizer: What ran.
+        seconds: Wall time, without the part before a resume.
+        tokens_per_second: Speed over this time.
+        optimizer: The optimiser that ran.
     """
 
     curve: list[dict[str, float]]
@@ -58,7 +57,7 @@ def optimizer_for(schedule: Schedule, device_type: str) -> str:
 
 
 def steps_of(rows: int, schedule: Schedule, processes: int = 1) -> int:
-    """Return the number of optimiser steps, the last one of an epoch being maybe a smaller one."""
+    """Return the number of optimiser steps; the last one of an epoch may be smaller."""
     micro = math.ceil(rows / (schedule.batch_size * processes))
     return max(1, math.ceil(schedule.epochs * math.ceil(micro / schedule.accumulation)))
 
@@ -84,19 +83,19 @@ def train_adapter(
     work: Path,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingRun:
-    """Train the adapter of `model` in place, going on from the last whole checkpoint in `work`.
+    """Train the adapter of `model` in place; resume from the last whole checkpoint in `work`.
 
     Args:
         model: A base with a trainable adapter.
-        tokenizer: For its padding token.
-        examples: Rows, already encoded.
+        tokenizer: Used for its padding token.
+        examples: Encoded rows.
         schedule: Optimisation.
-        seed: Of the order of rows and of dropout.
+        seed: Seed of the order of rows and of dropout.
         work: Folder of the checkpoints.
         callbacks: Called with steps and losses.
 
     Raises:
-        ResourceError: Memory or disk does not suffice.
+        ResourceError: Memory or disk is full.
     """
     import datasets
     from transformers import PrinterCallback
@@ -112,7 +111,7 @@ def train_adapter(
             "labels": [list(example.labels) for example in examples],
         }
     )
-    began = time.monotonic()
+    start_time = time.monotonic()
     with _known_noise():
         trainer = SFTTrainer(
             model=model,
@@ -122,14 +121,14 @@ def train_adapter(
             callbacks=[_whole_checkpoints(), *callbacks],
         )
     trainer.remove_callback(PrinterCallback)
-    # TRL holds the adapter of a 4-bit base in bfloat16, whose 8 bits of precision swallow an
-    # update of 1e-4 on a weight of 0.03.
+    # TRL keeps the adapter of a 4-bit base in bfloat16, whose 8 bits of precision lose an update
+    # of 1e-4 to a weight of 0.03.
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     with _known_noise(), limit_errors(work):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start_time
     share = 1.0 - done_before / max(trainer.state.global_step, 1)
     tokens = sum(len(e.input_ids) for e in examples) * schedule.epochs * share
     return TrainingRun(
@@ -160,11 +159,11 @@ def _arguments(schedule: Schedule, optimizer: str, *, seed: int, work: Path, cpu
         optim={"adamw": "adamw_torch"}.get(optimizer, optimizer),
         gradient_checkpointing=schedule.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        # The dtype is the base's own (`load.dtype`), the adapter's float32: no autocast.
+        # The base has the dtype `load.dtype` and the adapter float32: no autocast.
         bf16=False,
         fp16=False,
         use_cpu=cpu,
-        max_length=None,  # the examples are cut already, and what was cut is counted
+        max_length=None,  # the examples are shortened and counted already
         dataset_kwargs={"skip_prepare_dataset": True},
         save_strategy="steps",
         save_steps=schedule.checkpoint_steps,
@@ -180,8 +179,8 @@ def _arguments(schedule: Schedule, optimizer: str, *, seed: int, work: Path, cpu
 
 @contextlib.contextmanager
 def _known_noise() -> Iterator[None]:
-    # TRL still says gradient_checkpointing where the newest transformers says
-    # activation_checkpointing; both names work.
+    # TRL uses gradient_checkpointing, and the newest transformers activation_checkpointing; both
+    # names work.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
         yield

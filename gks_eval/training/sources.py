@@ -1,4 +1,4 @@
-"""Rows and texts, from files and from the hub; every way they can be bad, named."""
+"""Rows and texts from files and from the hub, with an error for every fault."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Row = Mapping[str, Any]
 def identity(job: Job, root: Path) -> str:
     """Return the identity of a job's data, without reading rows.
 
-    The SHA-256 of a local file, or a hub data set's address, which pins the data as far as its
-    `revision` does.
+    It is the SHA-256 of a local file, or the address of a data set on the hub, which pins the data
+    only if it has a `revision`.
 
     Raises:
         DataError: The local file is missing.
@@ -51,8 +51,8 @@ def expert_rows(job: Job, root: Path) -> list[SourceTarget]:
     """Return the rows of an expert, drawn and ordered by the job's seed.
 
     Raises:
-        DataError: A missing or empty column, no row left, a file that cannot be read.
-        HubError: The hub cannot be reached, or the data set vanished midway.
+        DataError: A column is missing or empty, no row fits, or a file cannot be read.
+        HubError: The hub cannot be reached, also midway.
     """
     member = job.member
     assert isinstance(member, ExpertMember)
@@ -71,7 +71,7 @@ def expert_rows(job: Job, root: Path) -> list[SourceTarget]:
             + (f" with {wanted}; check `where` in the recipe." if wanted else "; it is empty.")
         )
     for column, values in lacking.items():
-        if values:  # one that is misspelled would otherwise go missing without a word
+        if values:  # a misspelled value would otherwise be silently ignored
             raise DataError(
                 f"{where}: no row for {job.key} with {column} = {', '.join(map(str, values[:5]))};"
                 " take it out of `where`, or of the cluster file that names it."
@@ -80,7 +80,7 @@ def expert_rows(job: Job, root: Path) -> list[SourceTarget]:
     count = max(1, round(member.fraction * len(pairs)))
     if member.rows is not None:
         count = min(count, member.rows)
-    # The rows held out come on top, so that they cost no training row where there are enough.
+    # Held-out rows are extra, so that they cost no training rows if there are enough.
     return pairs[: count + job.section.held_out]
 
 
@@ -88,8 +88,8 @@ def general_texts(job: Job, root: Path) -> Iterator[str]:
     """Yield the texts of a language in the order of the source.
 
     Raises:
-        DataError: A missing or empty column, a file that cannot be read.
-        HubError: The hub cannot be reached, or the data set vanished midway.
+        DataError: A column is missing or empty, or a file cannot be read.
+        HubError: The hub cannot be reached, also midway.
     """
     member = job.member
     assert isinstance(member, GeneralMember)
@@ -110,7 +110,7 @@ def _name(place: Place, root: Path) -> str:
 
 
 def _rows(place: Place, root: Path, where: Mapping[str, Any]) -> Iterator[tuple[int, Row]]:
-    # The number is the row's own in its file, whatever `where` passes over.
+    # Rows are numbered as in the file, including those that `where` skips.
     if place.file is not None:
         path = root / place.file
         lines = (row for _, row in _ROWS.lines(path))
@@ -137,7 +137,9 @@ def _text(row: Row, column: str, where: str, number: int) -> str:
             " quotes, or name another column in the recipe."
         )
     if value is None or not value.strip():
-        raise DataError(f"{where} row {number}: column {column!r} is empty; mend or drop the row.")
+        raise DataError(
+            f"{where} row {number}: column {column!r} is empty; fill in or remove the row."
+        )
     return value
 
 
@@ -150,7 +152,7 @@ def _no_column(where: str, number: int, column: str, row: Row) -> DataError:
 
 def _read_text(path: Path) -> str:
     try:
-        # -sig: editors on Windows put a byte-order mark in front.
+        # -sig: editors on Windows write a byte-order mark.
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(

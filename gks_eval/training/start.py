@@ -34,16 +34,15 @@ def lora_config(shape: AdapterShape, base_model: str) -> LoraConfig:
 def attach_adapter(
     model: PreTrainedModel, shape: AdapterShape, base_model: str, start_seed: int
 ) -> PeftModel:
-    """Put a fresh, trainable adapter on a base model.
+    """Attach a new, trainable adapter to a base model.
 
     A is drawn with `start_seed`, layer by layer in the order of the modules, and B is zero: two
-    adapters with the same seed have the same A. The factors are float32 whatever the base is held
-    in.
+    adapters with the same seed have the same A. The factors are always float32.
 
     Args:
         model: The base; it is changed in place, as PEFT does.
         shape: The LoRA.
-        base_model: Name that goes into the adapter's configuration.
+        base_model: Name of the base in the adapter's configuration.
         start_seed: Seed of A.
 
     Raises:
@@ -60,13 +59,13 @@ def attach_adapter(
 
 
 def check_targets(model: torch.nn.Module, targets: Sequence[str], base_model: str) -> None:
-    """Refuse a target that no linear layer of the base answers to.
+    """Refuse a target that matches no linear layer of the base.
 
-    PEFT complains only when none of them does: one misspelled name among several would silently
-    train a smaller adapter.
+    PEFT raises only if no target matches: one misspelled name among several would silently train a
+    smaller adapter.
 
     Raises:
-        CompatibilityError: There is such a target.
+        CompatibilityError: A target matches no linear layer.
     """
     import torch
 

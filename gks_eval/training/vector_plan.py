@@ -1,4 +1,4 @@
-"""What `gks-eval prepare` has to make: the experts, their data and which vectors there are."""
+"""Plans `gks-eval prepare`: the experts, their data, and the vectors that exist already."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PREPARES: Final = ("phatgoose", "mean_activation")
 
 @dataclass(frozen=True)
 class VectorOptions:
-    """How vectors are made; all but `samples` are for phatgoose's gates.
+    """How vectors are made; `samples` and `dtype` are for all routers, the others for phatgoose.
 
     Attributes:
-        samples: Rows per expert at most; None for ten, or for as many as the steps need.
+        samples: Maximum rows per expert; None for ten, or for as many as the steps need.
         steps: Optimiser steps.
         batch_size: Rows per step.
-        learning_rate: Constant.
-        seed: Of the order of the rows in the steps.
-        dtype: Of the base; None for the recipe's.
+        learning_rate: Constant learning rate.
+        seed: Seed of the order of the rows.
+        dtype: Dtype of the base; None for the recipe's.
     """
 
     samples: int | None = None
@@ -46,7 +46,7 @@ class VectorOptions:
         return self.samples or trained
 
     def record(self, router: str) -> dict[str, Any]:
-        """Return what the vectors depend on."""
+        """Return the options that the vectors depend on."""
         if router != "phatgoose":
             return {}
         names = ("steps", "batch_size", "learning_rate", "seed")
@@ -55,13 +55,13 @@ class VectorOptions:
 
 @dataclass(frozen=True)
 class VectorJob:
-    """One expert.
+    """The vectors of one expert.
 
     Attributes:
-        name: Of the expert.
+        name: Name of the expert.
         data: Its rows.
-        fingerprint: Names all that its vectors depend on, apart from software and machine.
-        done: Whether the library has them already.
+        fingerprint: Hash of all that the vectors depend on but software and machine.
+        done: Whether the library has the vectors already.
     """
 
     name: str
@@ -78,10 +78,10 @@ class VectorPlan:
         library: The library.
         router: A name in `PREPARES`.
         options: How they are made.
-        folder: Where they go.
-        base: What the experts run on.
-        dtype: Of the base.
-        device: Of the base: ``auto``, ``cpu`` or ``cuda``.
+        folder: Where they are written.
+        base: The base that the experts run on.
+        dtype: Dtype of the base.
+        device: Device of the base: ``auto``, ``cpu`` or ``cuda``.
         jobs: The experts.
     """
 
@@ -98,17 +98,17 @@ class VectorPlan:
 def plan_vectors(
     library: Library, router: str, data: TrainingPlan, options: VectorOptions
 ) -> VectorPlan:
-    """Read the data of every expert and see which vectors there are already.
+    """Read the data of every expert and find the vectors that exist already.
 
     Args:
         library: The library.
         router: A name in `PREPARES`.
-        data: A recipe's jobs, by the names of the experts; rows are drawn, written and cut as in
-            training, and rows held out stay out.
+        data: A recipe's jobs, by the names of the experts; rows are drawn, formatted and shortened
+            as in training, without held-out rows.
         options: How the vectors are made.
 
     Raises:
-        UsageError: No such router, or an expert has no data.
+        UsageError: There is no such router, or an expert has no data.
         GksError: The data cannot be read.
     """
     if router not in PREPARES:

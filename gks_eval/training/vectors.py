@@ -32,7 +32,7 @@ def prepare(
     on_expert: Callable[[VectorJob], None] = lambda _: None,
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Make the vectors that are not there yet, and write them after every expert.
+    """Make the missing vectors, and write them after every expert.
 
     Args:
         plan: What to make.
@@ -41,7 +41,7 @@ def prepare(
 
     Raises:
         CompatibilityError: The library does not fit the base.
-        ResourceError: Memory or disk does not suffice, or another process makes these vectors.
+        ResourceError: Memory or disk is full, or another process makes these vectors.
         GksError: The base cannot be loaded.
     """
     import torch
@@ -50,15 +50,15 @@ def prepare(
     with exclusive(plan.folder.parent / f".{plan.router}.lock") as held, limit_errors(plan.folder):
         if not held:
             raise ResourceError(f"another process is preparing {plan.folder}; wait for it.")
-        waiting = [job for job in plan.jobs if not job.done]
-        if not waiting:
+        missing = [job for job in plan.jobs if not job.done]
+        if not missing:
             return
         kept = {job.name for job in plan.jobs if job.done}
         tensors, experts = _kept(plan.folder, kept) if kept else ({}, {})
         model = load_model(plan.base, getattr(torch, plan.dtype), recipe_device(plan.device))
         model.requires_grad_(False)
         check_fit(plan.library, model, plan.base.name)
-        for job in waiting:
+        for job in missing:
             vectors, facts = _vectors(plan, job, model, on_step)
             tensors |= {f"{job.name}/{layer}": vector for layer, vector in vectors.items()}
             experts[job.name] = {

@@ -34,12 +34,12 @@ CURVES = "losses.png"
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a run left behind.
+    """The result of a run.
 
     Attributes:
         trained: Adapters that this process trained.
         missing: Adapters of the recipe that the library does not have yet.
-        manifest: The manifest, once nothing is missing.
+        manifest: The manifest, if nothing is missing.
     """
 
     trained: tuple[str, ...]
@@ -56,9 +56,9 @@ def train_library(
 ) -> TrainingOutcome:
     """Train the adapters of a recipe that the library does not have yet.
 
-    Several processes may run this on one library, on several machines where the file system keeps
-    locks: each adapter is trained by the first to reach it. The manifest is written by the process
-    after whose work nothing is missing. Under torchrun the processes train each adapter together.
+    Several processes may run this on one library, also on several machines if the file system
+    supports locks: the first process to reach an adapter trains it. The process that finishes the
+    last adapter writes the manifest. Under torchrun the processes train each adapter together.
 
     Args:
         plan: The recipe's jobs.
@@ -67,7 +67,7 @@ def train_library(
         callback: Receives the progress.
 
     Raises:
-        GksError: The recipe, the data, the base or the machine does not serve; see each class.
+        GksError: The recipe, the data, the base or the machine cannot be used; see each class.
     """
     callback = callback or RunCallback()
     group = ProcessGroup()
@@ -84,7 +84,7 @@ def train_library(
         fingerprint = checked.fingerprints[job.key]
         lock = output / WORK / f"{job.kind}-{job.name}.lock"
         with exclusive(lock) if group.is_main else nullcontext(True) as held:
-            why = group.agree(_why_not(held, output / job.key, fingerprint))
+            why = group.agree(_why_skipped(held, output / job.key, fingerprint))
             if why:
                 if group.is_main:
                     callback.skipped(job, why)
@@ -107,14 +107,14 @@ def finish_library(plan: TrainingPlan, output: Path, trained: tuple[str, ...]) -
     Args:
         plan: The recipe's jobs.
         output: The library's folder.
-        trained: Adapters that are new.
+        trained: Newly trained adapters.
 
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
     """
     missing = tuple(job.key for job in missing_adapters(plan, output))
     done = [job.key for job in plan.jobs if job.key not in missing]
-    # Also where this run trained nothing: one before it may have been killed on the way here.
+    # Also if this run trained nothing: an earlier run may have been killed before this point.
     if drawn := [key for key in done if (output / key / CURVE).is_file()]:
         draw_curves(output, drawn, output / CURVES)
     has_experts = any(job.kind == "experts" for job in plan.jobs)
@@ -133,12 +133,12 @@ def missing_adapters(plan: TrainingPlan, output: Path) -> list[Job]:
 def _has(plan: TrainingPlan, job: Job, output: Path) -> bool:
     try:
         data = identity(job, plan.root)
-    except DataError:  # its file is gone: of no account to a run over the others
+    except DataError:  # its file is gone, which does not concern a run over the others
         return False
     return is_finished(output / job.key, plan.fingerprint(job, data))
 
 
-def _why_not(held: bool, folder: Path, fingerprint: str) -> str:
+def _why_skipped(held: bool, folder: Path, fingerprint: str) -> str:
     if not held:
         return "another process is training it"
     return "finished before" if is_finished(folder, fingerprint) else ""

@@ -15,9 +15,9 @@ def cut_first(texts: Iterable[str], encode: Encode, length: int) -> Iterator[lis
     """Yield the first `length` tokens of each text, and an empty list for a text that is shorter.
 
     Args:
-        texts: One document each.
+        texts: The documents.
         encode: Text to token ids, without special tokens.
-        length: Tokens of a window.
+        length: Tokens per window.
     """
     for text in texts:
         ids = encode(text)
@@ -30,9 +30,9 @@ def cut_packed(
     """Yield windows of `length` tokens from all texts joined; the rest at the end is dropped.
 
     Args:
-        texts: One document each.
+        texts: The documents.
         encode: Text to token ids, without special tokens.
-        length: Tokens of a window.
+        length: Tokens per window.
         separator: Token that ends each text.
     """
     held: list[int] = []
@@ -44,12 +44,12 @@ def cut_packed(
 
 
 def window_example(window: list[int], prompt: int, loss: str) -> Example:
-    """Turn a window into an example: `prompt` tokens are read, the others answered.
+    """Turn a window into an example: the first `prompt` tokens are the prompt.
 
     Args:
         window: Token ids.
         prompt: Number of tokens of the prompt.
-        loss: ``completion`` scores what follows the prompt, ``all`` the prompt too.
+        loss: ``completion`` scores the tokens after the prompt, ``all`` scores all tokens.
     """
     labels = window if loss == "all" else [IGNORED] * prompt + window[prompt:]
     return Example(tuple(window), tuple(labels))

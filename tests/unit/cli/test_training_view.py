@@ -62,7 +62,7 @@ def test_elsewhere_there_is_a_line_an_adapter_and_what_was_cut(
 
 def test_a_shared_loftq_start_is_remarked(recipe_file: Callable[..., Path]) -> None:
     recipe = recipe_file(adapter={"init": "loftq"}, load={"quantization": "nf4"})
-    assert "subtracting one from the other takes that away" in shown(recipe, terminal=False)
+    assert "subtracting one from the other removes this correction" in shown(recipe, terminal=False)
 
 
 def test_a_dry_run_says_where_few_steps_teach_nothing(recipe_file: Callable[..., Path]) -> None:

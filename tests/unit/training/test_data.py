@@ -210,7 +210,7 @@ def test_a_task_of_a_cluster_that_no_row_has_is_named(recipe_file: Any, tmp_path
 
 def test_nothing_left_after_cutting_is_refused(recipe_file: Any, tokenizer: Any) -> None:
     plan = make_plan(recipe_file(experts={"held_out": 12}))
-    with pytest.raises(DataError, match="none is left to train on"):
+    with pytest.raises(DataError, match="none remain for training"):
         load_job_data(plan.jobs[0], plan.root, tokenizer)
 
 

@@ -78,7 +78,7 @@ FAULTS: dict[str, tuple[Any, type[GksError], str]] = {
     "no window": (
         {"general": {"data": {"prompt": 500, "completion": 12}}}, DataError, "0 windows"
     ),
-    "all rows held out": ({"experts": {"held_out": 12}}, DataError, "none is left to train on"),
+    "all rows held out": ({"experts": {"held_out": 12}}, DataError, "none remain for training"),
     "an empty value in the last expert": (spoil_second, DataError, "upper.jsonl row 12"),
     "a base that is not there": (
         spoil_base(lambda base: shutil.rmtree(base, ignore_errors=True)),

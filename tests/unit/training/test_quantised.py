@@ -127,7 +127,7 @@ def test_a_loftq_run_from_end_to_end(recipe_file: Callable[..., Path], tmp_path:
     library = load_library(str(tmp_path / "library"))
     assert library.config.load.quantization == "nf4"
     assert library.config.provenance["init"] == "loftq"
-    assert "takes that away" in library.config.provenance["remarks"][0]
+    assert "removes this correction" in library.config.provenance["remarks"][0]
     full = load_tiny(Path(plan.recipe.base_model))
     for name, layer in quantised_layers(load_frozen_base(plan.recipe, plan.root)):
         if name not in library.modules:

@@ -245,7 +245,7 @@ def test_a_dry_run_tells_finished_adapters_misspelled_targets_and_remarks(
     assert "did you mean 'o_proj'" in str(found.faults[0])
     console = Console(record=True, width=120)
     show_estimate(found, console)
-    assert "takes that away" in " ".join(console.export_text().split())
+    assert "removes this correction" in " ".join(console.export_text().split())
 
 
 def test_a_recipe_that_needs_a_gpu_says_so(recipe_file: Callable[..., Path]) -> None:
@@ -263,7 +263,7 @@ def test_steps_and_shares() -> None:
     schedule = Schedule(epochs=2, batch_size=2, accumulation=4)
     assert steps_of(17, schedule) == 2 * 3  # 9 micro-steps make 3 optimiser steps
     assert steps_of(17, share_of(schedule, 2), 2) == 2 * 3
-    with pytest.raises(UsageError, match="cannot be shared by 3"):
+    with pytest.raises(UsageError, match="cannot be divided among 3"):
         share_of(schedule, 3)
     assert optimizer_for(schedule, "cpu") == "adamw_8bit"
     assert optimizer_for(schedule, "cuda") == "paged_adamw_8bit"
