@@ -1,8 +1,8 @@
-"""`python -m benchmarks`: this package and its peers side by side, in one run, on one machine.
+"""`python -m benchmarks`: compares this package with its peers, in one run on one machine.
 
-- `timing`, `memory`: how a number is taken
-- `peers`, `random_library`, `tiny`: what is measured against what, and on which weights
+- `timing`, `memory`: measurement of time and memory
+- `peers`, `random_library`, `tiny`: the peers, and the weights that all run on
 - `layer`, `model`, `evaluation`, `startup`, `growth`: the rows
-- `record`, `bars`, `tables`, `plot`: what becomes of the numbers
+- `record`, `bars`, `tables`, `plot`: output of the numbers
 - `run`: all of it, in order
 """

@@ -36,18 +36,20 @@ def _bench(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     repeats: Annotated[
         int,
-        typer.Option(min=1, help="Rounds in which each contestant runs once; a third where slow."),
+        typer.Option(
+            min=1, help="Rounds, each with one run per contestant; a third for slow rows."
+        ),
     ] = 6,
     items: Annotated[int, typer.Option(min=1, help="Items of each evaluated set.")] = 6,
     library: Annotated[
-        str | None, typer.Option(help="Of the whole-model rows; default: smollm2-demo.")
+        str | None, typer.Option(help="Library of whole-model rows; default: smollm2-demo.")
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option(min=1, help="Of the random Phi-3 in the model rows; default 2, all: 32."),
+        typer.Option(min=1, help="Layers of the random Phi-3; default 2, the whole model has 32."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny shapes: shows that it works, in a minute.")
+        bool, typer.Option("--quick", help="Tiny shapes, to test the benchmark in a minute.")
     ] = False,
 ) -> None:
     """Measure layers, models, evaluations and start-up against PEFT and lm-eval.

@@ -1,7 +1,7 @@
-"""Goals and what was measured: pure functions of the rows.
+"""Goals and measured values, as pure functions of the rows.
 
-They are stated for float32 on a CPU, 10 experts of rank 4; a run on something else shows how it
-stands to them, and no exit status depends on them.
+The goals are for float32 on a CPU with 10 experts of rank 4. Other runs are compared with them too,
+and no exit status depends on them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def bars_of(
     evaluation: Sequence[Evaluation] = (),
     startup: Startup | None = None,
 ) -> list[Bar]:
-    """Return the goals that these rows say something about."""
+    """Return the goals that these rows have values for."""
     found = [*_layer(layer), *_model(model)]
     for collection in evaluation:
         found += _evaluation(collection)
@@ -76,7 +76,7 @@ def _evaluation(found: Evaluation) -> Iterable[Bar]:
     slowest = min(found.alone, key=lambda one: found.alone[one].peft_over_packed.median_of_rounds)
     speed_up = found.alone[slowest].peft_over_packed.median_of_rounds
     yield _at_least(
-        f"{name}: the same on its slowest set, {slowest.removeprefix('gks_')}",
+        f"{name}: speed-up on its slowest set, {slowest.removeprefix('gks_')}",
         speed_up,
         SET_SPEED_UP,
     )

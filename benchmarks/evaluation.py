@@ -1,6 +1,6 @@
-"""Row `evaluation`: lm-eval's own scorer with PEFT's Arrow, the base, and ours, plain and packed.
+"""Row `evaluation`: lm-eval's scorer with PEFT's Arrow or the base, and ours, plain and packed.
 
-Everything from texts to log-likelihoods is timed: tokenisation, planning, forwards, head.
+The time covers everything from texts to log-likelihoods: tokenisation, planning, forwards, head.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class TokenCounter:
     """Counts the tokens, padding included, that models look up in their embeddings.
 
     Attributes:
-        tokens: So far.
+        tokens: Tokens so far.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
 
     def watch(self, model: Any) -> None:
-        """Count what `model` runs from now on."""
+        """Count the tokens that `model` runs from now on."""
         embeddings: nn.Module = model.get_input_embeddings()
         embeddings.register_forward_pre_hook(self._count)
 
@@ -48,13 +48,13 @@ class TokenCounter:
 
 @dataclass(frozen=True)
 class Scorers:
-    """The contestants, each with a structure of its own over the same weights.
+    """The contestants: separate modules that share all weights.
 
     Attributes:
         base: lm-eval's HFLM.
         peft: lm-eval's HFLM around PEFT's Arrow.
         ours: `GksArrowLM`.
-        counter: Watches all three.
+        counter: Counts the tokens of all three.
     """
 
     base: Any
@@ -63,7 +63,7 @@ class Scorers:
     counter: TokenCounter
 
     def calls(self, items: Items, batch_sizes: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
-        """Return what scores `items` to (log-likelihood, greedy) pairs, by contestant."""
+        """Return calls that score `items`, as (log-likelihood, greedy) pairs, by contestant."""
         calls: dict[str, Callable[[], Any]] = {}
         for who, lm in (("peft", self.peft), ("base", self.base)):
             for size in batch_sizes:
@@ -90,12 +90,12 @@ def _score_ours(lm: GksArrowLM, items: Items, scoring: str, batch_size: int | st
 
 
 def open_scorers(subject: Subject) -> Scorers:
-    """Make the contestants; the base's scorer uses the subject's model as it is."""
+    """Make the contestants; the base's scorer uses the subject's model itself."""
     from lm_eval.models.huggingface import HFLM
 
     setting = peft_setting(subject.library)
     base = HFLM(pretrained=subject.model, tokenizer=subject.tokenizer)
-    # HFLM takes a transformers model only, and calls whatever it holds afterwards.
+    # HFLM accepts only a transformers model, so PEFT's model is set afterwards.
     adapted = HFLM(pretrained=twin(subject.model), tokenizer=subject.tokenizer)
     adapted._model = peft_arrow(adapted._model, subject.library, setting)
     ours = GksArrowLM(
@@ -123,17 +123,17 @@ def evaluate_collection(
     seed: int,
     report: Callable[[str], None],
 ) -> Evaluation:
-    """Time a collection as one call, and every set alone.
+    """Time a collection as one call, and each set in a separate call.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         sets: Items by set.
-        subject: What is run.
-        scorers: Made of it.
+        subject: The model and library.
+        scorers: The contestants, made from the subject.
         sizes: Batch sizes and the shapes of plain forwards.
-        rounds: Of the call with everything; the sets alone have half as many.
-        device: Where the model is.
-        seed: Of the plain forwards' tokens.
+        rounds: Rounds of the call with all sets; single sets have half as many.
+        device: Device of the model.
+        seed: Seed of the plain forwards' tokens.
         report: Called with progress messages.
     """
     wait = synchroniser(device)
@@ -218,7 +218,7 @@ def _set(
 
 
 def _agreement(items: Items, answers: Mapping[str, Any]) -> dict[str, Agreement]:
-    """Compare every routed contestant with PEFT at its first batch size, which pads nothing."""
+    """Compare every routed contestant with PEFT at its first batch size, which needs no padding."""
     scores = {who: [float(pair[0]) for pair in pairs] for who, pairs in answers.items()}
     reference = next(who for who in scores if who.startswith("peft"))
     expected = items.choices(scores[reference])

@@ -14,7 +14,7 @@ from gks_eval.util.paths import tasks_dir
 __all__ = ["DEMO", "MIX", "Items", "build_items", "build_set", "collections"]
 
 DEMO = ("gks_demo",)
-# The paper's sets, each with equally many items; those of several tasks have a part of each.
+# The paper's sets, all with the same number of items; a set of several tasks divides its items.
 MIX = {
     "hellaswag": ("gks_hellaswag",),
     "arc": ("gks_arc_easy", "gks_arc_challenge"),
@@ -30,11 +30,11 @@ MIX = {
 
 @dataclass(frozen=True)
 class Items:
-    """Items with their requests, one request a choice.
+    """Items with their requests, one request per choice.
 
     Attributes:
-        requests: lm-eval's instances, an item's together.
-        sizes: Choices of each item, in the same order.
+        requests: lm-eval's instances, grouped by item.
+        sizes: Number of choices of each item, in the same order.
     """
 
     requests: list[Any]
@@ -63,17 +63,17 @@ class Items:
 
 
 def collections(items: int) -> dict[str, dict[str, Items]]:
-    """Build the demo's sets, and the mix where there are data for it.
+    """Build the demo's sets, and the mix if there are data for it.
 
     Args:
-        items: Of every set.
+        items: Number of items per set.
 
     Returns:
         Sets by name, by collection: ``demo``, and ``mix`` if ``GKS_DATA_ROOT`` is set.
 
     Raises:
         UsageError: ``GKS_DATA_ROOT`` names no folder.
-        HubError: A set's data are not there.
+        HubError: A set's data are missing.
         DataError: A set has fewer items.
     """
     found = {"demo": build_items(DEMO, items)}
@@ -83,10 +83,10 @@ def collections(items: int) -> dict[str, dict[str, Items]]:
 
 
 def build_set(tasks: Sequence[str], items: int) -> Items:
-    """Build `items` items of several tasks, as equally divided as they can be.
+    """Build `items` items of several tasks, divided as equally as possible.
 
     Raises:
-        DataError: A task has fewer.
+        DataError: A task has too few items.
     """
     shares = [items // len(tasks) + (n < items % len(tasks)) for n in range(len(tasks))]
     parts = [build_items([task], n)[task] for task, n in zip(tasks, shares, strict=True) if n]
@@ -97,7 +97,7 @@ def build_items(names: Sequence[str], items: int) -> dict[str, Items]:
     """Build the first `items` of every task, without few-shot examples.
 
     Raises:
-        DataError: A task has fewer, or is not scored by log-likelihood.
+        DataError: A task has too few items that are scored by log-likelihood.
     """
     from lm_eval.tasks import TaskManager
 

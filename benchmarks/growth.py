@@ -1,4 +1,4 @@
-"""Row `growth`: how cost grows with experts, with choices an item, and with context."""
+"""Row `growth`: how cost grows with experts, with choices per item, and with context."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def growth_rows(
     Args:
         subject: The model of the evaluations.
         ours: Its scorer.
-        sizes: What to go through.
-        rounds: Of every point.
-        device: Where everything is.
-        dtype: Of the layer.
-        seed: Of weights and tokens.
+        sizes: The sizes to measure.
+        rounds: Rounds per point.
+        device: Device of all tensors.
+        dtype: Dtype of the layer.
+        seed: Seed of weights and tokens.
         report: Called with progress messages.
     """
     width_in, width_out = sizes.growth_layer
@@ -99,7 +99,7 @@ def _layer(
 def random_requests(
     items: int, context: int, choices: int, vocabulary: int, seed: int
 ) -> list[Pair]:
-    """Return (context, continuation) tokens: every item has a context of its own."""
+    """Return (context, continuation) tokens; each item has another context."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Row `layer`: the routed update of one linear layer, ours and PEFT's, next to the base's product.
 
-The update alone is timed, not the layer: ours writes into the base's output, PEFT's adds to it, and
-either way the base's product would hide what differs.
+Only the update is timed, not the layer: the base's product, which both need, would hide the
+difference.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class OneLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Contestants:
-    """One layer, ready to be run.
+    """One layer, ready to run.
 
     Attributes:
         linear: The base's layer.
@@ -55,7 +55,7 @@ class Contestants:
     peft: Any
 
     def calls(self, x_TK: torch.Tensor) -> dict[str, Call]:
-        """Return what to time on `x_TK`; ``routed`` and ``peft`` return the same update."""
+        """Return the calls to time on `x_TK`; ``routed`` and ``peft`` return the same update."""
         x_1TK = x_TK.unsqueeze(0)
         calls: dict[str, Call] = {
             "base": lambda: self.linear(x_TK),
@@ -85,10 +85,10 @@ def contestants(
         width_in: K.
         width_out: D.
         experts: E.
-        rank: Of every adapter.
-        device: Where everything is.
-        dtype: Of everything but what each side keeps in float32.
-        seed: Of the weights.
+        rank: Rank of every adapter.
+        device: Device of all tensors.
+        dtype: Dtype of everything that is not always float32.
+        seed: Seed of the weights.
     """
     torch.manual_seed(seed)
     model = OneLinear(width_in, width_out).to(device, dtype).eval()

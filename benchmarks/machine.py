@@ -1,4 +1,4 @@
-"""What the numbers were taken on."""
+"""The hardware of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["hardware"]
 
 
 def hardware(device: str) -> dict[str, str | int]:
-    """Return the processor, its cores, torch's threads, memory, and the GPU where one is used."""
+    """Return the processor, its cores, torch's threads, memory, and the GPU if one is used."""
     found: dict[str, str | int] = {
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),

@@ -1,8 +1,8 @@
-"""Peak memory that one call allocates, its result included, what was there before left out.
+"""Peak memory that one call allocates, with its result and without what existed before.
 
-On CUDA the allocator keeps the peak. A CPU's does not, so every operation's results are followed:
-a storage counts from when an operation first returns it until its last tensor is gone. What a
-kernel takes and gives back inside one operation is not seen there.
+On CUDA the allocator records the peak. On a CPU it does not, so the results of every operation are
+tracked: a storage counts from the operation that first returns it until its last tensor is freed.
+Memory that a kernel allocates and frees inside one operation is not counted there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["LiveStorages", "peak_bytes"]
 
 
 def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
-    """Run `call` and return the most bytes of new tensors that were alive at once.
+    """Run `call` and return the peak bytes of new tensors.
 
     Args:
-        call: What to measure; its result counts, as it is alive at the end.
-        device: Where its tensors are.
+        call: The call to measure; its result counts, as it is alive at the end.
+        device: Device of its tensors.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -40,11 +40,11 @@ def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -
 
 
 class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operations make while it is entered.
+    """Tracks the storages that operations allocate inside the `with` block.
 
     Attributes:
-        now: Bytes of them that are alive.
-        peak: The most there have been.
+        now: Bytes that are alive.
+        peak: Largest value of `now`.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run an operation and count the storages that only its results have."""
+        """Run an operation and count the storages of its results that are new."""
         kwargs = kwargs or {}
         given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **kwargs)

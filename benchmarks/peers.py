@@ -1,9 +1,9 @@
-"""PEFT's own Arrow over the adapters of a library, computing the same function as ours.
+"""PEFT's Arrow with the adapters of a library, computing the same function as ours.
 
 PEFT estimates its prototypes by power iteration from a random start, when a layer first runs. They
-are replaced by ours, as the exact ones make both sides choose the same experts; what finding them
-costs is a start-up cost and no part of what is compared. PEFT's adapters are held in the base's
-type, as ours are, where its own default for 16-bit bases is float32.
+are replaced by our exact ones, so that both sides choose the same experts; the cost of computing
+prototypes is a start-up cost and is not compared. PEFT's adapters have the base's dtype, as ours
+have; PEFT's default for 16-bit bases is float32.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gks_eval.method.setting import Setting
 __all__ = ["ROUTER", "arrow_delta", "arrow_layers", "peft_arrow", "peft_setting", "twin"]
 
 ROUTER = "arrow_router"
-"""What PEFT calls the adapter that routes."""
+"""PEFT's name of the adapter that routes."""
 
 
 def peft_setting(library: Library, top_k: int = 3) -> Setting:
-    """Return what PEFT's Arrow computes, as a setting: rule factors, combine outputs, the mean."""
+    """Return PEFT's Arrow as a setting: rule factors, combine outputs, mean of general adapters."""
     return Setting.from_arguments(
         subtract="avg" if library.general else "none",
         rule="factors",
@@ -35,22 +35,22 @@ def peft_setting(library: Library, top_k: int = 3) -> Setting:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """Return a model of its own structure that shares all weights with `model`.
+    """Return a model of separate modules that shares all weights with `model`.
 
-    Adapters are hooked into a model's structure, so contestants need one each; copies of the
-    weights would need memory, and warm up caches for each other less than real models do.
+    Adapters are attached to modules, so each contestant needs separate ones. Copies of the weights
+    would need memory, and contestants would compete for the cache.
     """
     shared: list[torch.Tensor] = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def peft_arrow(model: nn.Module, library: Library, setting: Setting) -> Any:
-    """Have PEFT build its Arrow model.
+    """Build PEFT's Arrow model.
 
     Args:
         model: The base, which is changed in place.
-        library: Its adapters are read by PEFT from their folders.
-        setting: As `peft_setting` makes it.
+        library: The library; PEFT reads the adapters from their folders.
+        setting: The setting, from `peft_setting`.
 
     Returns:
         PEFT's model, in evaluation mode, ready for its first forward.
@@ -80,7 +80,9 @@ def peft_arrow(model: nn.Module, library: Library, setting: Setting) -> Any:
             factors.to(layer.base_layer.weight.device, _adapter_dtype(layer))
         weight = layer.lora_A["task_0"].weight
         arrow = layer.lora_arrow[ROUTER]
-        arrow.gen_know_sub(layer.lora_A, layer.lora_B)  # in place, or else at the first forward
+        arrow.gen_know_sub(
+            layer.lora_A, layer.lora_B
+        )  # now and in place; PEFT does it at the first forward
         router, parameters = setting.router_method()
         directions = router(Layer(name, residuals), parameters).directions
         assert directions is not None, "PEFT's Arrow has prototypes"
@@ -105,7 +107,7 @@ def arrow_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def arrow_delta(layer: Any, x_BTK: torch.Tensor) -> torch.Tensor:
-    """Return PEFT's update alone, (B, T, D): its layer's forward less the base's product."""
+    """Return PEFT's update alone, (B, T, D): its layer's forward without the base's product."""
     delta: torch.Tensor = layer.lora_arrow[ROUTER](
         x_BTK,
         lora_A=layer.lora_A,

@@ -18,7 +18,7 @@ def check_plot(path: Path) -> None:
     """Check, before hours of measuring, that a picture can be drawn there.
 
     Raises:
-        UsageError: The ending is no known format, or matplotlib is missing.
+        UsageError: The file's suffix is not a known format, or matplotlib is missing.
     """
     import importlib.util
 
@@ -33,7 +33,7 @@ def draw_growth(growth: Growth, picture: Path) -> None:
 
     Args:
         growth: The rows.
-        picture: The file to write, in the format that its name ends in.
+        picture: The file to write, in the format of its suffix.
 
     Raises:
         ResourceError: The disk is full, or the folder cannot be written.
@@ -60,7 +60,7 @@ def draw_growth(growth: Growth, picture: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(at, [str(one) for one in at])
-        # Powers of ten alone leave a plot within one decade with a single label, or with none.
+        # With powers of ten alone, a plot within one decade has at most one label.
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.minorticks_off()

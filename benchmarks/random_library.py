@@ -1,7 +1,7 @@
-"""Libraries of random adapters on disk, in PEFT's own form: what a cost depends on is shapes.
+"""Libraries of random adapters on disk, in PEFT's format; costs depend only on shapes.
 
 Factors are Gaussian, with updates of about the size of a layer's output, so that a difference
-between two ways of computing them shows.
+between two implementations is visible.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def random_library(
     """Write a library and load it.
 
     Args:
-        folder: To be made.
+        folder: The folder to create.
         shapes: (D, K) of each linear layer that the adapters update, by name.
-        experts: Task adapters.
-        general: General adapters.
-        rank: Of all of them; the scaling is 4.
-        base_model: What library.yaml names.
+        experts: Number of task adapters.
+        general: Number of general adapters.
+        rank: Rank of all adapters; the scaling is 4.
+        base_model: The base model in library.yaml.
         seed: Equal seeds give equal weights.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def random_library(
                 folder / kind / name,
                 _random_adapter(shapes, rank, generator),
                 base_model=base_model,
-                # Without a type of task, PEFT loads it onto a lone layer too.
+                # Without a task type, PEFT also loads it onto a single layer.
                 config={"target_modules": targets, "task_type": None},
             )
     manifest = {"base_model": base_model} | {

@@ -1,6 +1,6 @@
-"""What a run of the benchmark found, as JSON of a fixed form: ``gks_eval.bench/1``.
+"""The results of a benchmark run, as JSON with the schema ``gks_eval.bench/1``.
 
-Seconds are those of one call, bytes are bytes, ratios are of seconds. Contestants are ``base`` (no
+Seconds are per call, and ratios are of seconds. Contestants are ``base`` (no
 adapters), ``routed`` (ours), ``peft`` (PEFT's Arrow); in evaluations they carry the scorer and the
 batch size: ``peft 8``, ``base 8``, ``plain 8``, ``packed``.
 """
@@ -29,11 +29,11 @@ class Timing(FrozenModel):
     """Seconds per call, over interleaved rounds.
 
     Attributes:
-        median: Over the rounds.
-        minimum: Likewise.
-        maximum: Likewise.
+        median: Median over the rounds.
+        minimum: Minimum over the rounds.
+        maximum: Maximum over the rounds.
         rounds: One number per round, in order.
-        calls: Calls that each of these is the mean of.
+        calls: Number of calls per round; the round's number is their mean.
     """
 
     median: float
@@ -47,9 +47,9 @@ class Ratio(FrozenModel):
     """How many times as long one contestant took as another.
 
     Attributes:
-        of_medians: Of the two medians.
-        median_of_rounds: The median of each round's ratio, which drift of the machine's speed does
-            not enter.
+        of_medians: Ratio of the two medians.
+        median_of_rounds: Median of the rounds' ratios, which does not depend on drift of the
+            machine's speed.
     """
 
     of_medians: float
@@ -69,7 +69,7 @@ class LayerRow(FrozenModel):
         routed_over_base: Cost of the update.
         peak_bytes: Allocated by ``routed`` and ``peft``, their results included.
         max_difference: Largest entry of the difference of the two updates.
-        largest: Largest entry of PEFT's update, all by magnitude.
+        largest: Largest entry of PEFT's update, both by magnitude.
     """
 
     width_in: int
@@ -87,14 +87,14 @@ class ModelRow(FrozenModel):
     """One forward of a transformer without its head.
 
     Attributes:
-        model: What it is.
-        phase: ``prefill``, or ``decode``: one token a row after `cached` ones.
+        model: Description of the model.
+        phase: ``prefill``, or ``decode``: one token per row after `cached` ones.
         batch: Rows.
-        tokens: Tokens a row.
-        cached: Tokens whose keys and values are there already.
+        tokens: Tokens per row.
+        cached: Tokens whose keys and values are cached.
         seconds: Of ``base``, ``routed``, ``peft``.
-        routed_over_base: What routing costs here.
-        peft_over_base: What it costs with PEFT.
+        routed_over_base: Cost of our routing.
+        peft_over_base: Cost of PEFT's routing.
     """
 
     model: str
@@ -108,11 +108,11 @@ class ModelRow(FrozenModel):
 
 
 class Agreement(FrozenModel):
-    """Items whose predicted choice is the reference's.
+    """Agreement of predicted choices with the reference.
 
     Attributes:
-        items: All.
-        equal: Those that agree.
+        items: Number of items.
+        equal: Number of items with the same predicted choice.
         max_difference: Largest difference of a log-likelihood.
     """
 
@@ -130,8 +130,8 @@ class EvaluationSet(FrozenModel):
         distinct_tokens: Distinct token prefixes, the least that must be computed.
         computed_tokens: Tokens that each contestant's transformer ran, padding included.
         seconds: By contestant, tokenisation included.
-        peer_best: PEFT's quickest batch size here.
-        peft_over_packed: Speed-up over that.
+        peer_best: PEFT's fastest batch size here.
+        peft_over_packed: Speed-up of ``packed`` over `peer_best`.
     """
 
     items: int
@@ -149,10 +149,10 @@ class PlainForward(FrozenModel):
     Attributes:
         seconds: By shape, ``rows x tokens``.
         tokens_per_second: By shape.
-        best: The shape with the most.
-        packed_tokens_per_second: Distinct tokens a second of the packed evaluation, which also
+        best: The fastest shape.
+        packed_tokens_per_second: Distinct tokens per second of the packed evaluation, which also
             tokenises, plans and computes the head.
-        share: The last over that of the best shape.
+        share: `packed_tokens_per_second` relative to the best shape's.
     """
 
     seconds: dict[str, Timing]
@@ -169,11 +169,11 @@ class Evaluation(FrozenModel):
         name: ``demo`` or ``mix``.
         base: Base model.
         library: Adapters.
-        experts: How many.
-        together: All sets in one call, as lm-eval does it.
-        alone: Every set in a call of its own.
-        agreement: With ``peft 1``, by contestant, over all sets together.
-        forward: What the packed scorer could reach.
+        experts: Number of experts.
+        together: All sets in one call, as in lm-eval.
+        alone: Each set in a separate call.
+        agreement: Agreement with ``peft 1``, by contestant, over all sets together.
+        forward: Upper bound for the packed scorer.
     """
 
     name: str
@@ -187,11 +187,11 @@ class Evaluation(FrozenModel):
 
 
 class Startup(FrozenModel):
-    """Whole processes.
+    """Time of whole processes.
 
     Attributes:
         seconds: ``hf`` and ``gks_arrow``: lm_eval on a tiny model, from start to end.
-        difference: Median over the rounds of the second less the first.
+        difference: Median over the rounds of ``gks_arrow`` minus ``hf``.
         python: ``bridge`` and ``no bridge``: an interpreter that does nothing.
         bridge: Median over the rounds of their difference.
     """
@@ -215,9 +215,9 @@ class Growth(FrozenModel):
     Attributes:
         layer: The layer of `experts`, as ``K->D, T tokens``.
         experts: Seconds of a layer's update against the number of experts: ``routed``, ``peft``.
-        model: The model of the other two.
-        choices: Seconds of an evaluation against choices an item: ``plain``, ``packed``.
-        contexts: Likewise against tokens of context.
+        model: The model of `choices` and `contexts`.
+        choices: Seconds of an evaluation against choices per item: ``plain``, ``packed``.
+        contexts: Seconds of an evaluation against tokens of context: ``plain``, ``packed``.
     """
 
     layer: str
@@ -248,18 +248,18 @@ class Record(FrozenModel):
 
     Attributes:
         schema_: ``gks_eval.bench/1``.
-        arguments: The command's, as it understood them.
-        date: When it began, ISO 8601, UTC.
-        minutes: How long it took.
-        seed: Of all random weights, inputs and tokens.
-        versions: Of Python and packages.
+        arguments: The command's arguments, parsed.
+        date: Start of the run, ISO 8601, UTC.
+        minutes: Duration of the run.
+        seed: Seed of all random weights, inputs and tokens.
+        versions: Versions of Python and packages.
         hardware: See `benchmarks.machine`.
-        layer: Rows of that name; empty where it was not asked for, like those below.
-        model: Likewise.
-        evaluation: Likewise.
-        startup: Likewise.
-        growth: Likewise.
-        bars: Goals that these rows say something about.
+        layer: The rows `layer`; rows that were not requested are empty, as below.
+        model: The rows `model`.
+        evaluation: The rows `evaluation`.
+        startup: The row `startup`.
+        growth: The rows `growth`.
+        bars: Goals that these rows have values for.
     """
 
     schema_: Literal["gks_eval.bench/1"] = Field(default=SCHEMA, alias="schema")
@@ -285,6 +285,6 @@ def read_record(path: Path) -> Record:
     """Read what `Record.to_json` wrote.
 
     Raises:
-        ResultsError: It cannot be read, or is of another form.
+        ResultsError: The file cannot be read, or has another schema.
     """
     return _FILE.read_as(path, Record)

@@ -1,4 +1,4 @@
-"""What a run of the benchmark is asked for; known and checked before torch is imported."""
+"""The request for a benchmark run, checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ class BenchmarkRequest:
     """What to run.
 
     Attributes:
-        rows: Of `ROWS`.
+        rows: Names in `ROWS`.
         device: ``cpu``, ``cuda``, ``cuda:0``.
-        dtype: Of weights and inputs, by name.
-        repeats: Rounds; an evaluation and the growth rows take a third of them, every set alone a
-            sixth.
-        items: Of each evaluated set.
-        library: Of whole-model rows; None for the bundled demo's.
-        layers: Of the random Phi-3; None for two, 32 is the whole model.
-        quick: Tiny shapes and a tiny model: shows that all of it works, and nothing else.
+        dtype: Dtype of weights and inputs, by name.
+        repeats: Rounds; evaluations and growth rows use a third of them, single sets a sixth.
+        items: Items per evaluated set.
+        library: Library of whole-model rows; None for the bundled demo.
+        layers: Layers of the random Phi-3; None for two, 32 is the whole model.
+        quick: Tiny shapes and a tiny model, only to test the benchmark.
     """
 
     rows: tuple[str, ...] = ROWS
@@ -39,14 +38,14 @@ class BenchmarkRequest:
     quick: bool = False
 
     def sizes(self) -> Sizes:
-        """Return the cases to be run."""
+        """Return the cases to run."""
         chosen = QUICK if self.quick else FULL
         if self.layers is None:
             return chosen
         return replace(chosen, slice=replace(chosen.slice, layers=self.layers))
 
     def check(self) -> None:
-        """Check what can be known beforehand.
+        """Check the request.
 
         Raises:
             UsageError: A value is unknown or invalid.
@@ -55,15 +54,17 @@ class BenchmarkRequest:
             if row not in ROWS:
                 raise UsageError(f"--rows: {row!r} is unknown; {did_you_mean(row, ROWS)}.")
         if not self.rows:
-            raise UsageError(f"--rows names nothing; choose of {', '.join(ROWS)}.")
+            raise UsageError(f"--rows names nothing; choose from {', '.join(ROWS)}.")
         if self.dtype not in DTYPES:
             raise UsageError(
                 f"--dtype {self.dtype} is unknown; {did_you_mean(self.dtype, DTYPES)}."
             )
-        # Where there is no GPU, lm-eval's default `cuda` stands for the CPU; here it is an answer.
+        # Without a GPU, choose_device maps `cuda` to the CPU; here that is an error.
         kind = self.device.partition(":")[0]
         if kind not in ("cpu", "cuda") or choose_device(self.device) != self.device:
-            raise UsageError(f"--device {self.device} is not here; use cpu, or cuda on a GPU.")
+            raise UsageError(
+                f"--device {self.device} is not on this machine; use cpu, or cuda on a GPU."
+            )
 
 
 def rows_of(text: str) -> tuple[str, ...]:

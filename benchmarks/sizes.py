@@ -1,4 +1,4 @@
-"""How large the benchmark's cases are: the real ones, and small ones that take seconds.
+"""Sizes of the benchmark's cases: the real ones, and small ones that take seconds.
 
 Phi-3-mini's attention has linear layers 3072 -> 9216 (qkv) and 3072 -> 3072 (o), Phi-2's
 2560 -> 2560.
@@ -16,7 +16,7 @@ Shapes = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Slice:
-    """A Phi-3 of random weights: true width, few layers, a small vocabulary."""
+    """A Phi-3 with random weights: full width, few layers, a small vocabulary."""
 
     hidden: int
     intermediate: int
@@ -30,24 +30,24 @@ class Sizes:
     """The cases of a run.
 
     Attributes:
-        experts: Of the layers and of the slice; one general adapter is subtracted.
-        rank: Of every adapter there.
+        experts: Experts of the layers and the slice; one general adapter is subtracted.
+        rank: Rank of these adapters.
         layers: (K, D) of the layer rows.
-        layer_tokens: T of the layer rows; above `many_tokens` with a third of the rounds.
-        many_tokens: See there.
+        layer_tokens: T of the layer rows.
+        many_tokens: Layer rows with more tokens use a third of the rounds.
         slice: The model of Phi-3's width.
         prefill: (rows, tokens) of whole forwards.
         cached: Tokens before the one that is decoded.
-        batch_sizes: Of HFLM.
+        batch_sizes: Batch sizes of HFLM.
         forwards: (rows, tokens) of the plain forwards that the packed scorer is compared with.
-        growth_layer: (K, D).
-        growth_tokens: T.
+        growth_layer: (K, D) of the layer.
+        growth_tokens: T of the layer.
         growth_experts: Numbers of experts.
-        growth_items: Items of the two below.
-        growth_choices: Choices an item.
-        growth_context: Tokens of context before them.
+        growth_items: Items of the evaluations.
+        growth_choices: Choices per item.
+        growth_context: Tokens of context with these choices.
         growth_contexts: Tokens of context, with 4 choices.
-        least_seconds: A measurement of something quick repeats it for so long.
+        least_seconds: A fast call is repeated for this long per measurement.
     """
 
     experts: int

@@ -1,6 +1,6 @@
 """Row `startup`: whole processes of lm_eval, with `--model hf` and with `--model gks_arrow`.
 
-The model, library and task are tiny, so what is left is what a process needs before it scores.
+The model, library and task are tiny, so the time is what a process needs before it scores.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ TASK = "gks_bench_one_item"
 def startup_row(
     *, rounds: int, warm_up: bool, device: str, seed: int, report: Callable[[str], None]
 ) -> Startup:
-    """Measure both, by turns.
+    """Measure both, alternating.
 
     Args:
-        rounds: Of the two lm_eval processes; an empty interpreter has ten times as many.
+        rounds: Rounds of the two lm_eval processes; empty interpreters have ten times as many.
         warm_up: Whether each runs once before, so that files are in the cache.
-        device: As lm_eval takes it.
-        seed: Of the model.
+        device: Device for lm_eval.
+        seed: Seed of the model.
         report: Called with progress messages.
 
     Raises:
-        ResourceError: A process failed; the sentence ends with its last line.
+        ResourceError: A process failed; the message has its last line.
     """
     from benchmarks.random_library import random_library
     from benchmarks.tiny import save_tiny_base
@@ -102,7 +102,7 @@ def write_task(folder: Path) -> None:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    # Only our own model and data are read: a look at the hub would time the network.
+    # Model and data are local; a request to the hub would time the network.
     offline = {"HF_HUB_OFFLINE": "1", "GKS_EVAL_BRIDGE": "1"}
     done = subprocess.run(  # noqa: S603
         command,
@@ -113,7 +113,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         shown = " ".join(command[1:])
         raise ResourceError(
             f"start-up: `python {shown}` ended with status {done.returncode} ({last}); leave the "

@@ -1,4 +1,4 @@
-"""The model and library that whole-model rows are run on."""
+"""The model and library of the whole-model rows."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Subject:
     """A base in memory and a library for it.
 
     Attributes:
-        name: The base, as the library names it.
-        adapters: The library, as it was called.
+        name: The base's name in the library.
+        adapters: The library's name as given.
         model: A causal LM, in evaluation mode.
         tokenizer: Its tokenizer.
         library: Adapters that PEFT's Arrow can run.
@@ -54,12 +54,12 @@ def open_subject(
     Args:
         library: Bundled name, folder or hub id; None for the default.
         tiny: Whether the default is a tiny random model with four random experts.
-        device: Where the model goes.
-        dtype: Of its weights.
-        seed: Of random weights.
+        device: Device of the model.
+        dtype: Dtype of its weights.
+        seed: Seed of random weights.
 
     Raises:
-        UsageError: PEFT's Arrow, which the library is compared with, cannot run it.
+        UsageError: PEFT's Arrow cannot run the library.
         GksError: As `load_library`, `resolve_base` and `load_model`.
     """
     with TemporaryDirectory(prefix="gks-bench-") as scratch:

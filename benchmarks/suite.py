@@ -1,4 +1,4 @@
-"""A whole run: the rows that were asked for, in order, into one record."""
+"""A whole run: the requested rows, in order, in one record."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
 
     Raises:
         UsageError: The request is invalid.
-        ResourceError: Memory does not suffice, or a process failed.
+        ResourceError: Memory is full, or a process failed.
         GksError: A library, base or data set cannot be read.
     """
     request.check()
-    began, started = datetime.now(timezone.utc), time.monotonic()
+    date, start_time = datetime.now(timezone.utc), time.monotonic()
     sizes = request.sizes()
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
@@ -60,8 +60,8 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
     bars = bars_of(found["layer"], found["model"], found["evaluation"], found.get("startup"))
     return Record(
         arguments=asdict(request),
-        date=began.isoformat(timespec="seconds"),
-        minutes=(time.monotonic() - started) / 60,
+        date=date.isoformat(timespec="seconds"),
+        minutes=(time.monotonic() - start_time) / 60,
         seed=SEED,
         versions=versions(),
         hardware=hardware(request.device),
@@ -99,7 +99,7 @@ def _on_subject(request: BenchmarkRequest, found: dict[str, Any], how: dict[str,
 
 
 def _sets(request: BenchmarkRequest) -> Any:
-    # Before the model: data that are missing should be said at once.
+    # Before the model is loaded, so that missing data are reported at once.
     from benchmarks.evaluation_items import collections
 
     return collections(request.items)
@@ -109,10 +109,10 @@ def _sets(request: BenchmarkRequest) -> Any:
 def _out_of_memory(device: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # which torch.OutOfMemoryError is
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
         signs = ("out of memory", "can't allocate memory", "not enough memory")
         if not any(sign in str(error).lower() for sign in signs):
             raise
         raise ResourceError(
-            f"the memory of {device} does not suffice for this row; choose others with --rows."
+            f"{device} has too little memory for this row; choose other rows with --rows."
         ) from error

@@ -27,7 +27,7 @@ __all__ = ["TableSection", "heading", "rendered", "sections"]
 
 @dataclass(frozen=True)
 class TableSection:
-    """A table with a line above it and a few below."""
+    """A table with a title above and notes below."""
 
     title: str
     table: Table
@@ -35,7 +35,7 @@ class TableSection:
 
 
 def heading(record: Record) -> str:
-    """Return one paragraph: when, where, with what."""
+    """Return one paragraph: date, machine and versions."""
     machine, made = record.hardware, record.versions
     device = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
     return (
@@ -47,7 +47,7 @@ def heading(record: Record) -> str:
 
 
 def rendered(record: Record) -> str:
-    """Return everything as plain text, as wide as it needs to be."""
+    """Return everything as plain text, as wide as needed."""
     text = io.StringIO()
     console = Console(file=text, width=400, color_system=None)
     for section in sections(record):
@@ -61,7 +61,7 @@ def rendered(record: Record) -> str:
 
 
 def sections(record: Record) -> list[TableSection]:
-    """Return a table a row family that was run, and the goals last."""
+    """Return one table per kind of rows that was run, and the goals last."""
     found: list[TableSection] = []
     if record.layer:
         found.append(_layer(record.layer))
@@ -118,11 +118,11 @@ def _layer(rows: Sequence[LayerRow]) -> TableSection:
             _milliseconds(prototypes) if prototypes else "-",
         )
     return TableSection(
-        "Layer: the routed update alone; milliseconds a call, median (range)",
+        "Layer: the routed update alone; milliseconds per call, median (range)",
         table,
-        "PEFT/ours: median of the rounds' ratios. MB: the most that a call allocates, its result "
-        "included.\nDifference: largest entry, relative to PEFT's largest. Prototypes: the part of "
-        "ours that is the\nfloat32 product with the prototypes, which 16-bit layers have apart.",
+        "PEFT/ours: median of the rounds' ratios. MB: the peak that a call allocates, with its "
+        "result.\nDifference: largest entry, relative to PEFT's largest. Prototypes: the part of "
+        "ours that is the\nfloat32 product with the prototypes, which 16-bit layers do separately.",
     )
 
 
@@ -182,7 +182,7 @@ def _sets(found: Evaluation) -> TableSection:
             f"{one.computed_tokens['packed'] / one.distinct_tokens:.2f}",
         )
     return TableSection(
-        f"Evaluation {found.name}: every set in a call of its own; seconds",
+        f"Evaluation {found.name}: each set in a separate call; seconds",
         table,
         "Packed of distinct: tokens run over distinct tokens.",
     )
@@ -190,15 +190,15 @@ def _sets(found: Evaluation) -> TableSection:
 
 def _forward(found: Evaluation) -> TableSection:
     forward = found.forward
-    table = _table("what|tokens a second")
+    table = _table("what|tokens / second")
     for shape, rate in forward.tokens_per_second.items():
         best = ", the best" if shape == forward.best else ""
         table.add_row(f"plain forward {shape}{best}", f"{rate:.0f}")
     table.add_row("packed evaluation", f"{forward.packed_tokens_per_second:.0f}")
     return TableSection(
-        f"Evaluation {found.name}: tokens a second of the routed model",
+        f"Evaluation {found.name}: tokens per second of the routed model",
         table,
-        f"The packed evaluation, its distinct tokens only, tokenisation and head included, reaches "
+        f"The packed evaluation, counting distinct tokens, with tokenisation and head, reaches "
         f"{forward.share:.1%} of\nthe best plain forward of hidden states.",
     )
 

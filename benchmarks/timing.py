@@ -1,8 +1,8 @@
-"""Seconds of contestants that take turns.
+"""Times contestants in alternation.
 
 A machine's speed drifts: other processes come and go, a processor heats up. Contestants measured
-one after the other would each get another machine, so in every round each runs once, and who goes
-first rotates.
+one after the other would run under different conditions. So each runs once in every round, and the
+order rotates.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def time_interleaved(
     synchronise: Call = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time contestants by turns.
+    """Time contestants in alternation.
 
     Args:
-        contestants: What to time, by name.
-        rounds: How often each is measured.
-        warm_ups: What to run first, unmeasured, instead of a long contestant itself.
-        least_seconds: A measurement repeats a quicker call until it has lasted about so long;
-            contestants with a warm-up of their own are called once.
-        synchronise: Waits until the device has done all it was given.
-        clock: Tells the time in seconds.
+        contestants: Calls to time, by name.
+        rounds: Number of measurements per contestant.
+        warm_ups: Shorter calls to run first, untimed, instead of long contestants.
+        least_seconds: A measurement repeats a faster call for about this long; contestants in
+            `warm_ups` are called once.
+        synchronise: Waits until the device has finished.
+        clock: Returns the time in seconds.
 
     Returns:
         Seconds per call, by name.
@@ -52,7 +52,7 @@ def time_interleaved(
             calls[name] = 1
             continue
         spent = _seconds(contestants[name], 1, synchronise, clock)
-        if spent < least_seconds:  # what a first call took says little
+        if spent < least_seconds:  # a first call is not representative
             spent = _seconds(contestants[name], 1, synchronise, clock)
         calls[name] = min(MOST_CALLS, max(1, math.ceil(least_seconds / max(spent, 1e-9))))
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -66,15 +66,15 @@ def time_interleaved(
 
 def _seconds(call: Call, times: int, synchronise: Call, clock: Callable[[], float]) -> float:
     synchronise()
-    started = clock()
+    start_time = clock()
     for _ in range(times):
         call()
     synchronise()
-    return clock() - started
+    return clock() - start_time
 
 
 def timing_of(rounds: Sequence[float], calls: int = 1) -> Timing:
-    """Summarise the seconds per call took in each round."""
+    """Summarise the seconds per call of each round."""
     return Timing(
         median=statistics.median(rounds),
         minimum=min(rounds),
@@ -93,12 +93,12 @@ def ratio(over: Timing, under: Timing) -> Ratio:
 
 
 def per_second(amount: float, timing: Timing) -> float:
-    """Return the rate at which a call gets through `amount`, by the median."""
+    """Return `amount` per second, by the call's median time."""
     return amount / timing.median
 
 
 def synchroniser(device: str) -> Call:
-    """Return what waits for a device; a CPU is done when a call returns."""
+    """Return a call that waits for a device; a CPU is done when a call returns."""
     if not device.startswith("cuda"):
         return lambda: None
     import torch

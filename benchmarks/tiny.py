@@ -1,4 +1,4 @@
-"""A tiny random language model on disk, for what does not depend on a model's size."""
+"""A tiny random language model on disk, for measurements that do not depend on model size."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["save_tiny_base"]
 
 
 def save_tiny_base(folder: Path, seed: int = 0) -> Path:
-    """Write a two-layer Llama of width 64 and a tokenizer with one token a byte.
+    """Write a two-layer Llama of width 64 and a tokenizer with one token per byte.
 
     Args:
-        folder: Where to.
+        folder: The folder to write.
         seed: Equal seeds give equal weights.
 
     Returns:
@@ -32,7 +32,7 @@ def save_tiny_base(folder: Path, seed: int = 0) -> Path:
         eos_token_id=0,
         pad_token_id=0,
         tie_word_embeddings=False,
-        # The default, 0.02, makes all logits of so narrow a model nearly equal.
+        # With the default, 0.02, all logits of such a narrow model are nearly equal.
         initializer_range=0.15,
     )
     with torch.random.fork_rng(devices=[]):

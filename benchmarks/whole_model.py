@@ -24,7 +24,7 @@ __all__ = ["model_rows", "phi3_slice", "slice_rows", "subject_rows", "three_tran
 
 
 def phi3_slice(size: Slice, device: str, dtype: torch.dtype, seed: int) -> Any:
-    """Return a Phi-3 of random weights, in evaluation mode."""
+    """Return a Phi-3 with random weights, in evaluation mode."""
     from transformers import AutoModelForCausalLM, Phi3Config
 
     config = Phi3Config(
@@ -114,7 +114,7 @@ def model_rows(
     seed: int,
     report: Callable[[str], None],
 ) -> list[ModelRow]:
-    """Measure prefill in every shape, and the decoding of one token."""
+    """Measure prefill in every shape, and decoding of one token."""
     transformers = three_transformers(model, library)
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.vocab_size
@@ -140,7 +140,7 @@ def _prefill(transformer: Any, ids: torch.Tensor) -> Call:
 
 
 def _decode(transformer: Any, ids: torch.Tensor) -> Call:
-    """Return what runs the last token on top of the others' keys and values, again and again."""
+    """Return a call that runs the last token on the cached keys and values of the others."""
     from transformers import DynamicCache
 
     from gks_eval.scoring.tree_model import cache_argument
@@ -152,7 +152,7 @@ def _decode(transformer: Any, ids: torch.Tensor) -> Call:
 
     def call() -> torch.Tensor:
         hidden: torch.Tensor = transformer(input_ids=last, **kept)[0]
-        cache.crop(-1)  # forget the token; a view is cut, nothing is copied
+        cache.crop(-1)  # drop the token again; crops a view, copies nothing
         return hidden
 
     return call

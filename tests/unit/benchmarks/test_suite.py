@@ -57,7 +57,7 @@ def test_sizes_follow_the_request() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
-    with pytest.raises(UsageError, match="--device cuda is not here"):
+    with pytest.raises(UsageError, match="--device cuda is not on this machine"):
         BenchmarkRequest(device="cuda").check()
 
 
@@ -117,7 +117,7 @@ def test_a_process_that_fails_is_named_with_its_last_line() -> None:
 def test_only_a_lack_of_memory_is_called_one() -> None:
     with pytest.raises(ResourceError) as caught, _out_of_memory("cpu"):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-    assert_sentence(caught.value, "memory of cpu", "--rows")
+    assert_sentence(caught.value, "cpu has too little memory", "--rows")
     with pytest.raises(RuntimeError, match="shapes"), _out_of_memory("cpu"):
         raise RuntimeError("shapes do not fit")
 
