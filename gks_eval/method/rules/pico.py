@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from pydantic import Field
@@ -13,8 +13,11 @@ from pydantic import Field
 from gks_eval.method.declaration import Parameters
 from gks_eval.method.decorators import joint_rule
 from gks_eval.method.lora import LoraPair, inner_product
+from gks_eval.method.rules.rounding import ROUNDING
 
 __all__ = ["pico"]
+
+_NOISE: Final = ROUNDING * torch.finfo(torch.float32).eps
 
 
 class Calibrated(Parameters):
@@ -68,9 +71,11 @@ def pico(experts: Sequence[LoraPair], parameters: Calibrated) -> list[LoraPair]:
 
 
 def _with_norm(pair: LoraPair, norm: float) -> LoraPair:
-    # B is multiplied, not the scaling: merges on the factors need equal scalings.
+    # B is multiplied, not the scaling: merges on the factors need equal scalings. An update that
+    # is a rounding error of float32 factors is zero: with a norm it would be arbitrary.
     own = _norm(pair)
-    return replace(pair, B=pair.B * (norm / own)) if own else pair
+    ratio = norm / own if own > _NOISE * norm else 0.0
+    return replace(pair, B=pair.B * ratio)
 
 
 def _norm(pair: LoraPair) -> float:

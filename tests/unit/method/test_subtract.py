@@ -9,7 +9,7 @@ from common import dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.method.declaration import Layer
-from gks_eval.method.lora import LoraPair, no_update
+from gks_eval.method.lora import LoraPair, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, RULES
 from gks_eval.method.routed import build, routed_update
@@ -276,6 +276,19 @@ def test_pico_in_a_setting(router: str, rescale: str) -> None:
     plain = Setting(router=router, combine="outputs", subtract=(), top_k=2)
     other, _ = routed_update(x, build(experts, [], plain, dtype=torch.float32))
     assert relative_error(found, other) > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("merge", ["core_space", "mean", "svd"])
+def test_pico_gives_no_norm_to_a_merge_that_cancels(merge: str, dtype: torch.dtype) -> None:
+    rule, method = RULES.get("pico"), MERGES.get(merge)
+    a, b = (random_pair(seed=n, dtype=dtype) for n in range(2))
+    experts = [a, b, stack([a, b], [-1.0, -1.0])]
+    chosen = method.parameters(**({"inner": "mean"} if merge == "core_space" else {}))
+    merged = method(Layer("", rule.residuals(experts, [])), chosen)
+    assert rule.after_merge is not None
+    found = rule.after_merge(merged, experts, rule.parameters())
+    assert found.delta().norm() < 1e-6 * a.delta().norm()
 
 
 def test_pico_subtracts_no_general_adapter() -> None:
