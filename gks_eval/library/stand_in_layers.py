@@ -24,6 +24,7 @@ import torch
 
 from gks_eval.library.peft_adapter import Adapter
 from gks_eval.method.controls import exchanged, generator_of, random_pair, rescaled, rotated
+from gks_eval.method.foreign import residuals_of
 from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
 from gks_eval.method.setting import Setting
 
@@ -76,9 +77,13 @@ def stand_ins_at(library: Adapters, module: str, setting: Setting) -> tuple[Pair
     wide = [_wide(pair) for pair in experts]
     if others:
         after = [[_wide(_next_expert(library, name, module))] for name in names]
-        residuals = [rule(*pairs, parameters) for pairs in zip(wide, after, strict=True)]
+        residuals = [
+            residuals_of(rule, [task], other, parameters, module)[0]
+            for task, other in zip(wide, after, strict=True)
+        ]
     else:
-        residuals = rule.residuals(wide, [_wide(pair) for pair in common], parameters)
+        general = [_wide(pair) for pair in common]
+        residuals = residuals_of(rule, wide, general, parameters, module)
     if chosen.experts != "rescaled":
         return residuals, []
     norms = [max(float(inner_product(pair, pair)), 0.0) ** 0.5 for pair in residuals]

@@ -59,6 +59,10 @@ class Registry(Generic[MethodT]):
     def __contains__(self, name: object) -> bool:
         return name in self._own or name in self._added or name in self._foreign
 
+    def is_own(self, method: MethodT) -> bool:
+        """Return whether the method is one of this package's."""
+        return method.name in self._own
+
     def names(self) -> list[str]:
         """Return all names, ours first; imports no method."""
         return [*self._own, *self._added, *self._foreign]

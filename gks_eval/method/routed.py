@@ -22,8 +22,16 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from gks_eval.method.declaration import Layer, LayerRouter, Tokens
+from gks_eval.method.declaration import Layer, LayerRouter, Router, Tokens
+from gks_eval.method.foreign import (
+    check_coefficients,
+    check_pairs,
+    check_prepared,
+    guarded,
+    residuals_of,
+)
 from gks_eval.method.lora import LoraPair, same_factors
+from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
 
 __all__ = [
@@ -107,7 +115,8 @@ def build(
 
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule, merge or combination needs
-            them equal.
+            them equal, or a method of another package fails or returns something else than its
+            kind does.
         UsageError: The setting names a rule, router or merge that does not exist.
     """
     experts = [pair.to(torch.float32) for pair in experts]
@@ -119,11 +128,15 @@ def build(
     if general and rule.general_part is not None and router.sums_to_one and not setting.merge:
         # The mixture is taken over the task adapters and the general part subtracted once; only
         # the router sees the residuals.
-        mixed, once = experts, rule.general_part(general, rule_parameters)
+        with guarded(rule, name):
+            mixed, once = experts, rule.general_part(general, rule_parameters)
+        check_pairs(rule, [once], experts[0].shape, name, "general part")
     if setting.combine == "factors":
         same_factors(mixed, "combine=factors")
     if router.basis is not None:
-        mixed = [router.basis(pair) for pair in mixed]
+        with guarded(router, name):
+            mixed = [router.basis(pair) for pair in mixed]
+        check_pairs(router, mixed, experts[0].shape, name, "pair")
     parts_A = [pair.A for pair in mixed]
     parts_B = [pair.scaling * pair.B.T for pair in mixed]
     owner = torch.cat([torch.full((pair.rank,), e) for e, pair in enumerate(mixed)])
@@ -135,12 +148,14 @@ def build(
             present = torch.tensor([float(not pair.missing) for pair in experts])
 
     layer = Layer(name, residuals, mixed, once, dtype.itemsize < 4, prepared)
-    ready = router(layer, router_parameters)
+    with guarded(router, name):
+        ready = router(layer, router_parameters)
+    check_prepared(router, ready, experts[0].shape[1], name)
     directions = ready.directions
     if directions is not None and dtype in (torch.float32, torch.float64):
         parts_A.insert(0, directions)
         directions = None
-    return RoutedWeights(
+    weights = RoutedWeights(
         router=_moved(ready.choose, device),
         read=torch.cat(parts_A).to(device, dtype).contiguous(),
         write=torch.cat(parts_B).to(device, dtype).contiguous(),
@@ -150,6 +165,19 @@ def build(
         experts=len(mixed),
         present=None if present is None else present.to(device),
     )
+    if not ROUTERS.is_own(router):
+        _probe(router, weights, name)
+    return weights
+
+
+def _probe(router: Router, weights: RoutedWeights, name: str) -> None:
+    """Check the coefficients of another package's router on two random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    x_TK = torch.randn(2, weights.read.shape[1], generator=generator)
+    with torch.no_grad(), guarded(router, name):
+        tokens = _tokens(x_TK.to(weights.read), weights)
+        found = weights.router.coefficients(tokens)
+    check_coefficients(router, found, len(x_TK), weights.experts, name)
 
 
 def residual_pairs(
@@ -172,20 +200,25 @@ def residual_pairs(
         Pairs in float32.
 
     Raises:
-        CompatibilityError: Ranks or scalings differ where the rule or merge needs them equal.
+        CompatibilityError: Ranks or scalings differ where the rule or merge needs them equal, or
+            a method of another package fails or returns something else than its kind does.
     """
     experts = [pair.to(torch.float32) for pair in experts]
     general = [pair.to(torch.float32) for pair in general]
     rule, rule_parameters = setting.rule_method()
-    residuals = rule.residuals(experts, general, rule_parameters)
+    residuals = residuals_of(rule, experts, general, rule_parameters, name)
     if measure is not None:
         measure(experts, general, residuals)
     if not setting.merge:
         return residuals
     merge, merge_parameters = setting.merge_method()
-    merged = merge(Layer(name, residuals), merge_parameters)
+    with guarded(merge, name):
+        merged = merge(Layer(name, residuals), merge_parameters)
+    check_pairs(merge, [merged], experts[0].shape, name, "merged adapter")
     if rule.after_merge is not None:
-        merged = rule.after_merge(merged, experts, rule_parameters)
+        with guarded(rule, name):
+            merged = rule.after_merge(merged, experts, rule_parameters)
+        check_pairs(rule, [merged], experts[0].shape, name, "merged adapter")
     return [merged]
 
 
@@ -200,18 +233,13 @@ def routed_update(
         into: (T, D) of the same type, to which the update is added in place; it is returned
             instead of the update. Only without gradients.
     """
-    read_TN = x_TK @ weights.read.T
-    fused, experts = weights.fused, weights.experts
-    z_TM = read_TN[:, fused:]
+    tokens = _tokens(x_TK, weights)
+    z_TM = tokens.inner
     stacked = weights.owner.shape[0]
     experts_TM = z_TM[:, :stacked]
-    if weights.directions is not None:
-        scores = wide_product(x_TK, weights.directions)
-    else:
-        scores = read_TN[:, :fused].float()
-    c_TE = weights.router.coefficients(Tokens(x_TK, scores, z_TM))
+    c_TE = weights.router.coefficients(tokens)
     if weights.rank:
-        z_TER = experts_TM.reshape(-1, experts, weights.rank)
+        z_TER = experts_TM.reshape(-1, weights.experts, weights.rank)
         zbar_TR = (c_TE.unsqueeze(-1) * z_TER).sum(1)
         mixed_TM = (c_TE.unsqueeze(-1) * zbar_TR.unsqueeze(1)).flatten(1)
     else:
@@ -230,6 +258,16 @@ def routed_update(
     if into is not None:
         return into.addmm_(z_TM, weights.write), c_TE
     return z_TM @ weights.write, c_TE
+
+
+def _tokens(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
+    """Return what the router reads of these tokens."""
+    read_TN = x_TK @ weights.read.T
+    if weights.directions is not None:
+        scores = wide_product(x_TK, weights.directions)
+    else:
+        scores = read_TN[:, : weights.fused].float()
+    return Tokens(x_TK, scores, read_TN[:, weights.fused :])
 
 
 def wide_product(x_TK: torch.Tensor, directions_NK: torch.Tensor) -> torch.Tensor:
