@@ -162,7 +162,7 @@ def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, A
     vectors = library.vectors(setting)
     return ({} if vectors is None else {"vectors": vectors.sha256}) | {
         "library": library.path.parent.resolve().name if local else library.name,
-        "content_hash": library.content_hash,
+        "content_hash": library.content_of(setting),
         "setting": setting.identity(),
         "subtracted": list(library.languages(setting)),
         "rank": rank,

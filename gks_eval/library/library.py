@@ -103,10 +103,12 @@ class Library:
         """Return a hash of everything in the library that the setting's numbers depend on."""
         if not setting.uses_library:
             return None
-        vectors = self.vectors(setting)
-        if vectors is None:
-            return self.content_hash
-        return digest({"library": self.content_hash, "vectors": vectors.sha256})
+        more: dict[str, Any] = {}
+        if (vectors := self.vectors(setting)) is not None:
+            more["vectors"] = vectors.sha256
+        if "seed" in setting.parameters or setting.stand_ins.general == "other":
+            more["order"] = list(self.experts)  # what is drawn depends on it
+        return digest({"library": self.content_hash, **more}) if more else self.content_hash
 
     def check(self, setting: Setting) -> Setting:
         """Check that the setting can be run with these adapters.

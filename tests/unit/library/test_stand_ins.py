@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,19 @@ def test_identities_say_what_stands_in() -> None:
 def test_bad_stand_ins_are_one_sentence(library: Library, text: str, part: str) -> None:
     with pytest.raises(UsageError, match=part):
         library.check(parse(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "ordered"),
+    [
+        ("random", True), ("gks:avg;general=other", True), ("merge:dare_linear", True),
+        ("arrow", False), ("gks:avg", False), ("merge:mean", False), ("uniform", False),
+    ],
+)  # fmt: skip
+def test_the_order_of_the_experts_counts_where_draws_follow_it(
+    library: Library, text: str, ordered: bool
+) -> None:
+    experts = dict(reversed(library.experts.items()))
+    turned = replace(library, experts=experts)
+    setting = library.check(parse(text))
+    assert (library.content_of(setting) != turned.content_of(setting)) is ordered
