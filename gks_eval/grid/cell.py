@@ -20,7 +20,10 @@ from gks_eval.errors import ResourceError, ResultsError
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.library.load import Library
+from gks_eval.method.declaration import Merge, Router, Rule
+from gks_eval.method.registry import MERGES, ROUTERS, RULES
 from gks_eval.model.base_model import content_stamp
+from gks_eval.tasklib.task_content import code_digest
 from gks_eval.util.files import disk_errors, write_text
 from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.process_group import ProcessGroup
@@ -56,6 +59,7 @@ def cell_request(
         for name, value in sorted(grid.model_arguments.items())
         if name not in _SECRET and name != "pretrained"
     }
+    plug_ins = _plug_ins(cell)
     return {
         "setting": cell.setting.identity(),
         "arguments": dict(cell.others),
@@ -68,7 +72,21 @@ def cell_request(
         "tasks": list(grid.tasks),
         "content": dict(content),
         "evaluation": {name: str(v) for name, v in sorted(grid.evaluation.items())},
+        **({"plug_ins": plug_ins} if plug_ins else {}),
     }
+
+
+def _plug_ins(cell: Cell) -> dict[str, str]:
+    """Return digests of the code of methods that come from other packages, by kind and name."""
+    found: dict[str, str] = {}
+    for method, _ in cell.setting.methods():
+        if isinstance(method, Rule) and not RULES.is_own(method):
+            found[f"rule {method.name}"] = code_digest(method.joint or method.residual)
+        elif isinstance(method, Router) and not ROUTERS.is_own(method):
+            found[f"router {method.name}"] = code_digest(method.prepare)
+        elif isinstance(method, Merge) and not MERGES.is_own(method):
+            found[f"merge {method.name}"] = code_digest(method.combine)
+    return found
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

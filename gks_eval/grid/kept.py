@@ -84,6 +84,9 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[
             yield _change(name, before.get("name"), now.get("name"), shown=not same)
         elif key == "library":
             yield "the adapters of the library, or the vectors prepared for the router"
+        elif key == "plug_ins":
+            changed = sorted(n for n in {*before, *now} if before.get(n) != now.get(n))
+            yield f"the code of {', '.join(changed)}"
         else:
             yield key
 
