@@ -134,7 +134,7 @@ def grid_of(
 
     given = {name: value for name, value in model.items() if value is not None}
     evaluation = {
-        "limit": limit,
+        "limit": _checked(limit),
         "samples": None if samples is None else _samples(samples, limit),
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
@@ -170,6 +170,12 @@ def _model_arguments(text: str) -> dict[str, Any]:
                 f"--model-args: {name} belongs to a setting; write 'gks:avg;{name}=...'."
             )
     return arguments
+
+
+def _checked(limit: float | None) -> float | None:
+    if limit is not None and limit <= 0:
+        raise UsageError(f"--limit {limit:g} takes no item; give a positive number.")
+    return limit
 
 
 def _samples(text: str, limit: float | None) -> dict[str, list[int]]:

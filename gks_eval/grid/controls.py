@@ -15,6 +15,7 @@ from gks_eval.errors import GksError, UsageError
 from gks_eval.grid.short_names import split_name
 from gks_eval.library.load import Library
 from gks_eval.method.controls import exchanged
+from gks_eval.method.routers.top_k import TopK
 from gks_eval.method.setting import Setting, setting_arguments
 
 __all__ = ["Control", "Treatment", "controls_of", "read_treatment"]
@@ -126,6 +127,13 @@ def controls_of(
 
 def _candidates(treatment: Treatment, library: Library, seeds: int) -> Iterator[Control]:
     router, languages = treatment.setting.router, treatment.languages
+    # The treatment's router may have defaults of its own, such as top_k=2 of phatgoose.
+    usual = TopK().model_dump()
+    held = {
+        name: str(value)
+        for name, value in treatment.setting.parameters.items()
+        if name in usual and value != usual[name]
+    }
     one = Control("", "subtraction", "draws", ())
 
     def drawn(written: str, **changed: str) -> tuple[str, ...]:
@@ -147,8 +155,8 @@ def _candidates(treatment: Treatment, library: Library, seeds: int) -> Iterator[
         value = f"{multiple * float(treatment.setting.parameters.get('scale', 1.0)):g}"
         yield Control(f"scale={value}", "amount", "draws", same(scale=value))
     yield Control("experts=random", "library", "draws", drawn(router, experts="random"))
-    yield Control("router random", "routing", "draws", drawn("random"))
-    yield Control("router shuffled", "routing", "draws", drawn("shuffled"))
+    yield Control("router random", "routing", "draws", drawn("random", **held))
+    yield Control("router shuffled", "routing", "draws", drawn("shuffled", **held))
     uniform = treatment.written("uniform", languages)
     yield Control("router uniform", "routing", "draws", (uniform,))
     experts = tuple(map(treatment.expert, library.experts))

@@ -61,6 +61,13 @@ def test_every_control_keeps_the_other_arguments(tiny_library: LibraryOf) -> Non
     assert found["best single expert"][0] == "expert:alpha;scoring=tree"
 
 
+def test_router_controls_mix_as_many_experts_as_the_treatment(tiny_library: LibraryOf) -> None:
+    found, _ = written(tiny_library(), "lag:avg", seeds=1)  # top_k is 1 by default
+    assert found["router random"] == ("random:avg;top_k=1;seed=0",)
+    assert found["router shuffled"] == ("shuffled:avg;top_k=1;seed=0",)
+    assert found["router uniform"] == ("uniform:avg",)
+
+
 def test_router_and_languages_written_as_arguments(tiny_library: LibraryOf) -> None:
     found, _ = written(tiny_library(), "arrow;subtract=en;router=norm", seeds=1)
     assert found["no subtraction"] == ("norm",)
