@@ -119,7 +119,9 @@ def _routes(
         quiet_libraries()
         tasks = {} if task is None else _tasks(names, include_path or [])
     plan = _plan(library, recipe) if accuracy else None
-    arguments = parsed[labels[0]].arguments()
+    first = parsed[labels[0]]
+    # Given values only: what follows from the library must not count as given.
+    arguments = {**first.model_dump(), "subtract": "+".join(first.subtract) or "none"}
     lm = GksArrowLM(pretrained, library=library, dtype=dtype, **arguments)
     if plan is not None:
         from gks_eval.cli._routing_accuracy import show_accuracy

@@ -131,7 +131,9 @@ class Rule(Method):
                 f"rule={self.name} subtracts no general adapter; use subtract=none."
             )
         chosen = self.parameters() if parameters is None else parameters
-        return self.residual(task, general, chosen) if general and not task.missing else task
+        if task.missing or all(one.missing for one in general):
+            return task
+        return self.residual(task, general, chosen)
 
     def residuals(
         self,

@@ -12,8 +12,12 @@ __all__ = ["delta", "mean_update"]
 
 
 def mean_update(general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
-    """Return ``scale mean(dW_g)`` as one stacked pair, scaling 1."""
-    return stack(general, [parameters.scale / len(general) for _ in general])
+    """Return ``scale mean(dW_g)`` as one stacked pair, scaling 1.
+
+    A general adapter that lacks the layer counts in the mean and adds no rank.
+    """
+    present = [pair for pair in general if not pair.missing] or general[:1]
+    return stack(present, [parameters.scale / len(general) for _ in present])
 
 
 @rule(
