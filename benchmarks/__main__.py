@@ -76,7 +76,7 @@ def _bench(
     from gks_eval.util.quiet import quiet_libraries
 
     quiet_libraries()
-    log = Console(stderr=True)
+    log = Console(stderr=True, emoji=False)
     record = run_bench(request, lambda text: log.print(text, markup=False, highlight=False))
     print(rendered(record), end="", flush=True)
     if json is not None:

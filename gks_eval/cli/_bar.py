@@ -14,7 +14,7 @@ __all__ = ["progress_bar", "working"]
 @contextmanager
 def working(what: str) -> Iterator[None]:
     """Show a spinner on standard error for work without countable steps."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield
         return
@@ -29,7 +29,7 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
     Nothing is written if standard error is not a terminal.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     with Progress(
         *columns,
         TimeRemainingColumn(),

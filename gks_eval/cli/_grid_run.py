@@ -50,7 +50,7 @@ def run(grid: Grid, on_start: Callable[[], None] | None = None) -> list[Path] | 
 
     from gks_eval.cli._bar import working
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     total = len(grid.settings)
     seen = 0
     waiting = ExitStack()

@@ -52,7 +52,7 @@ def clock(seconds: float) -> str:
 
 def show_estimate(estimate: Estimate, console: Console | None = None) -> None:
     """Print the cost of a run and the faults that would stop it."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     table = Table("adapter", *(Column(c, justify="right") for c in ("rows", "tokens", "steps")))
     for job in estimate.jobs:
         known = (job.rows, job.tokens, job.steps)
@@ -93,7 +93,7 @@ class TrainingView(RunCallback):
     """Draws the progress of a run; without a terminal, prints one line per adapter."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(emoji=False)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -114,4 +114,4 @@ def _run(grid: Grid) -> None:
     if len(grid.settings) > 1:
         folder = shlex.quote(grid.output.as_posix())
         summary += f" To test the differences: gks-eval compare {folder}"
-    Console(stderr=True).print(summary, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(summary, markup=False, highlight=False, soft_wrap=True)

@@ -56,7 +56,7 @@ def lint(
     for found in lints:
         counts = [str(found.items), *(str(found.count(kind)) for kind in FaultKind)]
         table.add_row(found.task, *(counts if found.unread is None else ["-"] * len(counts)))
-    console = Console()
+    console = Console(emoji=False)
     console.print(table)
     for found in lints:
         if found.unread is not None:

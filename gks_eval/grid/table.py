@@ -120,9 +120,9 @@ def _clock(seconds: float) -> str:
 
 def print_whole(table: Table) -> None:
     """Print a table, wider than the terminal if necessary: truncated numbers would mislead."""
-    console = Console()
+    console = Console(emoji=False)
     needed = console.measure(table, options=console.options.update(width=10_000)).maximum
-    Console(width=max(console.width, needed)).print(table)
+    Console(width=max(console.width, needed), emoji=False).print(table)
 
 
 def _read(folder: Path) -> tuple[str, dict[str, Any], dict[str, int], Starts | None]:

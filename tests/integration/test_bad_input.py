@@ -204,7 +204,7 @@ ARGUMENTS = {
     "no number": (GRID + "base --limit few", UsageError, ["--limit", "number"]),
     "items and a limit": (GRID + "base --samples {}", UsageError, ["--samples", "--limit"]),
     "items that are no JSON": (ITEMS + "goals_en", UsageError, ["--samples 'goals_en'", "JSON"]),
-    "items below the first": (ITEMS + '{"a":[-1]}', UsageError, ["--samples: a", "0 being"]),
+    "items below the first": (ITEMS + '{"a":[-1]}', UsageError, ["--samples: a", "counted from 0"]),
     "an item twice": (ITEMS + '{"a":[3,3]}', UsageError, ["--samples: a", "different"]),
     "output cannot be made": (GRID.replace("out ", "recipe.txt/out ") + "base", ResourceError,
         ["recipe.txt"], text("recipe.txt", "a file")),

@@ -123,13 +123,13 @@ def _blocks(table: Table, cells: list[list[str]], width: int) -> list[list[int]]
 
 def show(tables: list[Table]) -> None:
     """Print tables to the terminal."""
-    print_tables(tables, Console())
+    print_tables(tables, Console(emoji=False))
 
 
 def render(tables: list[Table], width: int = 160) -> str:
     """Return tables as plain text, for a file."""
     out = io.StringIO()
-    print_tables(tables, Console(file=out, width=width))
+    print_tables(tables, Console(file=out, width=width, emoji=False))
     return out.getvalue()
 
 
