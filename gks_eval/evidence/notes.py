@@ -14,11 +14,11 @@ def some(parts: Sequence[str], most: int = 3) -> str:
 
 
 def forced_notes(faults: Sequence[str]) -> list[str]:
-    """Return notes on why runs that are compared by force are not comparable."""
+    """Return notes on why runs are not comparable that are compared all the same."""
     if len(faults) <= 3:
-        return [f"compared by force: {fault}" for fault in faults]
+        return [f"not comparable: {fault}" for fault in faults]
     rest = len(faults) - 3
-    return [f"compared by force, {len(faults)} faults: {'; '.join(faults[:3])}; and {rest} more"]
+    return [f"not comparable, {len(faults)} faults: {'; '.join(faults[:3])}; and {rest} more"]
 
 
 def lacking_note(lacking: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:

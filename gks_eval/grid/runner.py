@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gks_eval.errors import ResourceError, UsageError
+from gks_eval.errors import CompatibilityError, LibraryError, ResourceError, UsageError
 from gks_eval.grid.cell import cell_request, evaluate_cell
 from gks_eval.grid.kept import check_commit, finished
 from gks_eval.grid.settings import Cell, Grid, parse_settings
@@ -100,7 +100,11 @@ def _check(
         name = _library_name(cell, grid)
         if name not in libraries:
             libraries[name] = load_library(name)
-        checked.append(replace(cell, setting=libraries[name].check(cell.setting)))
+        try:
+            setting = libraries[name].check(cell.setting)
+        except (CompatibilityError, LibraryError, UsageError) as error:
+            raise type(error)(f"setting {cell.label}: {error}") from None
+        checked.append(replace(cell, setting=setting))
         made_for = libraries[name].config.base_model
         if "pretrained" not in grid.model_arguments and made_for != base.name:
             raise UsageError(

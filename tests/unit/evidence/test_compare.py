@@ -363,7 +363,7 @@ def test_many_faults_compared_by_force_are_one_note(factory, tmp_path):
         factory.write_run(tmp_path / name, tasks, version=version)
     runs = find_runs([str(tmp_path / "x"), str(tmp_path / "y")])
     (note,) = compare(runs, CompareOptions(force=True)).notes
-    assert note.startswith("compared by force, 9 faults: t0 in y and x: version 1.0 against 2.0; ")
+    assert note.startswith("not comparable, 9 faults: t0 in y and x: version 1.0 against 2.0; ")
     assert note.endswith("; and 6 more")
 
 
