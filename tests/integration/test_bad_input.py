@@ -205,7 +205,7 @@ ARGUMENTS = {
     "items and a limit": (GRID + "base --samples {}", UsageError, ["--samples", "--limit"]),
     "items that are no JSON": (ITEMS + "goals_en", UsageError, ["--samples 'goals_en'", "JSON"]),
     "items below the first": (ITEMS + '{"a":[-1]}', UsageError, ["--samples: a", "counted from 0"]),
-    "an item twice": (ITEMS + '{"a":[3,3]}', UsageError, ["--samples: a", "different"]),
+    "an item twice": (ITEMS + '{"a":[3,3]}', UsageError, ["--samples: a", "distinct"]),
     "output cannot be made": (GRID.replace("out ", "recipe.txt/out ") + "base", ResourceError,
         ["recipe.txt"], text("recipe.txt", "a file")),
 }  # fmt: skip

@@ -530,7 +530,7 @@ def test_two_grids_do_not_share_an_output(tiny_library: LibraryOf, tmp_path: Pat
         (["arrow", "arrow"], ["arrow", "twice"]),
         (["gks:none"], ["gks:none", "arrow"]),
         (["base;router=arrow"], ["base", "no router"]),
-        (["gks:en", "rule=delta"], ["rule=", "follow ';'"]),
+        (["gks:en", "rule=delta"], ["rule=", "after ';'"]),
         (["short=gsk:en"], ["short=", "no kind"]),
         (["a/b=gks:en"], ["'a/b'", "short name"]),
         (["..=gks:en"], ["'..'", "short name"]),
