@@ -15,27 +15,31 @@ from typing import Any, Final
 
 from gks_eval.errors import LibraryError, UsageError
 from gks_eval.library.card import CARD, Facts, model_card
+from gks_eval.library.export_files import (
+    EXPORTED,
+    FILES,
+    held_files,
+    holds_files,
+    written_files,
+)
 from gks_eval.library.load import Library, load_library
-from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import CONFIG_FILE, EXPORT, WEIGHTS_FILE, Adapter
 from gks_eval.library.peft_check import check_with_peft
-from gks_eval.library.prepared import vectors_folder, write_vectors
+from gks_eval.library.prepared import VECTORS_FILES, vectors_folder, write_vectors
 from gks_eval.library.target_fields import target_fields
 from gks_eval.library.truncation import Truncation, truncated
 from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.routed import residual_pairs
 from gks_eval.method.setting import Setting, as_setting
-from gks_eval.util.files import check_writable, disk_errors, replaced_folder
+from gks_eval.util.files import replaced_folder
 from gks_eval.util.paths import MANIFEST
 from gks_eval.util.versions import versions
-from gks_eval.util.yaml import load_typed
 
 __all__ = ["Exported", "export"]
 
 _EXPERTS: Final = "experts"
-# Fields of the record that can differ between two runs of the same command.
-_RUN: Final = ("versions", "relative_error")
+_REMARK: Final = "Written by `gks-eval export`."
 
 
 @dataclass(frozen=True)
@@ -47,19 +51,14 @@ class Exported:
         adapters: The folder of each adapter, by name.
         truncation: The errors of truncating to ``rank``; None if nothing was truncated.
         kept: Whether the folder held this export already.
+        files: All files of the export, relative to its folder.
     """
 
     folder: Path
     adapters: Mapping[str, Path]
     truncation: Truncation | None
     kept: bool
-
-    @property
-    def files(self) -> list[str]:
-        """Return all files of the export, relative to its folder."""
-        parts = [path.relative_to(self.folder) for path in self.adapters.values()]
-        own = [part / name for part in parts for name in (CONFIG_FILE, WEIGHTS_FILE)]
-        return [MANIFEST, CARD, *(path.as_posix() for path in own)]
+    files: tuple[str, ...]
 
 
 def export(
@@ -104,8 +103,20 @@ def export(
     places = {names[0]: "."} if alone else {name: f"{_EXPERTS}/{name}" for name in names}
     record = _record(library, setting, rank)
     license = license or library.config.license
-    if _is_there(folder, record, license):
-        return Exported(folder, {n: folder / place for n, place in places.items()}, None, True)
+    manifest = {
+        "base_model": library.config.base_model,
+        "revision": library.config.revision,
+        "experts": places,
+        "load": library.config.load.model_dump(),
+        "license": license,
+        "provenance": {EXPORTED: record},
+    }
+    manifest = {key: value for key, value in manifest.items() if value is not None}
+    folders = {name: folder / place for name, place in places.items()}
+    if holds_files(folder):
+        files = held_files(folder, manifest, _names(library, setting, places))
+        load_library(str(folder))
+        return Exported(folder, folders, None, True, (MANIFEST, *files))
     found, truncation = _adapters(library, setting, names, rank)
     if truncation is not None:
         record["relative_error"] = float(f"{truncation.total:.6g}")
@@ -124,23 +135,27 @@ def export(
             )
             for (name, pairs), expert in zip(found.items(), experts, strict=False)
         }
-        manifest = {
-            "base_model": library.config.base_model,
-            "revision": library.config.revision,
-            "experts": places,
-            "load": library.config.load.model_dump(),
-            "license": license,
-            "hashes": {f"{_EXPERTS}/{name}": sha256 for name, sha256 in hashes.items()},
-            "provenance": {"exported": record},
-        }
-        manifest = {key: value for key, value in manifest.items() if value is not None}
-        write_manifest(aside, manifest, "Written by `gks-eval export`.")
+        manifest["hashes"] = {f"{_EXPERTS}/{name}": sha256 for name, sha256 in hashes.items()}
+        write_manifest(aside, manifest, _REMARK)
         facts = Facts(folder.name, record, license, places, found, hashes, rank)
         (aside / CARD).write_text(model_card(library, setting, facts), encoding="utf-8", newline="")
         _copy_vectors(library, setting, load_library(str(aside)), aside)
         for name, pairs in found.items():
             check_with_peft(aside / places[name], pairs)
-    return Exported(folder, {n: folder / p for n, p in places.items()}, truncation, False)
+        written = written_files(aside)
+        manifest["provenance"] = {EXPORTED: record, FILES: written}
+        write_manifest(aside, manifest, _REMARK)
+    return Exported(folder, folders, truncation, False, (MANIFEST, *written))
+
+
+def _names(library: Library, setting: Setting, places: Mapping[str, str]) -> list[str]:
+    """Return the files of an export except the manifest, relative to its folder."""
+    parts = [
+        Path(place) / name for place in places.values() for name in (CONFIG_FILE, WEIGHTS_FILE)
+    ]
+    if library.vectors(setting) is not None:
+        parts += [vectors_folder(Path(), setting.router) / name for name in VECTORS_FILES]
+    return [CARD, *(path.as_posix() for path in parts)]
 
 
 def _copy_vectors(library: Library, setting: Setting, exported: Library, folder: Path) -> None:
@@ -167,32 +182,6 @@ def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, A
         "subtracted": list(library.languages(setting)),
         "rank": rank,
     }
-
-
-def _is_there(folder: Path, record: Mapping[str, Any], license: str | None) -> bool:
-    """Return whether the folder holds this complete export; refuse any other content."""
-    check_writable(folder.parent)
-    with disk_errors(folder):
-        if folder.is_file():
-            raise UsageError(f"{folder} is a file; name a folder.")
-        if not folder.is_dir() or not any(folder.iterdir()):
-            return False
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        config = load_typed(manifest, LibraryConfig)
-        held = config.provenance.get("exported")
-        if isinstance(held, dict):
-            same = {key: value for key, value in held.items() if key not in _RUN} == record
-            if same and config.license == license:
-                load_library(str(folder))
-                return True
-            raise LibraryError(
-                f"{folder} holds another export ({held.get('setting')!s:.200}); give another "
-                "folder, or delete this one."
-            )
-    raise LibraryError(
-        f"{folder} is not empty and holds no export; give another folder, or an empty one."
-    )
 
 
 def _sources(library: Library, setting: Setting) -> list[Adapter]:

@@ -28,6 +28,7 @@ from gks_eval.util.json_file import JsonFile
 from gks_eval.util.paths import cache_dir
 
 __all__ = [
+    "VECTORS_FILES",
     "PreparedVectors",
     "home_of_vectors",
     "prepare_command",
@@ -40,6 +41,8 @@ __all__ = [
 _FOLDER: Final = "prepared"
 _VECTORS_FILE: Final = "vectors.safetensors"
 _RECORD_FILE: Final = "prepared.json"
+VECTORS_FILES: Final = (_RECORD_FILE, _VECTORS_FILE)
+"""The files of a router's vectors."""
 _RECORD: Final = JsonFile(
     "record of prepared vectors", LibraryError, "run `gks-eval prepare` again", limit=1 << 26
 )

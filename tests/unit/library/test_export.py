@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from common import assert_sentence, edit_json, load_tiny, save_adapter
+from common import assert_sentence, edit_json, load_tiny, save_adapter, save_random_vectors
 from safetensors import safe_open
 
 import gks_eval
@@ -153,9 +153,57 @@ def test_the_same_command_again_keeps_what_is_there(library: Library, tmp_path: 
     assert again.files == first.files
     assert content(first.folder) == before | {"notes.txt": b"mine"}
     other = export(library, "gks:en", tmp_path / "other", license="mit")
-    assert {k: v for k, v in content(other.folder).items() if k != CARD} == {
-        k: v for k, v in before.items() if k != CARD
+    named = (CARD, MANIFEST)  # the card has the folder's name, the manifest the card's SHA-256
+    assert {k: v for k, v in content(other.folder).items() if k not in named} == {
+        k: v for k, v in before.items() if k not in named
     }
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "said"),
+    [
+        ("experts/beta/adapter_config.json", "{}", "has changed"),
+        ("experts/beta/adapter_config.json", None, "is missing"),
+        (CARD, "mine", "has changed"),
+        (CARD, None, "is missing"),
+        ("prepared/phatgoose/prepared.json", "{}", "has changed"),
+        ("prepared/phatgoose/vectors.safetensors", None, "is missing"),
+    ],
+)
+def test_a_damaged_export_is_not_taken_for_a_finished_one(
+    file: str, edit: str | None, said: str, library: Library, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(library.path.parent, source)
+    save_random_vectors(source, "phatgoose")
+    library = load_library(str(source))
+    setting = "phatgoose:en;preset=exact"
+    done = export(library, setting, tmp_path / "new")
+    assert set(done.files) == set(content(done.folder))
+    assert export(library, setting, done.folder).kept
+    if edit is None:
+        (done.folder / file).unlink()
+    else:
+        (done.folder / file).write_text(edit)
+    before = content(done.folder)
+    with pytest.raises(LibraryError) as caught:
+        export(library, setting, done.folder)
+    assert_sentence(caught.value, str(done.folder / file), said, "delete the folder")
+    assert content(done.folder) == before
+
+
+@pytest.mark.parametrize(
+    "edit", [{"base_model": "org/other"}, {"hashes": {}}, {"made_by": ["x"]}, {"revision": "v2"}]
+)
+def test_an_edited_manifest_is_not_taken_for_a_finished_export(
+    edit: dict[str, Any], library: Library, tmp_path: Path
+) -> None:
+    done = export(library, "gks:en", tmp_path / "new")
+    text = yaml.safe_dump(manifest(done.folder) | edit)
+    (done.folder / MANIFEST).write_text(text, "utf-8")
+    with pytest.raises(LibraryError) as caught:
+        export(library, "gks:en", done.folder)
+    assert_sentence(caught.value, MANIFEST, "has changed", "delete the folder")
 
 
 @pytest.mark.parametrize(
@@ -243,7 +291,7 @@ def test_another_export_or_a_changed_one_is_not_overwritten(
     )
     with pytest.raises(LibraryError) as caught:
         export(library, "gks:en", done.folder)
-    assert_sentence(caught.value, "'beta'", "another SHA-256")
+    assert_sentence(caught.value, "beta", "has changed since the export")
 
 
 @pytest.mark.parametrize("name", ["nul", "Beta"])

@@ -102,7 +102,11 @@ def test_an_export_keeps_the_vectors_and_the_function(
         with attach(model, exported, "phatgoose;combine=outputs"):
             found = model(tokens).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert export(library, setting, done.folder).kept
+    on_disk = {p.relative_to(done.folder).as_posix() for p in done.folder.rglob("*.*")}
+    assert "prepared/phatgoose/vectors.safetensors" in on_disk
+    assert set(done.files) == on_disk  # `--push` uploads exactly these
+    again = export(library, setting, done.folder)
+    assert (again.kept, again.files) == (True, done.files)
     save_random_vectors(folder, "phatgoose", seed=1)
     with pytest.raises(LibraryError, match="another export"):
         export(load_library(str(folder)), setting, done.folder)
