@@ -22,15 +22,14 @@ from gks_eval.library.export_files import (
     holds_files,
     written_files,
 )
+from gks_eval.library.export_pairs import exported_pairs
 from gks_eval.library.load import Library, load_library
 from gks_eval.library.peft_adapter import CONFIG_FILE, EXPORT, WEIGHTS_FILE, Adapter
 from gks_eval.library.peft_check import check_with_peft
 from gks_eval.library.prepared import VECTORS_FILES, vectors_folder, write_vectors
 from gks_eval.library.target_fields import target_fields
-from gks_eval.library.truncation import Truncation, truncated
+from gks_eval.library.truncation import Truncation
 from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
-from gks_eval.method.lora import LoraPair
-from gks_eval.method.routed import residual_pairs
 from gks_eval.method.setting import Setting, as_setting
 from gks_eval.util.files import replaced_folder
 from gks_eval.util.paths import MANIFEST
@@ -85,6 +84,7 @@ def export(
             back a different update.
         ResourceError: The disk is full, or the folder cannot be written.
     """
+    given = setting if isinstance(setting, str) else setting.router
     setting = library.check(as_setting(setting))
     folder = Path(folder).resolve()
     if not setting.uses_library:
@@ -117,7 +117,7 @@ def export(
         files = held_files(folder, manifest, _names(library, setting, places))
         load_library(str(folder))
         return Exported(folder, folders, None, True, (MANIFEST, *files))
-    found, truncation = _adapters(library, setting, names, rank)
+    found, truncation = exported_pairs(library, setting, names, rank, given)
     if truncation is not None:
         record["relative_error"] = float(f"{truncation.total:.6g}")
     started = {str(adapter.init).lower() for adapter in _sources(library, setting)}
@@ -199,25 +199,3 @@ def _refuse_copies(library: Library, setting: Setting) -> None:
                 f"{next(iter(adapter.copies.values()))}, a weight of the base, which an export "
                 "would silently drop; save the adapter with save_embedding_layers=False."
             )
-
-
-def _adapters(
-    library: Library, setting: Setting, names: tuple[str, ...], rank: int | None
-) -> tuple[dict[str, dict[str, LoraPair]], Truncation | None]:
-    """Return the updates of each new adapter by layer, and what truncating them lost."""
-    sources = [library.experts[name].pairs for name in library.chosen_experts(setting)]
-    # A new adapter updates a layer if its expert does; a merge, if any of its experts does.
-    owners = [sources] if setting.merge is not None else [[one] for one in sources]
-    found: dict[str, dict[str, LoraPair]] = {name: {} for name in names}
-    truncation = None if rank is None else Truncation(rank)
-    for module in library.modules:
-        residuals = residual_pairs(*library.layer(module, setting), setting, module)
-        for name, pair, owned in zip(names, residuals, owners, strict=True):
-            if not any(module in pairs for pairs in owned):
-                continue
-            if pair.scaling <= 0:  # PEFT's scaling, alpha / rank, is positive
-                pair = LoraPair(pair.A, pair.scaling * pair.B)
-            if truncation is not None:
-                pair = truncated(pair, truncation, module)
-            found[name][module] = pair
-    return found, truncation

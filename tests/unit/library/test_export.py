@@ -16,12 +16,16 @@ from common import assert_sentence, edit_json, load_tiny, save_adapter, save_ran
 from safetensors import safe_open
 
 import gks_eval
-from gks_eval.errors import ConfigError, GksError, LibraryError, UsageError
+from gks_eval.errors import CompatibilityError, ConfigError, GksError, LibraryError, UsageError
 from gks_eval.library.card import CARD
 from gks_eval.library.export import export
 from gks_eval.library.load import MANIFEST, Library, load_library
 from gks_eval.library.peft_adapter import CONFIG_FILE, EXPORT, WEIGHTS_FILE
 from gks_eval.library.peft_check import check_with_peft
+from gks_eval.method.declaration import Layer, Parameters
+from gks_eval.method.decorators import merge
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.registry import MERGES
 
 
 @pytest.fixture
@@ -408,3 +412,41 @@ def test_a_start_from_loftq_stays_known(library: Library, tmp_path: Path) -> Non
     assert load_library(str(folder)).experts["beta"].init == "loftq"
     alone = export(load_library(str(source)), "expert:alpha", tmp_path / "alone").folder
     assert load_library(str(alone)).experts["alpha"].init is True
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("gks:avg;rule=delta;scale=1e39", "scale=1e+39 overflows float32"),
+        ("gks:avg;rule=delta;scale=-1e39", "scale=-1e+39 overflows float32"),
+        ("gks:avg;scale=1e39", "scale=1e+39 overflows float32"),
+        ("merge:ties;subtract=en;rule=delta;scale=1e39", "scale=1e+39"),
+        ("merge:ties;lambda=1e308", "lambda=1e+308 overflows float32"),
+        ("merge:task_arithmetic;lambda=1e308", "lambda=1e+308 overflows float32"),
+        ("merge:svd;lambda=1e308", "lambda=1e+308 overflows float32"),
+    ],
+)
+def test_an_overflow_names_the_setting_and_nothing_is_written(
+    setting: str, named: str, rank: int | None, library: Library, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        export(library, setting, tmp_path / "new", rank)
+    assert_sentence(caught.value, f"setting {setting}: ", named, library.modules[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_of_another_shape_is_refused(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @merge(paper="none")
+    def narrow(layer: Layer, _parameters: Parameters) -> LoraPair:
+        """Returns an update that lacks the layer's last output."""
+        pair = layer.residuals[0]
+        return LoraPair(pair.A, pair.B[:-1], pair.scaling)
+
+    monkeypatch.setattr(MERGES, "_added", {"narrow": narrow})
+    with pytest.raises(CompatibilityError) as caught:
+        export(library, "merge:narrow", tmp_path / "new")
+    assert_sentence(caught.value, "narrow", library.modules[0])
+    assert list(tmp_path.iterdir()) == []
