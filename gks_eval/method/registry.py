@@ -71,7 +71,7 @@ class Registry(Generic[MethodT]):
         """Return the method called `name`.
 
         Raises:
-            UsageError: There is no such method, or its package is broken.
+            UsageError: The method is unknown, or its package is broken.
         """
         if name in self._added:
             return self._added[name]

@@ -237,7 +237,7 @@ class Setting(BaseModel):
         """Return the router and its parameters; for a single adapter, `uniform`.
 
         Raises:
-            UsageError: There is no such router.
+            UsageError: The router is unknown.
         """
         alone = self.merge is not None or self.expert is not None
         method = ROUTERS.get(_ALONE if alone else self.router)
@@ -247,7 +247,7 @@ class Setting(BaseModel):
         """Return the merge and its parameters.
 
         Raises:
-            UsageError: There is no such merge.
+            UsageError: The merge is unknown.
         """
         method = MERGES.get(self.merge or "")
         return method, self._parameters_of(method)

@@ -108,7 +108,7 @@ def plan_vectors(
         options: How the vectors are made.
 
     Raises:
-        UsageError: There is no such router, or an expert has no data.
+        UsageError: The router is unknown, or an expert has no data.
         GksError: The data cannot be read.
     """
     if router not in PREPARES:
