@@ -10,7 +10,6 @@ import typer
 
 from gks_eval.cli import _complete
 from gks_eval.errors import UsageError
-from gks_eval.util.json_file import JsonFile, parse_json
 
 if TYPE_CHECKING:
     from gks_eval.grid import Grid
@@ -180,6 +179,8 @@ def _checked(limit: float | None) -> float | None:
 
 def _samples(text: str, limit: float | None) -> dict[str, list[int]]:
     """Read ``--samples``: indices of items by task, as JSON or as the name of a JSON file."""
+    from gks_eval.util.json_file import JsonFile, parse_json
+
     if limit is not None:
         raise UsageError("--samples and --limit exclude each other; give one of them.")
     shape = (
