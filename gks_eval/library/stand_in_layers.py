@@ -25,7 +25,7 @@ import torch
 from gks_eval.library.peft_adapter import Adapter
 from gks_eval.method.controls import exchanged, generator_of, random_pair, rescaled, rotated
 from gks_eval.method.foreign import residuals_of
-from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
+from gks_eval.method.lora import LoraPair, average_factors, stack, update_norm
 from gks_eval.method.setting import Setting
 
 __all__ = ["stand_ins_at"]
@@ -86,7 +86,7 @@ def stand_ins_at(library: Adapters, module: str, setting: Setting) -> tuple[Pair
         residuals = residuals_of(rule, wide, general, parameters, module)
     if chosen.experts != "rescaled":
         return residuals, []
-    norms = [max(float(inner_product(pair, pair)), 0.0) ** 0.5 for pair in residuals]
+    norms = map(update_norm, residuals)
     return [rescaled(pair, norm) for pair, norm in zip(wide, norms, strict=True)], []
 
 

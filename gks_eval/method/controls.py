@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from gks_eval.method.lora import LoraPair, inner_product
+from gks_eval.method.lora import LoraPair, update_norm
 from gks_eval.method.seeds import layer_seed
 
 __all__ = ["derangement", "exchanged", "generator_of", "random_pair", "rescaled", "rotated"]
@@ -40,7 +40,7 @@ def random_pair(pair: LoraPair, generator: torch.Generator, *, of_update: bool) 
     A *= pair.A.double().norm() / A.norm()
     B *= pair.B.double().norm() / B.norm()
     drawn = LoraPair(A, B, pair.scaling)
-    return _cast(rescaled(drawn, _norm(pair)) if of_update else drawn, pair)
+    return _cast(rescaled(drawn, update_norm(pair)) if of_update else drawn, pair)
 
 
 def rotated(pair: LoraPair, generator: torch.Generator) -> LoraPair:
@@ -58,7 +58,7 @@ def rotated(pair: LoraPair, generator: torch.Generator) -> LoraPair:
 
 def rescaled(pair: LoraPair, norm: float) -> LoraPair:
     """Return the pair with an update of this Frobenius norm; both factors change equally."""
-    own = _norm(pair)
+    own = update_norm(pair)
     share = (norm / own) ** 0.5 if own else 0.0
     return replace(pair, A=share * pair.A, B=share * pair.B)
 
@@ -93,10 +93,6 @@ def derangement(count: int, generator: torch.Generator) -> Sequence[int]:
         if all(at != place for place, at in enumerate(order)):
             return order
     return range(count)
-
-
-def _norm(pair: LoraPair) -> float:
-    return float(max(inner_product(pair, pair), 0.0) ** 0.5)
 
 
 def _gaussian(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isclose
+from math import isclose, sqrt
 from typing import Final
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "no_update",
     "same_factors",
     "stack",
+    "update_norm",
 ]
 
 EXACT: Final = "rule=delta with combine=outputs (preset=exact)"
@@ -85,6 +86,11 @@ def inner_product(one: LoraPair, other: LoraPair) -> float:
     write = one.B.double().T @ other.B.double()
     read = one.A.double() @ other.A.double().T
     return float(one.scaling * other.scaling * (write * read).sum())
+
+
+def update_norm(pair: LoraPair) -> float:
+    """Return ``||dW||_F`` in float64; no update is written out."""
+    return sqrt(max(0.0, inner_product(pair, pair)))
 
 
 def stack(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Literal
@@ -12,7 +11,7 @@ from pydantic import Field
 
 from gks_eval.method.declaration import Parameters
 from gks_eval.method.decorators import joint_rule
-from gks_eval.method.lora import LoraPair, inner_product
+from gks_eval.method.lora import LoraPair, update_norm
 from gks_eval.method.rules.rounding import ROUNDING
 
 __all__ = ["pico"]
@@ -33,7 +32,7 @@ def _rescaled(merged: LoraPair, experts: Sequence[LoraPair], parameters: Calibra
     """Return the merged update with the mean of the experts' norms."""
     if parameters.rescale != "merged":
         return merged
-    return _with_norm(merged, sum(map(_norm, experts)) / len(experts))
+    return _with_norm(merged, sum(map(update_norm, experts)) / len(experts))
 
 
 @joint_rule(
@@ -65,7 +64,7 @@ def pico(experts: Sequence[LoraPair], parameters: Calibrated) -> list[LoraPair]:
         B = B + left @ (change.unsqueeze(1) * (left.T @ B))
         calibrated = replace(pair, B=B.to(pair.B.dtype))
         if parameters.rescale == "each":
-            calibrated = _with_norm(calibrated, _norm(pair))
+            calibrated = _with_norm(calibrated, update_norm(pair))
         found.append(calibrated)
     return found
 
@@ -73,10 +72,6 @@ def pico(experts: Sequence[LoraPair], parameters: Calibrated) -> list[LoraPair]:
 def _with_norm(pair: LoraPair, norm: float) -> LoraPair:
     # B is multiplied, not the scaling: merges on the factors need equal scalings. An update that
     # is a rounding error of float32 factors is zero: with a norm it would be arbitrary.
-    own = _norm(pair)
+    own = update_norm(pair)
     ratio = norm / own if own > _NOISE * norm else 0.0
     return replace(pair, B=pair.B * ratio)
-
-
-def _norm(pair: LoraPair) -> float:
-    return math.sqrt(max(0.0, inner_product(pair, pair)))
