@@ -6,7 +6,8 @@ Everything is seeded and small: two layers of width 64, a byte-level tokenizer, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,3 +291,31 @@ def requests(pairs: list[tuple[Any, ...]], kind: str = "loglikelihood") -> list[
         Instance(request_type=kind, doc={}, arguments=pair, idx=0)  # type: ignore[arg-type]
         for pair in pairs
     ]
+
+
+@contextmanager
+def certain(lm: Any, letter: str) -> Iterator[None]:
+    """Put the logit of one byte 22 nats above all others, wherever the model predicts."""
+    (token,) = lm.tokenizer(letter, add_special_tokens=False)["input_ids"]
+
+    def raise_one(_module: Any, _arguments: Any, logits: torch.Tensor) -> torch.Tensor:
+        raised = logits.clone()
+        raised[..., token] = logits.amax(-1) + 22
+        return raised
+
+    handle = lm.model.get_output_embeddings().register_forward_hook(raise_one)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def token_losses(lm: Any, text: str, limit: int = 512) -> list[float]:
+    """Return the loss of every token of a text but the first, from one forward of its own."""
+    tokens = torch.tensor(lm.tokenizer(text)["input_ids"][:limit])
+    with torch.no_grad():
+        logits = lm.model(tokens[None]).logits[0].float()
+    losses: list[float] = torch.nn.functional.cross_entropy(
+        logits[:-1], tokens[1:], reduction="none"
+    ).tolist()
+    return losses

@@ -245,21 +245,20 @@ class PackedLM(ProgressLM):
     def _plain(
         self, requests: list[TokenRequest], disable_tqdm: bool, override_bs: int | None
     ) -> list[tuple[float, bool]]:
-        counts = [len(continuation) for _, _, continuation in requests]
         hook = self.cache_hook
-        self.cache_hook = CountingHook(
-            hook,
-            [
-                (request[0], count)
-                for request, count in zip(requests, counts, strict=True)
-                if request[0] is not None
-            ],
-        )
+        counting = CountingHook(hook, [(key, tokens) for key, _, tokens in requests])
+        self.cache_hook = counting
         try:
             pairs = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         finally:
             self.cache_hook = hook
         return [
-            TokenLogLikelihood(log_likelihood, is_greedy, count)
-            for (log_likelihood, is_greedy), count in zip(pairs, counts, strict=True)
+            counting.counted(key, tokens, pair)
+            for (key, _, tokens), pair in zip(requests, pairs, strict=True)
         ]
+
+    def _select_cont_toks(self, logits: torch.Tensor, **lengths: Any) -> torch.Tensor:
+        log_probs: torch.Tensor = super()._select_cont_toks(logits, **lengths)
+        if isinstance(self.cache_hook, CountingHook):
+            self.cache_hook.log_probs = log_probs
+        return log_probs

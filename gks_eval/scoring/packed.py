@@ -126,7 +126,10 @@ def packed_log_likelihoods(
     run.counts.requests += len(requests)
     for scored, log_probs, greedy in run.score(sequences, progress, len(requests)):
         result = TokenLogLikelihood(
-            log_probs.double().sum().item(), bool(greedy.all()), scored.scored
+            log_probs.double().sum().item(),
+            bool(greedy.all()),
+            scored.scored,
+            int(log_probs.count_nonzero()),
         )
         for index in scored.requests:
             results[index] = result

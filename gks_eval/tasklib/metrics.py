@@ -22,9 +22,14 @@ from gks_eval.errors import ResultsError
 __all__ = ["best_choice", "choice_metrics", "token_counts"]
 
 
-def token_counts(results: Sequence[object]) -> list[int] | None:
-    """Return the number of scored tokens of each result, or None unless every result has one."""
-    counts = [getattr(result, "tokens", None) for result in results]
+def token_counts(results: Sequence[object], of: str = "tokens") -> list[int] | None:
+    """Return the number of scored tokens of each result, or None unless every result has one.
+
+    Args:
+        results: Of the choices.
+        of: ``tokens``, or ``nonzero`` for the tokens whose log-likelihood is not exactly 0.
+    """
+    counts = [getattr(result, of, None) for result in results]
     known = [count for count in counts if count is not None]
     return known if len(known) == len(counts) else None
 

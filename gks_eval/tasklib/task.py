@@ -253,10 +253,10 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
         """Filter the responses, then put the token counts into those that are logged."""
         filtered = super().apply_filters()
         for instance in self._instances or []:
-            instance.resps = [_with_tokens(response) for response in instance.resps]
+            instance.resps = [self.logged(response) for response in instance.resps]
         return filtered
 
-
-def _with_tokens(response: Any) -> Any:
-    tokens = getattr(response, "tokens", None)
-    return response if tokens is None else (*response, tokens)
+    def logged(self, response: Any) -> Any:
+        """Return a response as samples hold it: with its number of scored tokens, if known."""
+        tokens = getattr(response, "tokens", None)
+        return response if tokens is None else (*response, tokens)

@@ -3,8 +3,10 @@ r"""The authors' evaluation protocol: the choice whose whole text has the lowest
 The text of a choice is ``<|user|>\n{content}<|end|>\n<|assistant|>{choice}<|end|>\n``, written
 out in these words whatever the model. It is tokenised as one text, with a BOS only if the
 tokenizer adds one, and cut on the right at 512 tokens; all tokens but the first are scored, the
-prompt's too. The choice of lowest mean loss is the prediction, the first one on a tie. So a prompt
-of 512 tokens or more makes all choices equal, and the first one is predicted.
+prompt's too. The loss of a text is the sum over its tokens, divided by the number of tokens whose
+loss is not exactly 0 in float32; if all are 0, so is the loss of the text. The choice of lowest
+loss is the prediction, the first one on a tie. So a prompt of 512 tokens or more makes all choices
+equal, and the first one is predicted.
 
 Source: the published evaluation code of GenKnowSub, which differs from lm-eval's convention of
 scoring the continuation alone.
@@ -117,14 +119,20 @@ class WholeTextTask(GksTask):
             "class cannot do; run it with --model gks_arrow (router=none for a base model alone)."
         )
 
+    def logged(self, response: Any) -> Any:
+        """Return (log-likelihood, is greedy, scored tokens, non-zero tokens)."""
+        nonzero = getattr(response, "nonzero", None)
+        return super().logged(response) if nonzero is None else (*super().logged(response), nonzero)
+
     def process_results(self, doc: Mapping[str, Any], results: Any) -> dict[str, Any]:
         """Score one item by the lowest mean token loss.
 
         Raises:
             UsageError: When the results have no token counts.
         """
-        if (tokens := token_counts(results)) is None:
+        if (counts := token_counts(results, "nonzero")) is None:
             raise self._other_model()
         gold = gold_index(self.doc_to_choice(doc), self.doc_to_target(doc))
-        predicted = best_choice([float(result[0]) for result in results], tokens)
+        divisors = [max(1, count) for count in counts]
+        predicted = best_choice([float(result[0]) for result in results], divisors)
         return {"acc": float(predicted == gold)} if "acc" in self._metric_fn_list else {}

@@ -7,12 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lm_eval
 import pytest
+from common import certain, token_losses
 from lm_eval.tasks import TaskManager
-from task_pack import BUILT_IN, ENGLISH, NO_EXAMPLES, evaluate, load, on_this_hub
+from task_pack import BUILT_IN, ENGLISH, NO_EXAMPLES, SETS, evaluate, load, on_this_hub
 
 from gks_eval.errors import UsageError
+from gks_eval.model.lm import GksArrowLM
 from gks_eval.scoring.loglikelihood import TokenLogLikelihood
+from gks_eval.tasklib.faults import gold_index
 
 
 # ---------------------------------------------------------------------- prompts
@@ -124,8 +128,47 @@ def test_the_paper_predicts_the_lowest_mean_loss(
     assert accuracy(pair(-30.0, False, 10), pair(-50.0, False, 20)) == {"acc": 0.0}
     assert accuracy(pair(-20.0, False, 10), pair(-50.0, False, 20)) == {"acc": 1.0}
     assert accuracy(pair(-20.0, False, 10), pair(-40.0, False, 20)) == {"acc": 1.0}
+    # Tokens of loss 0 do not count: 30 / 10 and 50 / 20, then 30 / 15 and 50 / 10.
+    assert accuracy(pair(-30.0, False, 15, 10), pair(-50.0, False, 20, 20)) == {"acc": 0.0}
+    assert accuracy(pair(-30.0, False, 15, 15), pair(-50.0, False, 20, 10)) == {"acc": 1.0}
+    # If all are 0, the sum 0 is divided by 1: the lowest loss there is. Of two, the first.
+    assert accuracy(pair(-1e-6, False, 10), pair(0.0, True, 20, 0)) == {"acc": 0.0}
+    assert accuracy(pair(0.0, True, 10, 0), pair(0.0, True, 20, 0)) == {"acc": 1.0}
     with pytest.raises(UsageError, match="run it with --model gks_arrow"):
         task.process_results(doc, [(-1.0, False), (-2.0, False)])
+
+
+@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
+def test_the_paper_predicts_as_a_naive_loop_does(
+    data_hub: Path, pack: TaskManager, tiny_base: Any
+) -> None:
+    """Every set, on a model that is certain of some tokens: the loop divides as the authors do."""
+    lm = GksArrowLM(str(tiny_base("phi3")), router=None, dtype="float32")
+    names = [f"gks_paper_{name}" for name in on_this_hub(data_hub, SETS)]
+    tasks = load(pack, names)
+    seen = {"items": 0, "changed": 0}
+    with certain(lm, "e"):
+        found = lm_eval.evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0, log_samples=True)
+        assert found is not None
+        for name in names:
+            task = tasks["tasks"][name]
+            for sample in found["samples"][name]:
+                losses = [
+                    token_losses(lm, context + continuation)
+                    for context, continuation, _ in sample["arguments"]
+                ]
+                predicted = best_of(losses, [sum(loss != 0 for loss in one) for one in losses])
+                gold = gold_index(task.doc_to_choice(sample["doc"]), sample["target"])
+                assert sample["acc"] == float(predicted == gold), (name, sample["doc_id"])
+                seen["items"] += 1
+                seen["changed"] += predicted != best_of(losses, [len(one) for one in losses])
+    assert seen["items"] >= len(names)
+    assert seen["changed"] > 0, "dividing by all tokens would predict the same"
+
+
+def best_of(losses: list[list[float]], divisors: list[int]) -> int:
+    means = [sum(one) / max(1, n) for one, n in zip(losses, divisors, strict=True)]
+    return means.index(min(means))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_sentence, requests
+from common import assert_sentence, certain, requests, token_losses
 from lm_eval.api.model import CacheHook, CachingLM
 from lm_eval.models.huggingface import HFLM
 
@@ -167,6 +167,24 @@ def test_whole_text_scores_every_token_but_the_first(limit: int, gks: GksArrowLM
     (alone,) = gks.loglikelihood(requests(PAIRS[:1]))
     assert found[1][0] == pytest.approx(alone[0], abs=1e-4)
     assert found[1][1] == alone[1]
+
+
+@pytest.mark.parametrize("scoring", ["packed", "plain"])
+def test_tokens_whose_loss_is_exactly_zero_are_counted(scoring: str, gks: GksArrowLM) -> None:
+    """A token 22 nats above the rest has a float32 loss of 0; counts against a naive loop."""
+    gks.apply(Setting.from_arguments())
+    gks.choose_scoring(scoring)
+    texts = ["sees", "a tree", "eeeeeee", "dog", "e"]
+    asked = [whole_text("<|user|>\nThe<|assistant|>", f"{text}<|end|>\n") for text in texts]
+    with certain(gks, "e"):
+        found: list[Any] = gks.loglikelihood(requests([*asked, *PAIRS]))
+        expected = [token_losses(gks, prompt + text) for prompt, text, _ in asked]
+    gks.choose_scoring(None)
+    for result, losses in zip(found, expected, strict=False):
+        assert result[0] == pytest.approx(-sum(losses), abs=1e-3)
+        assert (result.tokens, result.nonzero) == (len(losses), sum(loss != 0 for loss in losses))
+        assert result.nonzero < result.tokens
+    assert all(0 < result.nonzero <= result.tokens for result in found[len(texts) :])
 
 
 def test_whole_texts_are_summed_in_float32(tiny_base: Base) -> None:
