@@ -71,8 +71,10 @@ def compare(
         bool,
         typer.Option("--force", help="Compare even if versions, prompts, shots or limits differ."),
     ] = False,
-    draws: Annotated[int, typer.Option(min=99, max=1_000_000, help="Bootstrap resamples.")] = 9_999,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    draws: Annotated[
+        int, typer.Option(min=99, max=1_000_000, help="Random subsets of a sign-flip test.")
+    ] = 9_999,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the subsets.")] = 0,
 ) -> None:
     """Compare runs task by task: intervals, paired tests, averages, changed items."""
     from gks_eval.cli._bar import working

@@ -136,7 +136,6 @@ def group_check(
         candidate=means[1],
         higher_is_better=sign > 0,
         binary=measured.binary,
-        problem=measured.test.problem,
     )
     return _measured(check, measured)
 

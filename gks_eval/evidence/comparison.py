@@ -48,14 +48,14 @@ class Score(FrozenModel):
         n: Number of items.
         low: Lower bound of the interval, or None if there is no interval.
         high: Upper bound.
-        method: How the interval was made: ``wilson``, ``bootstrap``, ``stderr`` or ``none``.
+        method: How the interval was made: ``wilson``, ``t``, ``stderr`` or ``none``.
     """
 
     value: float
     n: int
     low: float | None
     high: float | None
-    method: Literal["wilson", "bootstrap", "stderr", "none"]
+    method: Literal["wilson", "t", "stderr", "none"]
 
 
 class Difference(FrozenModel):
@@ -64,12 +64,12 @@ class Difference(FrozenModel):
     Attributes:
         candidate: The candidate's label.
         difference: Candidate minus baseline, on the compared items.
-        low: Lower bound of its interval; for a task it excludes 0 exactly if p < 1 - confidence.
+        low: Lower bound of its interval; it excludes 0 exactly if p < 1 - confidence.
         high: Upper bound.
         p: Two-sided p-value of "no difference".
         p_holm: p after Holm's correction over this candidate's tasks; None for groups.
         n: Pairs, or the smaller run's items where unpaired.
-        method: ``mcnemar`` (exact), ``sign flips``, ``group bootstrap``, ``unpaired``, or ``none``
+        method: ``mcnemar`` (exact), ``sign flips``, ``item score``, ``unpaired``, or ``none``
             if there is no test.
         gains: Items that only the candidate gets right.
         losses: Items that only the baseline gets right.
@@ -86,7 +86,7 @@ class Difference(FrozenModel):
     p: float | None
     p_holm: float | None = None
     n: int
-    method: Literal["mcnemar", "sign flips", "group bootstrap", "unpaired", "none"]
+    method: Literal["mcnemar", "sign flips", "item score", "unpaired", "none"]
     gains: int | None = None
     losses: int | None = None
     unpaired_baseline: int = 0

@@ -1,4 +1,4 @@
-"""Group averages: recomputed from the tasks, with a bootstrap over items within tasks."""
+"""Group averages: recomputed from the tasks, compared by the item score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gks_eval.evidence.measure import measure_group
 from gks_eval.evidence.notes import some
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import Scores
-from gks_eval.evidence.stats.group_test import group_test
+from gks_eval.evidence.stats.clustered_mean import clustered_interval
 from gks_eval.evidence.stats.unpaired import mean_difference, mean_interval
 from gks_eval.evidence.task_rows import CompareOptions, TaskOutcome
 
@@ -78,10 +78,9 @@ def _score(tasks: Mapping[str, Scores], weighted: bool, settings: CompareOptions
     value = weighted_mean(parts, weighted)
     n = sum(part.n for part in parts)
     if all(part.items for part in parts):
-        values = {name: part.values for name, part in tasks.items()}
-        test = group_test(values, weights, settings.draws, settings.seed)
-        if interval := test.interval(settings.confidence):
-            return Score(value=value, n=n, low=interval[0], high=interval[1], method="bootstrap")
+        values, unit = [part.values for part in parts], all(part.unit for part in parts)
+        if bounds := clustered_interval(values, weights, settings.confidence, unit=unit):
+            return Score(value=value, n=n, low=bounds[0], high=bounds[1], method="t")
     elif spread := _stderr(parts, weights):
         low, high = mean_interval(value, spread, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="stderr")
@@ -110,9 +109,8 @@ def _difference(
     paired = {leaf: change for leaf, change in changes.items() if change is not None}
     if len(paired) < len(leaves):
         return _unpaired(label, leaves, outcomes, scores, baseline, weighted, settings)
-    measured = measure_group(paired, weighted, settings.draws, settings.seed)
+    measured = measure_group(paired, weighted)
     low, high = measured.test.interval(settings.confidence) or (None, None)
-    problem = measured.test.problem
     return Difference(
         candidate=label,
         difference=measured.change,
@@ -120,13 +118,12 @@ def _difference(
         high=high,
         p=measured.test.two_sided_p(),
         n=measured.n,
-        method="group bootstrap",
+        method="item score",
         gains=measured.gains,
         losses=measured.losses,
         unpaired_baseline=sum(change.pairing.only_first for change in paired.values()),
         unpaired_candidate=sum(change.pairing.only_second for change in paired.values()),
         detectable=measured.detectable(),
-        note=f"no test: {problem}" if problem else "",
     )
 
 

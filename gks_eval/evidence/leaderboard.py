@@ -13,7 +13,7 @@ from gks_eval.evidence.cost import time_ratios
 from gks_eval.evidence.notes import some
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import Scores
-from gks_eval.evidence.stats.group_test import group_test
+from gks_eval.evidence.stats.clustered_mean import clustered_interval
 from gks_eval.evidence.stats.ranks import ranks
 from gks_eval.evidence.stats.streams import Floats
 from gks_eval.evidence.stats.wilson import wilson_interval
@@ -113,12 +113,12 @@ def _mean(
         right = int(next(iter(tasks.values())).sum())
         low, high = wilson_interval(right, n, settings.confidence)
         return Score(value=right / n, n=n, low=low, high=high, method="wilson")
-    test = group_test(tasks, weights, settings.draws, settings.seed)
-    bounds = test.interval(settings.confidence)
+    bounds = clustered_interval([*tasks.values()], weights, settings.confidence, unit=True)
+    means = (float(values.mean()) for values in tasks.values())
     return Score(
-        value=test.average,
+        value=sum(w * mean for w, mean in zip(weights, means, strict=True)),
         n=n,
         low=bounds[0] if bounds else None,
         high=bounds[1] if bounds else None,
-        method="bootstrap" if bounds else "none",
+        method="t" if bounds else "none",
     )

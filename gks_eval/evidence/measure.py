@@ -15,10 +15,10 @@ from gks_eval.evidence.averages import group_weights
 from gks_eval.evidence.pairing import Pairing, comparability_faults, pair_items
 from gks_eval.evidence.samples import Item
 from gks_eval.evidence.scores import Scores, alike
-from gks_eval.evidence.stats.bootstrap import DRAWS
-from gks_eval.evidence.stats.group_test import GroupTest, group_test
+from gks_eval.evidence.stats.item_score import ItemScore, item_score
 from gks_eval.evidence.stats.paired_test import CountTest, FlipTest, paired_test
 from gks_eval.evidence.stats.power import detectable_difference
+from gks_eval.evidence.stats.sign_flips import DRAWS
 from gks_eval.evidence.stats.streams import Floats
 
 __all__ = [
@@ -41,12 +41,14 @@ class Changes:
         pairing: Which items were paired.
         by_item: Differences of the items' own scores, (pairs,). They differ from `values` if the
             metric is not a mean, such as a perplexity.
+        unit: Whether both runs' scores lie between 0 and 1.
     """
 
     values: Floats
     binary: bool
     pairing: Pairing
     by_item: Floats
+    unit: bool = True
 
     @property
     def n(self) -> int:
@@ -106,6 +108,7 @@ def pair(first: Scores, second: Scores) -> Pair:
         binary=first.binary and second.binary,
         pairing=pairing,
         by_item=second.by_item(after) - first.by_item(before),
+        unit=first.unit and second.unit,
     )
     return Pair(first, second, changes, comparability_faults(first.task, second.task, pairing))
 
@@ -130,15 +133,13 @@ class Measurement:
     n: int
     gains: int
     losses: int
-    test: CountTest | FlipTest | GroupTest
+    test: CountTest | FlipTest | ItemScore
     binary: bool
     units: int
     variance: float
 
     def detectable(self, alpha: float = 0.05, two_sided: bool = True) -> float | None:
         """Return the smallest change that is detected with 80% power, or None if none is."""
-        if self.test.problem:
-            return None
         found = detectable_difference(
             self.units,
             self.variance,
@@ -165,33 +166,25 @@ def measure_task(changes: Changes, draws: int = DRAWS, seed: int = 0) -> Measure
     )
 
 
-def measure_group(
-    tasks: Mapping[str, Changes], weighted: bool, draws: int = DRAWS, seed: int = 0
-) -> Measurement:
-    r"""Measure the change of a group's average.
-
-    The tasks are fixed and their items are sampled independently, so the variance of the average
-    is :math:`\sum_t w_t^2 \sigma_t^2 / n_t`.
+def measure_group(tasks: Mapping[str, Changes], weighted: bool) -> Measurement:
+    """Measure the change of a group's average by the item score.
 
     Args:
         tasks: Changes by task.
         weighted: Whether the average weights tasks by size.
-        draws: Number of resamples.
-        seed: Seed of the resamples.
     """
     parts = list(tasks.values())
     weights = group_weights([part.n for part in parts], weighted)
-    test = group_test({name: part.values for name, part in tasks.items()}, weights, draws, seed)
+    test = item_score(
+        [part.values for part in parts], weights, unit=all(part.unit for part in parts)
+    )
     return Measurement(
-        change=test.average,
+        change=test.change,
         n=sum(part.n for part in parts),
         gains=sum(part.gains for part in parts),
         losses=sum(part.losses for part in parts),
         test=test,
         binary=all(part.binary for part in parts),
         units=1,
-        variance=math.fsum(
-            w * w * float(part.values.var()) / part.n
-            for w, part in zip(weights, parts, strict=True)
-        ),
+        variance=test.variance,
     )

@@ -93,7 +93,7 @@ class Contrast(FrozenModel):
         difference: Treatment less control.
         low: Lower bound of the interval at 1 - alpha; None where none can be had.
         high: Upper bound.
-        p: Two-sided p-value of "no difference".
+        p: Two-sided p-value of "no difference"; older files have None where there was no test.
         p_holm: The same after Holm over all controls.
         n: Items, over all tasks.
         gains: Items on which the treatment scores higher.
@@ -102,7 +102,7 @@ class Contrast(FrozenModel):
             cases at Holm's first step; None where no item differs.
         state: ``beaten`` where the treatment is better after Holm, ``better`` where the control
             is, ``as well`` where the interval ends below the margin, else ``undecided``.
-        note: Why there is no test.
+        note: In older files, why there was no test.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Contrast(FrozenModel):
     losses: int
     needed: int | None
     state: State
-    note: str
+    note: str = ""
 
 
 class Claim(FrozenModel):

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.stats import norm
 
-from gks_eval.evidence.averages import group_weights
 from gks_eval.evidence.measure import Changes, Measurement, measure_group, measure_task
 from gks_eval.evidence.pairing import Pairing
 from gks_eval.evidence.question import Contrast, Role, State
-from gks_eval.evidence.stats.bootstrap import DRAWS
 from gks_eval.evidence.stats.holm import holm
-from gks_eval.evidence.stats.paired_test import CountTest
 from gks_eval.evidence.stats.power import needed_pairs
 from gks_eval.evidence.stats.streams import Floats
 
@@ -38,13 +34,11 @@ class Rules:
         alpha: Level of all tests together.
         margin: Smallest difference that matters.
         weighted: Whether the mean weighs tasks by their items.
-        resamples: Of a bootstrap.
     """
 
     alpha: float = 0.05
     margin: float = 0.02
     weighted: bool = False
-    resamples: int = DRAWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,32 +105,34 @@ def judge(samples: Sequence[Sample], rules: Rules) -> list[Contrast]:
     """
     measured = [_measure(sample, rules) for sample in samples]
     p_values = [one.test.two_sided_p() for one in measured]
-    adjusted = iter(holm([p for p in p_values if p is not None]))
     return [
-        _contrast(sample, one, p, None if p is None else next(adjusted), rules, len(samples))
-        for sample, one, p in zip(samples, measured, p_values, strict=True)
+        _contrast(sample, one, p, adjusted, rules, len(samples))
+        for sample, one, p, adjusted in zip(
+            samples, measured, p_values, holm(p_values), strict=True
+        )
     ]
 
 
 def _measure(sample: Sample, rules: Rules) -> Measurement:
+    """Measure by the exact test of counts if it is one task of zeros and ones."""
     parts = {
         task: Changes(values, sample.binary, _NO_RECORDS, values)
         for task, values in sample.changes.items()
     }
-    if len(parts) == 1:
-        return measure_task(next(iter(parts.values())), rules.resamples)
-    return measure_group(parts, rules.weighted, rules.resamples)
+    if len(parts) == 1 and sample.binary:
+        return measure_task(next(iter(parts.values())))
+    return measure_group(parts, rules.weighted)
 
 
 def _contrast(
     sample: Sample,
     measured: Measurement,
-    p: float | None,
-    p_holm: float | None,
+    p: float,
+    p_holm: float,
     rules: Rules,
     controls: int,
 ) -> Contrast:
-    low, high = _interval(sample, measured, rules) or (None, None)
+    low, high = measured.test.interval(1.0 - rules.alpha) or (None, None)
     # Per item, so that the two kinds of measurement have one unit.
     variance = measured.variance * measured.n / measured.units
     single = measured.binary and measured.units > 1
@@ -155,46 +151,10 @@ def _contrast(
         losses=measured.losses,
         needed=needed_pairs(variance, rules.margin, rules.alpha / controls, binary=single),
         state=_state(measured.change, high, p_holm, rules),
-        note=measured.test.problem,
     )
 
 
-def _interval(sample: Sample, measured: Measurement, rules: Rules) -> tuple[float, float] | None:
-    """Return the test's interval, no narrower than that of `_adjusted_wald`.
-
-    A bootstrap of few changed items is too narrow to say that a control does as well.
-    """
-    if measured.test.problem:
-        return None
-    found = measured.test.interval(1.0 - rules.alpha)
-    if found and isinstance(measured.test, CountTest):
-        return found
-    low, high = _adjusted_wald(list(sample.changes.values()), rules)
-    return (min(found[0], low), max(found[1], high)) if found else (low, high)
-
-
-def _adjusted_wald(tasks: Sequence[Floats], rules: Rules) -> tuple[float, float]:
-    r"""Return an interval that keeps a width where few items differ, or none.
-
-    One win of the treatment by 1 and one loss by 1 are added, 1/T of each to each of T tasks. With
-    the mean m_t and the variance v_t of a task's changes after that,
-    :math:`\sum_t w_t m_t \pm z \sqrt{\sum_t w_t^2 v_t / (n_t + 2/T)}`. For one task of zeros and
-    ones it is the interval of Bonett and Price, Journal of Educational and Behavioral Statistics
-    2012.
-    """
-    weights = group_weights([values.size for values in tasks], rules.weighted)
-    added = 2.0 / len(tasks)
-    mean = variance = 0.0
-    for weight, values in zip(weights, tasks, strict=True):
-        n = values.size + added
-        own = float(values.sum()) / n
-        mean += weight * own
-        variance += weight**2 * ((float((values**2).sum()) + added) / n - own**2) / n
-    width = float(norm.isf(rules.alpha / 2.0)) * variance**0.5
-    return mean - width, mean + width
-
-
-def _state(difference: float, high: float | None, p: float | None, rules: Rules) -> State:
-    if p is not None and p < rules.alpha:
+def _state(difference: float, high: float | None, p: float, rules: Rules) -> State:
+    if p < rules.alpha:
         return "beaten" if difference > 0.0 else "better"
     return "as well" if high is not None and high < rules.margin else "undecided"

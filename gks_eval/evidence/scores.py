@@ -54,6 +54,13 @@ class Scores:
     zero_one: bool
 
     @property
+    def unit(self) -> bool:
+        """Return whether all items' scores are known to lie between 0 and 1."""
+        if self.items is None or ratio_of_sums(self.task, self.metric.name, self.items):
+            return False
+        return self.binary or bool(np.all((self.values >= 0.0) & (self.values <= 1.0)))
+
+    @property
     def values(self) -> Floats:
         """Return one value per item, in the order of the split; their mean is the metric."""
         return self.values_of(self.items or ())

@@ -11,8 +11,8 @@ from gks_eval.evidence.measure import Changes, Pair, measure_task, pair
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, alike, load_scores
-from gks_eval.evidence.stats.bootstrap import DRAWS
-from gks_eval.evidence.stats.group_test import group_test
+from gks_eval.evidence.stats.clustered_mean import clustered_interval
+from gks_eval.evidence.stats.sign_flips import DRAWS
 from gks_eval.evidence.stats.unpaired import (
     mean_difference,
     mean_interval,
@@ -34,7 +34,7 @@ class CompareOptions:
         tasks: Tasks and groups to keep, groups with their tasks; empty for all.
         force: Compare even if versions, prompts, shots or limits differ, with a note.
         confidence: Confidence of every interval.
-        draws: Resamples of a bootstrap, and random subsets of a sign-flip test.
+        draws: Random subsets of a sign-flip test.
         seed: Seed of the draws, together with the compared values; names and order have no effect.
         leaderboard: Whether to rank the runs; None for more than `MANY` runs.
     """
@@ -119,15 +119,16 @@ def task_outcome(
 
 
 def score_of(scores: Scores, settings: CompareOptions) -> Score:
-    """Return a run's value with its interval: Wilson, bootstrap, or from the standard error."""
+    """Return a run's value with its interval: Wilson, t, or from the standard error."""
     value, n = scores.metric.value, scores.n
     if scores.binary and n:
         low, high = wilson_interval(scores.successes, n, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="wilson")
     if scores.items:
-        test = group_test({"": scores.values}, [1.0], settings.draws, settings.seed)
-        if interval := test.interval(settings.confidence):
-            return Score(value=value, n=n, low=interval[0], high=interval[1], method="bootstrap")
+        if bounds := clustered_interval(
+            [scores.values], [1.0], settings.confidence, unit=scores.unit
+        ):
+            return Score(value=value, n=n, low=bounds[0], high=bounds[1], method="t")
     elif scores.metric.stderr:
         low, high = mean_interval(value, scores.metric.stderr, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="stderr")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from gks_eval.evidence.stats import paired_counts, sign_flips
-from gks_eval.evidence.stats.bootstrap import DRAWS
 from gks_eval.evidence.stats.streams import Floats
 
 __all__ = ["CountTest", "FlipTest", "paired_test"]
@@ -21,7 +19,6 @@ class CountTest:
     gains: int
     losses: int
     n: int
-    problem: ClassVar[str] = ""
 
     def two_sided_p(self) -> float:
         """Return the p-value of "no difference": McNemar's exact test.
@@ -52,7 +49,6 @@ class FlipTest:
     """
 
     means: Floats
-    problem: ClassVar[str] = ""
 
     def two_sided_p(self) -> float:
         """Return the p-value of "no difference"."""
@@ -73,7 +69,7 @@ class FlipTest:
 
 
 def paired_test(
-    changes: Floats, binary: bool, draws: int = DRAWS, seed: int = 0
+    changes: Floats, binary: bool, draws: int = sign_flips.DRAWS, seed: int = 0
 ) -> CountTest | FlipTest:
     """Return the test of paired changes.
 

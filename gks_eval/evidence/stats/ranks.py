@@ -5,64 +5,70 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import norm
 
 from gks_eval.evidence.stats.holm import holm
+from gks_eval.evidence.stats.item_score import FEW, cluster_codes, exact_p
 from gks_eval.evidence.stats.streams import Floats
 
-__all__ = ["pairwise_z", "ranks"]
+__all__ = ["pairwise", "ranks"]
 
 
-def pairwise_z(
-    tasks: Sequence[Floats], weights: Sequence[float]
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    r"""Compare the weighted mean over tasks of every two runs, paired by item.
-
-    Every task gets two more items, one that the first run wins by 1 and one that it loses by 1, so
-    that the variance is not 0 where few items differ. Of the n_t + 2 differences with mean m_t and
-    variance v_t, :math:`z = \sum_t w_t m_t / \sqrt{\sum_t w_t^2 v_t / (n_t + 2)}` (Bonett and
-    Price, Journal of Educational and Behavioral Statistics 2012, for one task of zeros and ones).
-    There are no random draws, so many pairs do not need many of them.
+def pairwise(
+    tasks: Sequence[Floats],
+    weights: Sequence[float],
+    clusters: Sequence[Sequence[str]] | None = None,
+) -> tuple[Floats, Floats]:
+    """Compare the weighted mean over tasks of every two runs by the item score.
 
     Args:
-        tasks: Per task the scores between 0 and 1, (runs, n_t).
+        tasks: Per task the scores, (runs, n_t).
         weights: Per task, summing to 1.
+        clusters: As for `item_score`.
 
     Returns:
-        z of each row's run less each column's, (runs, runs), and how many items differ.
+        z of each row's run less each column's, and the two-sided p-values, both (runs, runs).
     """
-    runs = len(tasks[0])
-    mean, variance = np.zeros((runs, runs)), np.zeros((runs, runs))
-    changed = np.zeros((runs, runs), dtype=np.int64)
-    for scores, weight in zip(tasks, weights, strict=True):
-        n = scores.shape[1] + 2
-        for run in range(runs):
-            differences = scores[run] - scores
-            own = differences.sum(axis=1) / n
-            spread = ((differences**2).sum(axis=1) + 2.0) / n - own**2
-            mean[run] += weight * own
-            variance[run] += weight**2 * spread / n
-            changed[run] += np.count_nonzero(differences, axis=1)
-    return mean / np.sqrt(variance), changed
+    parts = np.concatenate(
+        [scores * (w / scores.shape[1]) for scores, w in zip(tasks, weights, strict=True)], axis=1
+    )
+    if clusters is not None:
+        codes = cluster_codes(clusters)
+        parts = np.array([np.bincount(codes, row) for row in parts])
+    rounding = 1e-12 * np.abs(parts).max(axis=0)
+    runs = len(parts)
+    z, p = np.zeros((runs, runs)), np.ones((runs, runs))
+    for run in range(runs):
+        sums = parts[run] - parts
+        sums[np.abs(sums) <= rounding] = 0.0
+        spread = np.sqrt((sums**2).sum(axis=1))
+        z[run] = sums.sum(axis=1) / np.where(spread, spread, 1.0)
+        p[run] = 2.0 * norm.sf(np.abs(z[run]))
+        for other in np.flatnonzero(np.count_nonzero(sums, axis=1) < FEW):
+            p[run, other] = min(1.0, 2.0 * exact_p(sums[other]), 2.0 * exact_p(-sums[other]))
+    return z, p
 
 
-def ranks(tasks: Sequence[Floats], weights: Sequence[float], alpha: float = 0.05) -> list[int]:
+def ranks(
+    tasks: Sequence[Floats],
+    weights: Sequence[float],
+    alpha: float = 0.05,
+    clusters: Sequence[Sequence[str]] | None = None,
+) -> list[int]:
     """Rank runs: 1 plus the number of runs that are significantly better.
 
-    All pairs are tested two-sided by `pairwise_z`, with Holm's correction over all pairs. As the
-    sign of each of m changed items is a fair coin if two runs do not differ, p is at least
-    2 * 0.5^m. A run that is better than another is better than every run below that one, too. So a
-    run that is better than another always has the smaller rank.
+    All pairs are tested two-sided by `pairwise`, with Holm's correction over all pairs. A run that
+    is better than another is better than every run below that one, too. So a run that is better
+    than another always has the smaller rank.
 
     Args:
-        tasks: Per task the scores between 0 and 1, (runs, n_t); larger is better.
+        tasks: Per task the scores, (runs, n_t); larger is better.
         weights: Per task, summing to 1.
         alpha: Level of all tests together.
+        clusters: As for `item_score`.
     """
-    z, changed = pairwise_z(tasks, weights)
+    z, p = pairwise(tasks, weights, clusters)
     first, second = np.triu_indices(len(z), 1)
-    p = np.maximum(2.0 * norm.sf(np.abs(z)), np.minimum(1.0, 2.0 * 0.5 ** changed.astype(float)))
     better = np.zeros(z.shape, dtype=bool)
     for i, j, adjusted in zip(first, second, holm([*p[first, second]]), strict=True):
         if adjusted < alpha:

@@ -10,13 +10,15 @@ typical values", JASA 1969. On differences of -1, 0 and 1 the test of 0 is McNem
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 
 from gks_eval.evidence.stats.streams import Floats, canonical, content_stream
 
-__all__ = ["flip_interval", "less_p", "subset_means", "two_sided_p"]
+__all__ = ["DRAWS", "flip_interval", "less_p", "subset_means", "two_sided_p"]
 
+DRAWS: Final = 9_999
 # Up to _ALL items all subsets are used; up to _FEW distinct values their counts are drawn.
 _ALL, _FEW = 13, 64
 _CHUNK = 4_000_000

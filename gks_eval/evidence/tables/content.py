@@ -132,7 +132,7 @@ def difference_table(comparison: Comparison) -> Table:
     columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
     columns.append("detectable")
     notes = [
-        "p is two-sided: exact McNemar, sign flips, or a bootstrap for groups. Holm over the "
+        "p is two-sided: exact McNemar, sign flips, or the item score for groups. Holm over the "
         "tasks of a run, without groups. +/−: items that only the run, or only the baseline, gets "
         "right. detectable: the difference that is detected with 80% power at 5%, given the "
         "numbers of pairs and of changed items."

@@ -86,23 +86,22 @@ def test_group_averages_weigh_as_lm_eval_says(planted):
     assert weighted.differences[0].difference == pytest.approx((-14 + 6) / 301)
     assert plain.scores["old"].value == pytest.approx((120 / 200 + 43 / 101) / 2)
     assert plain.scores["old"].n == 301
-    assert plain.differences[0].method == "group bootstrap"
+    assert plain.differences[0].method == "item score"
 
 
 def test_a_group_s_interval_is_that_of_the_normal_formula(planted):
     d = _row(compare(planted), "g").differences[0]
-    variance = 0.0
-    for gains, losses, n in ((6, 20, 200), (9, 3, 101)):
-        variance += ((gains + losses) / n - ((gains - losses) / n) ** 2) / n / 4
+    counts = ((6, 20, 200), (9, 3, 101))
+    variance = sum(((g + k) / n - ((g - k) / n) ** 2) / n / 4 for g, k, n in counts)
     half = 1.959964 * math.sqrt(variance)
     assert (d.low, d.high) == pytest.approx((d.difference - half, d.difference + half), abs=0.004)
-    expected = 2 * stats.norm.sf(abs(d.difference) / math.sqrt(variance))
-    assert d.p == pytest.approx(expected, abs=0.05)  # differences lie on a grid
-    assert d.detectable == pytest.approx((1.959964 + 0.841621) * math.sqrt(variance), rel=1e-5)
+    squares = sum((g + k) / n / n / 4 for g, k, n in counts)
+    assert d.p == pytest.approx(2 * stats.norm.sf(abs(d.difference) / math.sqrt(squares)))
+    assert d.detectable == pytest.approx((1.959964 + 0.841621) * math.sqrt(variance), rel=0.02)
 
 
 def test_few_changed_items_are_no_evidence_of_a_drop(factory, tmp_path):
-    """Four items fall and none rises: a bootstrap alone is surer than the 1/16 of a sign test."""
+    """Four items fall and none rises: the normal score alone is surer than the 1/16 of a sign test."""
     for metric in ("acc", "f1"):
         for name, fallen in (("old", 0), ("new", 4)):
             scores = [0.25 if metric == "f1" else 0.0] * fallen + [1.0] * (150 - fallen)
@@ -142,16 +141,19 @@ def lone(factory, tmp_path):
     return [one_run(str(tmp_path / run)) for run in ("old", "new")]
 
 
-def test_a_group_with_an_item_a_task_has_no_interval_and_no_verdict(lone):
+def test_a_group_with_an_item_a_task_is_tested_over_all_items(lone):
     row = _row(compare(lone), "g")
     (d,) = row.differences
-    assert (d.low, d.high, d.p, d.detectable) == (None, None, None, None)
-    assert d.note.startswith("no test: every task has a single item")
+    assert (d.n, d.method) == (57, "item score")
+    z = (d.gains - d.losses) / math.sqrt(d.gains + d.losses)
+    assert d.p == pytest.approx(2 * stats.norm.sf(abs(z)))
+    assert d.low < 0 < d.high
+    # One run alone does not show how the items of a task vary.
     for score in row.scores.values():
         assert (score.low, score.high, score.method) == (None, None, "none")
     verdict = gate(*lone, GatePolicy(min_pairs=1, groups={"g": {}}, only_listed=True))
-    assert (verdict.status, verdict.exit_code) == ("unjudged", 2)
-    assert verdict.outcomes[0].reasons[0].startswith("every task has a single item")
+    assert (verdict.status, verdict.exit_code) == ("pass", 0)
+    assert verdict.outcomes[0].check.p == pytest.approx(stats.norm.cdf(z))
 
 
 @pytest.mark.parametrize("samples", [True, False])
@@ -167,7 +169,11 @@ def test_items_that_are_all_alike_give_no_interval_of_no_width(factory, tmp_path
     same = compare([runs[0], replace(runs[0], label="again")])
     for row in same.rows:
         d = row.differences[0]
-        assert (d.low, d.high, d.p) == (None, None, 1.0 if samples else None)
+        if samples and row.kind == "group":  # no loss among 240 items: 1 - 0.025^(1/240)
+            bound = 1 - 0.025 ** (1 / 240)
+            assert (d.low, d.high, d.p) == (pytest.approx(-bound), pytest.approx(bound), 1.0)
+        else:
+            assert (d.low, d.high, d.p) == (None, None, 1.0 if samples else None)
 
 
 def test_numbers_depend_on_no_label_and_no_order(factory, tmp_path):
@@ -214,7 +220,7 @@ def test_continuous_scores_have_their_signs_turned(factory, tmp_path):
     assert d.p == pytest.approx(expected.pvalue, abs=0.01)
     interval = expected.confidence_interval()
     assert (d.low, d.high) == pytest.approx((interval.low, interval.high), abs=0.002)
-    assert row.scores["x"].method == "bootstrap"
+    assert row.scores["x"].method == "t"
 
 
 def test_one_run_of_fractions_makes_the_comparison_one_of_fractions(factory, tmp_path):

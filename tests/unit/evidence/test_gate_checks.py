@@ -134,7 +134,15 @@ def test_a_group_by_hand(runs, factory, alpha, z, weighted, higher, tolerance):
     sign = 1 if higher else -1
     w = (400 / 501, 101 / 501) if weighted else (0.5, 0.5)
     change = sign * (w[0] * -40 / 400 + w[1] * -1 / 101)
-    variance = w[0] ** 2 * (80 / 400 - 0.1**2) / 400 + w[1] ** 2 * (19 / 101 - (1 / 101) ** 2) / 101
+    shares = ((w[0], 400, 80, sign * -40), (w[1], 101, 19, sign * -1))
+
+    def squares(shift: float) -> float:
+        """Sum of the squared parts of the average, each change shifted."""
+        return sum(
+            share**2 / n**2 * (changed + 2 * shift * total + n * shift**2)
+            for share, n, changed, total in shares
+        )
+
     assert (check.kind, check.metric, check.problem) == ("group", "acc,none", "")
     assert (check.binary, check.higher_is_better) == (True, higher)
     assert check.baseline == pytest.approx(w[0] * 160 / 400 + w[1] * 50 / 101)
@@ -142,9 +150,9 @@ def test_a_group_by_hand(runs, factory, alpha, z, weighted, higher, tolerance):
     assert check.change == pytest.approx(change)
     assert check.n == 501
     assert (check.gains, check.losses) == ((29, 70) if higher else (70, 29))
-    expected = stats.norm.cdf((change + tolerance) / math.sqrt(variance))
-    assert check.p == pytest.approx(expected, abs=0.01)
-    assert check.detectable == pytest.approx((z + Z_80) * math.sqrt(variance), rel=1e-5)
+    expected = stats.norm.cdf((change + tolerance) / math.sqrt(squares(tolerance)))
+    assert check.p == pytest.approx(expected)
+    assert check.detectable == pytest.approx((z + Z_80) * math.sqrt(squares(-change)), rel=1e-5)
 
 
 def test_a_group_with_a_task_that_is_no_accuracy_is_none(runs):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.cost import time_ratios
 from gks_eval.evidence.report.build import build_page
 from gks_eval.evidence.runs import find_runs
-from gks_eval.evidence.stats.ranks import pairwise_z, ranks
+from gks_eval.evidence.stats.ranks import pairwise, ranks
 from gks_eval.evidence.tables.csv_file import to_csv
 from gks_eval.evidence.tables.latex_table import to_latex
 from gks_eval.evidence.tables.leaderboard import leaderboard_tables
@@ -25,23 +26,22 @@ from gks_eval.evidence.tables.terminal import print_tables
 
 
 def _ranks_in_loops(tasks, weights, alpha):
-    """Holm, the test and the reachability of `ranks`, one number at a time."""
+    """Holm, the item score and the reachability of `ranks`, one number at a time."""
     runs = range(len(tasks[0]))
     tests = []
     for a in runs:
         for b in range(a + 1, len(runs)):
-            mean = variance = 0.0
-            changed = 0
+            parts = []
             for scores, weight in zip(tasks, weights, strict=True):
-                differences = [x - y for x, y in zip(scores[a], scores[b], strict=True)]
-                changed += sum(d != 0 for d in differences)
-                differences += [1.0, -1.0]
-                n = len(differences)
-                own = math.fsum(differences) / n
-                mean += weight * own
-                variance += weight**2 * math.fsum((d - own) ** 2 for d in differences) / n / n
-            p = math.erfc(abs(mean) / math.sqrt(2 * variance))
-            tests.append((max(p, min(1.0, 2 * 0.5**changed)), a, b, mean))
+                pairs = zip(scores[a], scores[b], strict=True)
+                parts += [weight * (x - y) / scores.shape[1] for x, y in pairs if x != y]
+            mean = math.fsum(parts)
+            p = math.erfc(abs(mean) / math.sqrt(2 * math.fsum(x * x for x in parts)))
+            if len(parts) < 10:
+                sums = [math.fsum(s * x for s, x in zip(signs, parts, strict=True))
+                        for signs in product((1, -1), repeat=len(parts))]  # fmt: skip
+                p = sum(abs(s) >= abs(mean) - 1e-12 for s in sums) / len(sums)
+            tests.append((p, a, b, mean))
     below = {a: set() for a in runs}
     for done, (p, a, b, mean) in enumerate(sorted(tests)):
         if p * (len(tests) - done) >= alpha:
@@ -79,8 +79,7 @@ def test_three_planted_levels_share_their_ranks():
 def test_a_run_that_is_better_than_another_has_the_smaller_rank(seed):
     rng = np.random.default_rng(seed)
     scores = (rng.random((5, 15)) < np.linspace(0.02, 0.98, 5)[:, None]).astype(float)
-    z, changed = pairwise_z([scores], [1.0])
-    p = np.maximum(2 * norm.sf(abs(z)), 2 * 0.5**changed)
+    z, p = pairwise([scores], [1.0])
     found = ranks([scores], [1.0])
     separated = np.argwhere((p < 0.05 / 10) & (z > 0))  # by Bonferroni, and so by Holm
     assert len(separated)
@@ -102,12 +101,14 @@ def test_five_changed_items_are_never_enough():
 
 
 def test_z_has_the_level_of_the_exact_test_of_changed_items():
-    # 16 gains, no losses: McNemar's exact p is 2^-15 = 3.1e-5
+    # 16 gains, no losses: z = sqrt(16), and McNemar's exact p is 2^-15 = 3.1e-5
     scores = np.zeros((2, 100))
     scores[0, :16] = 1
-    z, changed = pairwise_z([scores], [1.0])
-    assert changed[0, 1] == 16
-    assert 2 * norm.sf(z[0, 1]) == pytest.approx(2.0**-15, rel=1.0)
+    z, p = pairwise([scores], [1.0])
+    assert z[0, 1] == -z[1, 0] == pytest.approx(4.0)
+    assert p[0, 1] == p[1, 0] == pytest.approx(2 * norm.sf(4.0))
+    scores[0, 8:] = 0  # 8 gains: exact
+    assert pairwise([scores], [1.0])[1][0, 1] == pytest.approx(2.0**-7)
 
 
 def test_false_ranks_are_no_more_frequent_than_alpha():

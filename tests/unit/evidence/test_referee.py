@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from gks_eval.evidence.claims import claims
 from gks_eval.evidence.question import Claim, Contrast, Role
 from gks_eval.evidence.referee import (
     Rules,
     Sample,
-    _adjusted_wald,
     best_of_the_other_half,
     judge,
     mean_of_draws,
@@ -33,7 +33,7 @@ ROLES: Mapping[str, Role] = {
 DRAWN = ("general=random", "general=rotated", "general=permuted", "experts=random",
          "router random", "router shuffled")  # fmt: skip
 TASKS, ITEMS, LIFT = 4, 1000, 0.05
-RULES = Rules(resamples=999)
+RULES = Rules()
 
 
 def scores(rng: np.random.Generator, right: Floats, lifted: bool) -> Floats:
@@ -126,8 +126,8 @@ def test_few_items_decide_nothing_and_say_how_many_would() -> None:
     (contrast,) = contrasts
     assert (contrast.difference, contrast.gains, contrast.losses) == (0.125, 2, 1)
     assert contrast.state == "undecided"
-    # var(a) = 1/2, var(b) = 3/16; variance of the mean: (1/2 + 3/16) / 4 / 4; times 8 items.
-    assert contrast.needed == np.ceil((1.959964 + 0.841621) ** 2 * 8 * 11 / 256 / 0.02**2)
+    # Variance of the eight changes: 3/8 - 1/64.
+    assert contrast.needed == np.ceil((1.959964 + 0.841621) ** 2 * 23 / 64 / 0.02**2)
     (claim,) = claims("gks:avg", contrasts, rules)
     assert claim.holds is None
     assert claim.sentence == (
@@ -142,36 +142,28 @@ def test_no_item_differs() -> None:
         judge([one({"a": [0] * n, "b": [0] * n})], Rules(margin=0.02))[0] for n in (4, 1000)
     )
     assert (few.state, few.needed, few.p) == ("undecided", None, 1.0)
-    # With half a win and half a loss more, a task's variance is 1 / (n + 1); two tasks.
-    assert few.high == pytest.approx(1.959964 * (1 / 5 / 5 / 2) ** 0.5)
-    assert many.high == pytest.approx(1.959964 * (1 / 1001 / 1001 / 2) ** 0.5)
+    # Clopper-Pearson of no loss among all items: 1 - 0.025^(1/n).
+    assert few.high == pytest.approx(1 - 0.025 ** (1 / 8))
+    assert many.high == pytest.approx(1 - 0.025 ** (1 / 2000))
     assert many.state == "as well"
     (claim,) = claims("gks:avg", [few], Rules())
     assert "as no item differs, the number needed is not known" in claim.sentence
 
 
 def test_a_single_loss_of_few_items_does_not_make_a_control_equal() -> None:
-    """The bootstrap's interval ends at 0 here."""
     (contrast,) = judge([one({"a": [-1, 0, 0, 0], "b": [0, 0, 0, 0]})], Rules())
     assert contrast.state == "undecided"
-    # Of five items each: means -1/5 and 0, variances 2/5 - 1/25 and 1/5.
-    spread = (9 / 25 / 5 / 4 + 1 / 5 / 5 / 4) ** 0.5
-    assert contrast.high == pytest.approx(-1 / 10 + 1.959964 * spread)
+    assert contrast.high == pytest.approx(1 - 0.025 ** (1 / 8))
+    # One loss of eight: the bound p solves (1 - p)^8 + 8 p (1 - p)^7 = 0.025.
+    loss = -(contrast.low or 0.0)
+    assert (1 - loss) ** 8 + 8 * loss * (1 - loss) ** 7 == pytest.approx(0.025)
 
 
-def test_the_adjusted_interval_is_bonett_and_prices_for_one_task() -> None:
-    gains, losses, n = 7, 3, 60
-    values = np.array([1.0] * gains + [-1.0] * losses + [0.0] * (n - gains - losses))
-    first, second = (gains + 1) / (n + 2), (losses + 1) / (n + 2)
-    half = 1.959964 * ((first + second - (first - second) ** 2) / (n + 2)) ** 0.5
-    expected = (first - second - half, first - second + half)
-    assert _adjusted_wald([values], Rules()) == pytest.approx(expected)
-
-
-def test_a_task_of_one_item_has_no_test() -> None:
+def test_tasks_of_one_item_are_tested() -> None:
+    (contrast,) = judge([one({f"task {n}": [1] for n in range(30)})], Rules())
+    assert (contrast.state, contrast.p) == ("beaten", pytest.approx(2 * norm.sf(30**0.5)))
     (contrast,) = judge([one({"a": [1], "b": [0]})], Rules())
-    assert (contrast.p, contrast.p_holm, contrast.state) == (None, None, "undecided")
-    assert "single item" in contrast.note
+    assert (contrast.p, contrast.state) == (1.0, "undecided")
 
 
 def test_a_control_that_is_better_is_called_so() -> None:
