@@ -24,6 +24,7 @@ __all__ = [
     "PaperRow",
     "PaperTable",
     "PaperTables",
+    "inferred_n",
     "load_paper",
     "paper_n",
     "side_by_side",
@@ -58,6 +59,7 @@ class PaperTable(FrozenModel):
     library: str
     group: str
     full_split: dict[str, int] = Field(default_factory=dict)
+    inferred: dict[str, int] = Field(default_factory=dict)
     columns: list[str]
     rows: dict[str, PaperRow]
 
@@ -88,6 +90,7 @@ class PaperCell(FrozenModel):
         column: The set, or ``average``.
         paper: The paper's value, in percent; the average is recomputed from the row.
         paper_n: Number of items; None if unknown.
+        inferred: Whether `paper_n` was inferred from the values of the column.
         run: Label of the own run; empty if there is none.
         task: Task that `ours` is from.
         ours: Value of the own run, in percent.
@@ -106,6 +109,7 @@ class PaperCell(FrozenModel):
     column: str
     paper: float
     paper_n: int | None = None
+    inferred: bool = False
     run: str = ""
     task: str = ""
     ours: float | None = None
@@ -137,13 +141,20 @@ def paper_n(table: PaperTable, column: str) -> int | None:
     return n if all(_fits(row.values[index], n) for row in table.rows.values()) else None
 
 
+def inferred_n(table: PaperTable, row: str, column: str) -> int | None:
+    """Return the number of items that was inferred for a column, if the row's value is possible."""
+    n = table.inferred.get(column)
+    value = table.rows[row].values[table.columns.index(column)]
+    return n if n is not None and _fits(value, n) else None
+
+
 def side_by_side(
     paper: PaperTables, names: Sequence[str], runs: Sequence[Run], family: Family = "gks_paper"
 ) -> list[PaperCell]:
     """Put runs next to the paper's cells.
 
     The label or folder of a run names its row: ``gks-avg`` is ``gks_avg``. A verdict needs a known
-    n of the paper, a run of the table's model, and a task of the authors' protocol
+    or inferred n of the paper, a run of the table's model, and a task of the authors' protocol
     (``gks_paper_*``).
 
     Raises:
@@ -194,8 +205,14 @@ def _cell(
     name: str, table: PaperTable, row: str, column: str, run: Run | None, family: Family
 ) -> PaperCell:
     paper = table.rows[row].values[table.columns.index(column)]
+    known, guess = paper_n(table, column), inferred_n(table, row, column)
     blank = PaperCell(
-        table=name, row=row, column=column, paper=paper, paper_n=paper_n(table, column)
+        table=name,
+        row=row,
+        column=column,
+        paper=paper,
+        paper_n=known or guess,
+        inferred=known is None and guess is not None,
     )
     task_name = f"{family}_{column}"
     task = run.tasks.get(task_name) if run else None

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from gks_eval.evidence.paper import PaperCell, PaperTables
 from gks_eval.evidence.tables.content import Table
 
 __all__ = ["paper_tables"]
+
+_INFERRED: Final = (
+    "~: inferred; the paper names no n, and most values of the column are counts out of this many"
+)
 
 
 def paper_tables(paper: PaperTables, cells: Sequence[PaperCell], family: str) -> list[Table]:
@@ -31,18 +36,19 @@ def paper_tables(paper: PaperTables, cells: Sequence[PaperCell], family: str) ->
 
 def _published(paper: PaperTables, name: str, cells: Sequence[PaperCell]) -> Table:
     table = paper.tables[name]
-    known = {cell.column: cell.paper_n for cell in cells if cell.column != "average"}
+    known: dict[str, str] = {}
+    for cell in cells:
+        if cell.paper_n is not None or cell.column not in known:
+            known[cell.column] = _paper_n(cell)
     rows = [
-        [
-            column,
-            *(f"{row.values[index]:.2f}" for row in table.rows.values()),
-            str(known[column] or "?"),
-        ]
+        [column, *(f"{row.values[index]:.2f}" for row in table.rows.values()), known[column]]
         for index, column in enumerate(table.columns)
     ]
     means = [f"{row.mean:.2f}{'*' * row.average_is_off}" for row in table.rows.values()]
     rows.append(["average", *means, "–"])
     notes = ["Averages are recomputed; n: items of the full split, ? where it is not known"]
+    if table.inferred:
+        notes.append(_INFERRED)
     notes += [f"* {cell.row}: {cell.note}" for cell in cells if cell.note]
     return Table("", ["set", *table.rows, "n"], rows, {}, [f"{note}." for note in notes])
 
@@ -56,7 +62,7 @@ def _beside(cells: Sequence[PaperCell]) -> Table:
             [
                 f"{cell.row} {cell.column}{mark}",
                 f"{cell.paper:.2f}",
-                str(cell.paper_n or "?"),
+                _paper_n(cell),
                 "–" if cell.ours is None else f"{cell.ours:.2f} [{cell.low:.2f}, {cell.high:.2f}]",
                 str(cell.n or "–"),
                 "–" if cell.difference is None else f"{cell.difference:+.2f}",
@@ -70,4 +76,10 @@ def _beside(cells: Sequence[PaperCell]) -> Table:
         "known. agrees: no significant difference.",
         *(f"[{mark}] {note}." for note, mark in remarks.items()),
     ]
+    if any(cell.inferred for cell in cells):
+        notes.append(f"{_INFERRED}.")
     return Table("", columns, rows, {}, notes)
+
+
+def _paper_n(cell: PaperCell) -> str:
+    return "?" if cell.paper_n is None else f"{'~' * cell.inferred}{cell.paper_n}"

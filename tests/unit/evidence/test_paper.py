@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gks_eval.errors import ResultsError, UsageError
-from gks_eval.evidence.paper import load_paper, paper_n, side_by_side
+from gks_eval.evidence.paper import inferred_n, load_paper, paper_n, side_by_side
 from gks_eval.evidence.paper_plan import plan
 from gks_eval.evidence.runs import find_runs
 from gks_eval.evidence.stats.unpaired import proportion_difference
@@ -47,6 +47,45 @@ def test_n_is_known_only_where_every_value_can_be_a_count():
     assert paper_n(table, "bbh") is None
     assert paper_n(PAPER.tables["phi2_english"], "arc_easy") is None
     assert paper_n(PAPER.tables["phi3_german"], "xnli_de") is None
+
+
+def test_an_inferred_n_is_used_where_the_value_can_be_a_count():
+    """By hand: 36.24% is 108 of 298, 48.58% is 583 of 1,200 truncated; 52.48% is none of 1,200."""
+    german = PAPER.tables["phi3_german"]
+    assert inferred_n(german, "base", "arc_challenge_de") == 298
+    assert inferred_n(german, "arrow", "hellaswag_de") == 1200
+    assert inferred_n(german, "base", "hellaswag_de") is None
+    assert inferred_n(german, "base", "xnli_de") is None
+    # A loop over all counts: how many values are k / n at two decimals, rounded or truncated?
+    fits = {
+        (name, column): sum(
+            any(v in (round(100 * k / n, 2), int(1e4 * k / n) / 100) for k in range(n + 1))
+            for row in table.rows.values()
+            for v in [row.values[table.columns.index(column)]]
+        )
+        for name, table in PAPER.tables.items()
+        for column, n in table.inferred.items()
+    }
+    assert fits == {
+        ("phi3_german", "hellaswag_de"): 5, ("phi3_german", "arc_challenge_de"): 6,
+        ("phi3_french", "hellaswag_fr"): 6, ("phi3_french", "arc_challenge_fr"): 6,
+        ("phi2_english", "bbh"): 4, ("phi2_german", "xnli_de"): 4,
+        ("phi2_french", "hellaswag_fr"): 4, ("phi2_french", "arc_challenge_fr"): 4,
+        ("phi2_french", "xnli_fr"): 4,
+    }  # fmt: skip
+
+
+def test_a_cell_with_an_inferred_n_is_tested_and_marked(factory, tmp_path):
+    runs = _runs(factory, tmp_path, 120, 298, "gks_paper_arc_challenge_de")
+    cells = side_by_side(PAPER, ["phi3_german"], runs)
+    cell = next(c for c in cells if c.ours is not None)
+    assert (cell.paper, cell.paper_n, cell.inferred) == (42.62, 298, True)
+    assert cell.p_holm == pytest.approx(proportion_difference(127, 298, 120, 298)[2])
+    assert cell.verdict == "agrees"
+    text = str(paper_tables(PAPER, cells, "gks_paper")[0])
+    assert "~298" in text
+    assert "~: inferred" in text
+    assert not _piqa(side_by_side(PAPER, ["phi3_english"], [])).inferred
 
 
 def _runs(factory, folder, right, n=1838, task="gks_paper_piqa", model=PHI3, label="gks-avg"):
