@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from gks_eval.errors import UsageError
+from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.method.setting import NOT_GIVEN, NotGiven
 from gks_eval.model.embedded import resolve_base_model
-from gks_eval.model.quantized import saved_quantization
+from gks_eval.model.quantized import four_bits, saved_quantization
 from gks_eval.util.digest import digest
 
 __all__ = [
     "MODEL_ARGUMENTS",
     "RECIPE",
     "BaseWords",
+    "ComputeDtype",
     "Quantization",
     "ResolvedBase",
     "check_quantization",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Quantization = Literal["none", "nf4", "int8"]
+ComputeDtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class ResolvedBase:
         revision: On the hub; None for its default.
         quantization: What is asked for; bitsandbytes makes ``nf4`` and ``int8`` on loading.
         differs_from_library: Whether the library was made for a base of another name.
+        compute_dtype: The dtype in which ``nf4`` layers compute.
         words: What messages call the arguments.
     """
 
@@ -73,7 +76,15 @@ class ResolvedBase:
     revision: str | None = None
     quantization: Quantization = "none"
     differs_from_library: bool = False
+    compute_dtype: ComputeDtype = "bfloat16"
     words: BaseWords = MODEL_ARGUMENTS
+
+    @property
+    def storage(self) -> str:
+        """What is asked for, as `gks_eval.model.quantized.quantization_of` describes weights."""
+        if self.quantization != "nf4":
+            return self.quantization
+        return four_bits("nf4", double=False, compute=self.compute_dtype)
 
 
 def resolve_base(
@@ -82,12 +93,14 @@ def resolve_base(
     manifest: LibraryConfig | None = None,
     load_in_4bit: bool | int | str | NotGiven = NOT_GIVEN,
     load_in_8bit: bool | int | str | NotGiven = NOT_GIVEN,
+    compute_dtype: Any = NOT_GIVEN,
     words: BaseWords = MODEL_ARGUMENTS,
 ) -> ResolvedBase:
     """Combine the arguments with what library.yaml says; an argument wins.
 
     Raises:
-        UsageError: No base is named, or both 4 and 8 bits are asked for.
+        UsageError: No base is named, both 4 and 8 bits are asked for, or a compute dtype is
+            unknown or given for a base that is not in 4 bits.
         LibraryError: An embedded base is named whose package is not installed.
     """
     four, eight = _switch("load_in_4bit", load_in_4bit), _switch("load_in_8bit", load_in_8bit)
@@ -105,12 +118,19 @@ def resolve_base(
         quantization = "int8"
     elif (four is False and quantization == "nf4") or (eight is False and quantization == "int8"):
         quantization = "none"
+    compute = _compute_dtype(compute_dtype)
+    if compute is not None and quantization != "nf4":
+        raise UsageError(
+            f"bnb_4bit_compute_dtype={compute} has no effect on a base that is not loaded in 4 "
+            "bits; add load_in_4bit=True, or use dtype= instead."
+        )
     return ResolvedBase(
         name=name,
         source=resolve_base_model(str(name)),
         revision=given or own_revision,
         quantization=quantization,
         differs_from_library=manifest is not None and name != manifest.base_model,
+        compute_dtype=compute or "bfloat16",
         words=words,
     )
 
@@ -123,6 +143,18 @@ def _switch(name: str, value: bool | int | str | NotGiven) -> bool | None:
     if word not in ("true", "false", "1", "0"):
         raise UsageError(f"{name}={value} is neither True nor False.")
     return word in ("true", "1")
+
+
+def _compute_dtype(value: Any) -> ComputeDtype | None:
+    if isinstance(value, NotGiven) or value is None:
+        return None
+    given = str(value).strip().removeprefix("torch.")
+    for known in get_args(ComputeDtype):
+        if given == known:
+            found: ComputeDtype = known
+            return found
+    near = did_you_mean(given, get_args(ComputeDtype))
+    raise UsageError(f"bnb_4bit_compute_dtype={value} is unknown; {near}.")
 
 
 def recipe_base(
@@ -172,7 +204,7 @@ def check_quantization(base: ResolvedBase, config: object) -> None:
     Raises:
         UsageError: The base is saved in another quantisation than the one asked for.
     """
-    saved, asked = saved_quantization(config), base.quantization
+    saved, asked = saved_quantization(config), base.storage
     if saved in ("none", asked) or (asked == "none" and base.words is not RECIPE):
         return
     start = f"base model {base.name} is saved quantised ({saved}) and cannot be loaded "
@@ -180,7 +212,7 @@ def check_quantization(base: ResolvedBase, config: object) -> None:
         raise UsageError(
             f"{start}with `quantization: {asked}`; name an unquantised base in `base_model`."
         )
-    argument = "load_in_8bit" if asked == "int8" else "load_in_4bit"
+    argument = "load_in_8bit" if base.quantization == "int8" else "load_in_4bit"
     raise UsageError(
         f"{start}as {asked}; give {argument}=False to run it as it is saved, or use an unquantised "
         "base."

@@ -34,7 +34,9 @@ DEFAULT_LIBRARY = "phi3-mini"
 # build thousands of requests.
 CREATED = 0
 
-_LOADING_ARGUMENTS = frozenset({"library", "scoring", "load_in_4bit", "load_in_8bit"})
+_LOADING_ARGUMENTS = frozenset(
+    {"library", "scoring", "load_in_4bit", "load_in_8bit", "bnb_4bit_compute_dtype"}
+)
 # Arguments of HFLM that place or batch the work and do not change the scores.
 _PLACEMENT = frozenset(
     "batch_size max_batch_size device parallelize max_memory_per_gpu max_cpu_memory "
@@ -59,8 +61,10 @@ class GksArrowLM(RoutedLM):
         router: A router such as ``arrow``, ``merge:NAME``, the name of one expert, or ``none`` for
             the base alone. ``gks-eval methods`` lists rules, routers and merges with their
             parameters, such as ``top_k``, which are arguments of the model too.
-        load_in_4bit: NF4, bfloat16 computation, no double quantisation.
+        load_in_4bit: NF4, no double quantisation.
         load_in_8bit: LLM.int8.
+        bnb_4bit_compute_dtype: In which NF4 layers compute: ``bfloat16`` (default), ``float16`` or
+            ``float32``.
         scoring: ``packed`` computes each distinct token prefix once, see `gks_eval.scoring`. Models
             that it does not support use ``plain``, lm-eval's own scorer.
 
@@ -81,6 +85,7 @@ class GksArrowLM(RoutedLM):
         router: str | NotGiven | None = NOT_GIVEN,
         load_in_4bit: bool | int | str | NotGiven = NOT_GIVEN,
         load_in_8bit: bool | int | str | NotGiven = NOT_GIVEN,
+        bnb_4bit_compute_dtype: str | NotGiven = NOT_GIVEN,
         scoring: str | None = None,
         revision: str | NotGiven | None = NOT_GIVEN,
         **hf_arguments: Any,
@@ -121,7 +126,9 @@ class GksArrowLM(RoutedLM):
             _, manifest = read_manifest(named or DEFAULT_LIBRARY)
 
         if not isinstance(pretrained, PreTrainedModel):
-            self.base = resolve_base(pretrained, revision, manifest, load_in_4bit, load_in_8bit)
+            self.base = resolve_base(
+                pretrained, revision, manifest, load_in_4bit, load_in_8bit, bnb_4bit_compute_dtype
+            )
             pretrained = self.base.source
             if self.base.differs_from_library and self.library is not None:
                 logger.warning(
@@ -138,6 +145,7 @@ class GksArrowLM(RoutedLM):
             for name, value in (
                 ("load_in_4bit", load_in_4bit),
                 ("load_in_8bit", load_in_8bit),
+                ("bnb_4bit_compute_dtype", bnb_4bit_compute_dtype),
                 ("revision", revision),
             ):
                 if not isinstance(value, NotGiven):
@@ -197,7 +205,7 @@ class GksArrowLM(RoutedLM):
         # HFLM passes load_in_4bit to transformers 5, which only accepts quantization_config. If the
         # base is saved quantised, HFLM passes the saved configuration.
         if how.get("quantization_config") is None and self.base is not None:
-            how["quantization_config"] = quantization_config(self.base.quantization)
+            how["quantization_config"] = quantization_config(self.base)
         super()._create_model(pretrained, **how)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from safetensors import SafetensorError
 
 from gks_eval.errors import GksError, HubError, LibraryError, ResourceError, UsageError, reason
-from gks_eval.model.base_model import Quantization, ResolvedBase, check_quantization
+from gks_eval.model.base_model import ResolvedBase, check_quantization
 from gks_eval.model.quantized import keep_portable_layout
 from gks_eval.util.out_of_memory import is_out_of_memory
 
@@ -94,7 +94,7 @@ def load_model(base: ResolvedBase, dtype: torch.dtype, device: torch.device) -> 
 
     how: dict[str, Any] = {"dtype": dtype, "revision": base.revision}
     if base.quantization != "none":
-        how["quantization_config"] = quantization_config(base.quantization)
+        how["quantization_config"] = quantization_config(base)
         how["device_map"] = {"": device}
     with loading(base, str(device)):
         config = AutoConfig.from_pretrained(base.source, revision=base.revision)
@@ -106,23 +106,23 @@ def load_model(base: ResolvedBase, dtype: torch.dtype, device: torch.device) -> 
     return model
 
 
-def quantization_config(quantization: Quantization) -> BitsAndBytesConfig | None:
+def quantization_config(base: ResolvedBase) -> BitsAndBytesConfig | None:
     """Return what transformers needs to quantise on loading.
 
-    For ``nf4``, NF4 with bfloat16 computation and no double quantisation, as in the paper; for
-    ``int8``, LLM.int8.
+    For ``nf4``, NF4 without double quantisation; the layers compute in `base.compute_dtype`, which
+    is bfloat16 by default (the authors' code: float16). For ``int8``, LLM.int8.
     """
-    if quantization == "none":
+    if base.quantization == "none":
         return None
     import torch
     from transformers import BitsAndBytesConfig
 
-    if quantization == "int8":
+    if base.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=getattr(torch, base.compute_dtype),
         bnb_4bit_use_double_quant=False,
     )
 

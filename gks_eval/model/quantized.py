@@ -11,6 +11,7 @@ from gks_eval.errors import CompatibilityError
 
 __all__ = [
     "compute_dtype",
+    "four_bits",
     "is_quantized",
     "keep_portable_layout",
     "quantization_of",
@@ -83,10 +84,10 @@ def saved_quantization(config: Any) -> str:
     if fields.get("load_in_8bit"):
         return _int8(float(fields.get("llm_int8_threshold", 6.0)))
     if fields.get("load_in_4bit"):
-        return _four_bits(
+        return four_bits(
             str(fields.get("bnb_4bit_quant_type", "fp4")),
-            bool(fields.get("bnb_4bit_use_double_quant")),
-            str(fields.get("bnb_4bit_compute_dtype", "float32")),
+            double=bool(fields.get("bnb_4bit_use_double_quant")),
+            compute=str(fields.get("bnb_4bit_compute_dtype", "float32")),
         )
     method = str(getattr(fields.get("quant_method"), "value", fields.get("quant_method")))
     return f"{method}, {fields['bits']} bits" if isinstance(fields.get("bits"), int) else method
@@ -98,13 +99,15 @@ def _layer_quantization(layer: nn.Module) -> str | None:
     if kind == "Params4bit":
         state = weight.quant_state
         double = weight.compress_statistics if state is None else state.nested
-        return _four_bits(weight.quant_type, bool(double), str(getattr(layer, "compute_dtype", "")))
+        compute = str(getattr(layer, "compute_dtype", ""))
+        return four_bits(weight.quant_type, double=bool(double), compute=compute)
     if kind == "Int8Params":
         return _int8(float(getattr(getattr(layer, "state", None), "threshold", 6.0)))
     return None
 
 
-def _four_bits(kind: str, double: bool, compute: str) -> str:
+def four_bits(kind: str, *, double: bool, compute: str) -> str:
+    """Return the description of bitsandbytes' 4-bit layers, see `quantization_of`."""
     compute = compute.removeprefix("torch.")
     return (
         kind

@@ -151,7 +151,7 @@ def test_a_base_of_another_name_is_a_warning(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
-def test_four_bits_as_the_paper_has_them(tiny_library: LibraryOf) -> None:
+def test_four_bits_are_nf4_in_bfloat16(tiny_library: LibraryOf) -> None:
     import bitsandbytes as bnb
 
     lm = GksArrowLM(library=str(tiny_library("phi3")), load_in_4bit=True, dtype="bfloat16")
@@ -166,6 +166,39 @@ def test_four_bits_as_the_paper_has_them(tiny_library: LibraryOf) -> None:
     assert all(torch.isfinite(torch.tensor(result[0])) for result in results)
     after = [bnb.functional.dequantize_4bit(m.weight, m.weight.quant_state) for m in layers]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:bitsandbytes")
+@pytest.mark.parametrize("compute", ["float16", "float32", torch.float16])
+def test_four_bits_in_another_compute_dtype(compute: Any, tiny_library: LibraryOf) -> None:
+    """As the authors compute: float16 in NF4 layers; every layer of the model has it."""
+    import bitsandbytes as bnb
+
+    name = str(compute).removeprefix("torch.")
+    arguments = {"library": str(tiny_library("phi3")), "load_in_4bit": True, "dtype": name}
+    lm = GksArrowLM(**arguments, bnb_4bit_compute_dtype=compute)
+    layers = [m for m in lm.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert {layer.compute_dtype for layer in layers} == {getattr(torch, name)}
+    info = lm.get_model_info()["gks_eval"]
+    assert info["quantization"] == f"nf4, computing in {name}"
+    assert info["identity"] != GksArrowLM(**arguments).identity()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": "float8"}, ["float8", "float32"]),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": 16}, ["16", "float16"]),
+        ({"bnb_4bit_compute_dtype": "float16"}, ["load_in_4bit=True"]),
+        ({"load_in_8bit": True, "bnb_4bit_compute_dtype": "float16"}, ["4 bits"]),
+    ],
+)
+def test_a_compute_dtype_that_is_unknown_or_has_no_effect_is_refused(
+    arguments: dict[str, Any], words: list[str], tiny_base: Base
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        GksArrowLM(str(tiny_base("phi3")), router=None, **arguments)
+    assert_sentence(caught.value, "bnb_4bit_compute_dtype", *words)
 
 
 def test_a_library_says_how_to_load_and_an_argument_wins(
