@@ -174,7 +174,7 @@ def _reason(
     if any(setting.identity() == treatment.identity() for setting in settings):
         return "it is the treatment itself"
     if control.name == "general=permuted":
-        general = [library.general[language] for language in library.languages(treatment)]
+        general = library.general_of(treatment)
         shapes = {name: library.shapes[name] for adapter in general for name in adapter.pairs}
         if all(name == other for name, other in exchanged(shapes, 0).items()):
             return "no two layers of the general adapters have the same shape"

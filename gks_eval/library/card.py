@@ -10,7 +10,7 @@ import yaml
 
 from gks_eval.library.hub import HubSource
 from gks_eval.library.load import Library
-from gks_eval.method.grammar import EXPERT
+from gks_eval.method.grammar import EXPERT, EXPERTS
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
@@ -113,7 +113,12 @@ def _method(library: Library, setting: Setting, facts: Facts) -> str:
     lines = [f"{first} for `{library.config.base_model}`, exported by gks_eval."]
     languages = library.languages(setting)
     rule, _ = setting.rule_method()
-    if languages:
+    if languages == (EXPERTS,):
+        lines.append(
+            "The mean of all experts is already subtracted from each expert, by the rule "
+            f"`{rule.name}` ({rule.paper})."
+        )
+    elif languages:
         lines.append(
             "General knowledge is already subtracted from each expert, by the rule "
             f"`{rule.name}` ({rule.paper}). General adapters: {', '.join(languages)}."
@@ -122,6 +127,8 @@ def _method(library: Library, setting: Setting, facts: Facts) -> str:
         lines.append(f"The experts are changed by the rule `{rule.name}` ({rule.paper}).")
     else:
         lines.append("Nothing is subtracted from the experts.")
+    if setting.target is not None:
+        lines.append(f"The general adapter {setting.target} is mixed into each expert.")
     if setting.stand_ins.used:
         replaced = setting.stand_ins.model_dump().items()
         lines.append(

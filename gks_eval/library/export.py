@@ -187,7 +187,7 @@ def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, A
 def _sources(library: Library, setting: Setting) -> list[Adapter]:
     return [
         *(library.experts[name] for name in library.chosen_experts(setting)),
-        *(library.general[name] for name in library.languages(setting)),
+        *library.general_of(setting),
     ]
 
 

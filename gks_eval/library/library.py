@@ -12,7 +12,8 @@ from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import Adapter
 from gks_eval.library.prepared import PreparedVectors, prepared_vectors
 from gks_eval.library.stand_in_layers import stand_ins_at
-from gks_eval.method.declaration import VECTORS
+from gks_eval.method.declaration import TARGET, VECTORS
+from gks_eval.method.grammar import EXPERTS
 from gks_eval.method.lora import EXACT, LoraPair, no_update, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
@@ -59,8 +60,20 @@ class Library:
         return tuple(self.shapes)
 
     def languages(self, setting: Setting) -> tuple[str, ...]:
-        """Return the general adapters that `setting` averages and subtracts."""
+        """Return the names of what `setting` averages and subtracts, or ``experts`` for all."""
         return tuple(self.general) if setting.subtract == ("avg",) else setting.subtract
+
+    def general_of(self, setting: Setting) -> list[Adapter]:
+        """Return the adapters that the setting's rule gets as `general`.
+
+        These are the ones that it averages and subtracts, and after them the target language of a
+        rule that needs one.
+        """
+        if setting.subtract == (EXPERTS,):
+            chosen = list(self.experts.values())
+        else:
+            chosen = [self.general[name] for name in self.languages(setting)]
+        return chosen if setting.target is None else [*chosen, self.general[setting.target]]
 
     def chosen_experts(self, setting: Setting) -> tuple[str, ...]:
         """Return the experts that take part: all, or the one that runs alone."""
@@ -82,7 +95,7 @@ class Library:
             return stand_ins_at(self, module, setting)
         return (
             [self.pair(self.experts[name], module) for name in self.chosen_experts(setting)],
-            [self.pair(self.general[name], module) for name in self.languages(setting)],
+            [self.pair(adapter, module) for adapter in self.general_of(setting)],
         )
 
     def pair(self, adapter: Adapter, module: str) -> LoraPair:
@@ -134,13 +147,15 @@ class Library:
             raise UsageError(
                 f"subtract=avg: library {self.name} has no general adapters; use subtract=none."
             )
-        known_languages = ", ".join(self.general) or "none"
-        for language in self.languages(setting):
-            if language not in self.general:
+        if setting.subtract == (EXPERTS,):
+            if len(self.experts) < 2:
                 raise UsageError(
-                    f"subtract={language}: library {self.name} has no general adapter of that "
-                    f"name; known: {known_languages}."
+                    f"subtract=experts: library {self.name} has one expert and needs two."
                 )
+        else:
+            for language in self.languages(setting):
+                self._check_language("subtract", language)
+        self._check_target(setting)
         self._check_stand_ins(setting)
         for name in self.chosen_experts(setting):
             if setting.subtract and (done := self.experts[name].subtracted):
@@ -156,6 +171,27 @@ class Library:
         self.vectors(setting)
         return setting
 
+    def _check_language(self, argument: str, language: str) -> None:
+        if language not in self.general:
+            raise UsageError(
+                f"{argument}={language}: library {self.name} has no general adapter of that "
+                f"name; known: {', '.join(self.general) or 'none'}."
+            )
+
+    def _check_target(self, setting: Setting) -> None:
+        if setting.rule_method()[0].needs != TARGET:
+            return
+        if setting.target is None or not setting.subtract:
+            raise UsageError(
+                f"rule={setting.rule} needs a language to subtract and one to add; write "
+                f"gks:en;rule={setting.rule};target=de."
+            )
+        self._check_language("target", setting.target)
+        if setting.stand_ins.used:
+            raise UsageError(
+                f"rule={setting.rule} has no controls; leave general= and experts= out."
+            )
+
     def _check_stand_ins(self, setting: Setting) -> None:
         stand_ins = setting.stand_ins
         if stand_ins.general == "other" and len(self.experts) < 2:
@@ -168,7 +204,7 @@ class Library:
 
     def _check_factors(self, setting: Setting) -> None:
         experts = [self.experts[name] for name in self.chosen_experts(setting)]
-        general = [self.general[name] for name in self.languages(setting)]
+        general = self.general_of(setting)
         if setting.stand_ins.expert is not None:
             general = [self.experts[setting.stand_ins.expert]]
         elif setting.stand_ins.general == "other":

@@ -14,7 +14,7 @@ __all__ = ["LibraryConfig", "LoadConfig"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 # Names that are keywords of the command line's grammar.
-_RESERVED: Final = frozenset({"arrow", "uniform", "none", "base", "avg"})
+_RESERVED: Final = frozenset({"arrow", "uniform", "none", "base", "avg", "experts"})
 # lm-eval's command line turns these into Python's values, in upper and lower case.
 _VALUES: Final = frozenset({"true", "false", "none"})
 _MAYBE_LITERAL: Final = re.compile(r"[0-9][0-9a-fA-FoOxXjJ_.-]*")

@@ -39,10 +39,8 @@ class Adapters(Protocol):
     @property
     def experts(self) -> Mapping[str, Adapter]: ...
     @property
-    def general(self) -> Mapping[str, Adapter]: ...
-    @property
     def shapes(self) -> Mapping[str, tuple[int, int]]: ...
-    def languages(self, setting: Setting) -> tuple[str, ...]: ...
+    def general_of(self, setting: Setting) -> list[Adapter]: ...
     def chosen_experts(self, setting: Setting) -> tuple[str, ...]: ...
     def pair(self, adapter: Adapter, module: str) -> LoraPair: ...
 
@@ -92,14 +90,14 @@ def stand_ins_at(library: Adapters, module: str, setting: Setting) -> tuple[Pair
 
 def _subtracted(library: Adapters, module: str, setting: Setting) -> Pairs:
     chosen = setting.stand_ins
-    languages = library.languages(setting)
+    subtracted = library.general_of(setting)
     if chosen.expert is not None:
         return [library.pair(library.experts[chosen.expert], module)]
     if chosen.general == "permuted":
-        updated = {name for language in languages for name in library.general[language].pairs}
+        updated = {name for adapter in subtracted for name in adapter.pairs}
         shapes = tuple((name, library.shapes[name]) for name in sorted(updated))
         module = _exchange(shapes, chosen.seed).get(module, module)
-    general = [library.pair(library.general[name], module) for name in languages]
+    general = [library.pair(adapter, module) for adapter in subtracted]
     if chosen.general not in ("random", "rotated") or not general:
         return general
     rule, _ = setting.rule_method()

@@ -52,7 +52,7 @@ class Starts:
         cosine = sum(self.cosine[name] for name in names) / len(names)
         return (
             f"Library {library} has shared starts: {len(names)} of {len(self.cosine)} experts "
-            f"have nearly the same A as the general adapters (cosine {cosine:.2f}), and "
+            f"have nearly the same A as what is subtracted (cosine {cosine:.2f}), and "
             f"rule={self.rule} leaves {self.left_of_shared:.0%} of the norm of their updates; use "
             "preset=exact, which does not depend on the starts."
         )

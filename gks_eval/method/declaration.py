@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gks_eval.method.lora import LoraPair
 
 __all__ = [
+    "TARGET",
     "VECTORS",
     "Layer",
     "LayerRouter",
@@ -38,6 +39,9 @@ __all__ = [
 
 VECTORS: Final = "prepared vectors"
 """The `needs` of a router that reads `Layer.prepared`."""
+
+TARGET: Final = "a target language"
+"""The `needs` of a rule whose parameter `target` names a general adapter: the last of `general`."""
 
 
 class Parameters(BaseModel):

@@ -9,9 +9,11 @@ from typing import Final
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.method.registry import MERGES, ROUTERS
 
-__all__ = ["EXPERT", "MERGE", "VALUED", "languages", "read_kind", "word"]
+__all__ = ["EXPERT", "EXPERTS", "MERGE", "VALUED", "languages", "read_kind", "word"]
 
 EXPERT: Final = "expert:"
+EXPERTS: Final = "experts"
+"""In the place of languages: what is subtracted is the mean of all experts."""
 MERGE: Final = "merge:"
 VALUED: Final = ("gks", "expert", "merge")
 """Kinds of settings that need a value after a colon."""
@@ -41,6 +43,8 @@ def languages(value: str | Iterable[str] | None) -> tuple[str, ...]:
         raise UsageError(
             f"subtract={value} counts a general adapter twice; name each once, or avg alone."
         )
+    if EXPERTS in names and len(names) > 1:
+        raise UsageError(f"subtract={value} mixes experts and languages; name experts alone.")
     return names
 
 

@@ -144,6 +144,7 @@ RULES: Final = Registry(
         "delta": f"{_HOME}.rules.delta:delta",
         "orthogonal": f"{_HOME}.rules.orthogonal:orthogonal",
         "pico": f"{_HOME}.rules.pico:pico",
+        "cross_lingual": f"{_HOME}.rules.cross_lingual:cross_lingual",
     },
 )
 ROUTERS: Final = Registry(

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.method.arguments import check_of_another, methods_of, parameter_names
-from gks_eval.method.declaration import Merge, Method, Parameters, Router, Rule
+from gks_eval.method.declaration import TARGET, Merge, Method, Parameters, Router, Rule
 from gks_eval.method.grammar import EXPERT, MERGE, languages, read_kind, word
 from gks_eval.method.parameters import checked
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
@@ -66,7 +66,7 @@ class Setting(BaseModel):
 
     Attributes:
         subtract: General adapters whose mean is subtracted; ``("avg",)`` stands for all that the
-            library has, ``()`` for none.
+            library has, ``("experts",)`` for all experts, ``()`` for none.
         rule: The rule that subtracts: a name in `gks_eval.method.registry.RULES`. A joint rule
             needs an empty `subtract`, which is then the default.
         combine: Whether factors or outputs of the experts are mixed, see `gks_eval.method.routed`.
@@ -210,6 +210,12 @@ class Setting(BaseModel):
         if self.router.startswith(EXPERT):
             return self.router.removeprefix(EXPERT)
         return self.router if _is_expert(self.router) else None
+
+    @property
+    def target(self) -> str | None:
+        """The general adapter that the rule adds, if it needs one and one is named."""
+        rule, parameters = self.rule_method()
+        return parameters.model_dump()["target"] if rule.needs == TARGET else None
 
     @property
     def merge(self) -> str | None:

@@ -13,8 +13,10 @@ from common import dense, random_pair, relative_error
 from torch import nn
 
 from gks_eval.method.declaration import Layer
-from gks_eval.method.lora import LoraPair
+from gks_eval.method.lora import LoraPair, average_factors
 from gks_eval.method.registry import MERGES
+from gks_eval.method.routed import build, routed_update
+from gks_eval.method.setting import Setting
 
 EQUAL = [random_pair(4, scaling=4.0, seed=n) for n in range(3)]
 UNEQUAL = [random_pair(r, scaling=4.0 / r, seed=r) for r in (2, 3, 5)]
@@ -108,3 +110,21 @@ def test_pefts_merges_of_rank_stabilised_lora_are_too_large(kind: str, rank: int
     assert relative_error(ours("task_arithmetic", EQUAL, **{"lambda": 1.0}), total) < 1e-6
     assert relative_error(ours("svd", EQUAL, rank=rank, **{"lambda": 1.0}), total) < 1e-5
     assert relative_error(peft_merge(EQUAL, 1.0, kind, **how), total) < 1e-5
+
+
+def test_the_authors_simple_average() -> None:
+    """PEFT's `linear` with weights 1/E, merged into the weight: E times the uniform mixture.
+
+    `linear` takes the roots of weight and scaling on both factors, so its update is
+    ``s / E (sum B)(sum A)``; the uniform mixture of factors is ``s (mean B)(mean A)``.
+    """
+    count = len(EQUAL)
+    theirs = peft_merge(EQUAL, 1 / count, "linear")
+    assert relative_error(ours("magnitude_prune", EQUAL, density=1), theirs) < 1e-6
+    setting = Setting(router="uniform", subtract=(), combine="factors")
+    x = torch.eye(EQUAL[0].shape[1])
+    mixed, _ = routed_update(x, build(EQUAL, [], setting, dtype=torch.float32))
+    assert relative_error(count * mixed.T, theirs) < 1e-6
+    # One adapter with the mean factors, as the authors' code makes it, is the uniform mixture.
+    mean = average_factors(EQUAL)
+    assert float((mixed.T - dense(mean)).abs().max()) < 1e-7 * float(dense(mean).norm())

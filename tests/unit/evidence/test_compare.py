@@ -101,7 +101,7 @@ def test_a_group_s_interval_is_that_of_the_normal_formula(planted):
 
 
 def test_few_changed_items_are_no_evidence_of_a_drop(factory, tmp_path):
-    """Four items fall and none rises: the normal score alone is surer than the 1/16 of a sign test."""
+    """Four items fall, none rises: the normal score alone is surer than the 1/16 of a sign test."""
     for metric in ("acc", "f1"):
         for name, fallen in (("old", 0), ("new", 4)):
             scores = [0.25 if metric == "f1" else 0.0] * fallen + [1.0] * (150 - fallen)

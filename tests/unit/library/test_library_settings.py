@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from common import MIXED, assert_sentence, save_library
+from common import MIXED, assert_sentence, dense, relative_error, save_library
 
 from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.library.library import Library
 from gks_eval.library.load import MANIFEST, load_library
+from gks_eval.method.lora import LoraPair
+from gks_eval.method.routed import residual_pairs
 from gks_eval.method.setting import Setting
 
 
@@ -35,6 +38,63 @@ def test_layers_for_a_setting(tiny_library: Callable[..., Path]) -> None:
     assert library.chosen_experts(Setting(router="none")) == ()
 
 
+def residuals(library: Library, module: str, text: str) -> list[LoraPair]:
+    setting = library.check(Setting.parse(text)[0])
+    return residual_pairs(*library.layer(module, setting), setting)
+
+
+@pytest.mark.parametrize(
+    "text", ["gks:experts", "uniform:experts", "expert:gamma;subtract=experts"]
+)
+def test_the_mean_of_the_experts_is_subtracted(
+    text: str, tiny_library: Callable[..., Path]
+) -> None:
+    """As `factorize_average_lora` of the authors' code: A_e - mean(A), B_e - mean(B)."""
+    library = load_library(str(tiny_library("phi3")))
+    for module in library.modules:
+        every = {name: adapter.pairs[module] for name, adapter in library.experts.items()}
+        mean_A = sum(pair.A for pair in every.values()) / 4
+        mean_B = sum(pair.B for pair in every.values()) / 4
+        chosen = ["gamma"] if "gamma" in text else list(every)
+        for name, found in zip(chosen, residuals(library, module, text), strict=True):
+            assert relative_error(found.A, every[name].A - mean_A) < 1e-6
+            assert relative_error(found.B, every[name].B - mean_B) < 1e-6
+
+
+def test_the_mean_of_the_experts_under_the_other_rules(tiny_library: Callable[..., Path]) -> None:
+    library = load_library(str(tiny_library("phi3")))
+    module = library.modules[0]
+    every = [adapter.pairs[module] for adapter in library.experts.values()]
+    exact = residuals(library, module, "gks:experts;preset=exact")
+    mean = sum(dense(pair) for pair in every) / 4
+    for pair, found in zip(every, exact, strict=True):
+        assert relative_error(dense(found), dense(pair) - mean) < 1e-6
+    # The parts that the mean spans are gone.
+    mean_A = sum(pair.A for pair in every) / 4
+    for found in residuals(library, module, "gks:experts;rule=orthogonal"):
+        assert float((found.A @ mean_A.T).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("source", ["en", "en+fr", "avg", "experts"])
+def test_cross_lingual_experts(source: str, tiny_library: Callable[..., Path]) -> None:
+    """As in the authors' code: half the residual and half the target language, on A and on B."""
+    library = load_library(str(tiny_library("phi3")))
+    kinds = {"avg": list(library.general.values()), "experts": list(library.experts.values())}
+    named = kinds.get(source) or [library.general[name] for name in source.split("+")]
+    for keep, add, more in ((0.5, 0.5, ""), (0.25, 2.0, ";keep=0.25;add=2")):
+        text = f"gks:{source};rule=cross_lingual;target=de{more}"
+        for module in library.modules:
+            german = library.general["de"].pairs[module]
+            found = residuals(library, module, text)
+            for adapter, residual in zip(library.experts.values(), found, strict=True):
+                task = adapter.pairs[module]
+                for factor in ("A", "B"):
+                    mean = sum(getattr(one.pairs[module], factor) for one in named) / len(named)
+                    expected = keep * (getattr(task, factor) - mean) + add * getattr(german, factor)
+                    assert relative_error(getattr(residual, factor), expected) < 1e-6
+                assert residual.scaling == task.scaling
+
+
 @pytest.mark.parametrize(
     ("setting", "parts"),
     [
@@ -44,6 +104,10 @@ def test_layers_for_a_setting(tiny_library: Callable[..., Path]) -> None:
         (Setting(router=""), ["router= is neither"]),
         (Setting(subtract=("it",)), ["subtract=it", "known: en, de, fr"]),
         (Setting(subtract=("en", "xx")), ["subtract=xx", "known: en, de, fr"]),
+        (Setting(rule="cross_lingual"), ["rule=cross_lingual", "target=de"]),
+        (Setting(rule="cross_lingual", subtract=(), target="de"), ["rule=cross_lingual"]),
+        (Setting(rule="cross_lingual", target="it"), ["target=it", "known: en, de, fr"]),
+        (Setting(rule="cross_lingual", target="de", general="random"), ["has no controls"]),
         (Setting(top_k=5), ["top_k=5 is above the 4 experts", "use at most that many"]),
     ],
 )
@@ -53,7 +117,14 @@ def test_settings_that_the_library_cannot_run(
     library = load_library(str(tiny_library("phi3")))
     with pytest.raises(UsageError) as caught:
         library.check(setting)
-    assert_sentence(caught.value, library.name, *parts)
+    assert_sentence(caught.value, *parts)
+
+
+def test_the_mean_of_one_expert_is_not_subtracted(tiny_library: Callable[..., Path]) -> None:
+    library = load_library(str(tiny_library("phi3", experts=("alpha",))))
+    with pytest.raises(UsageError) as caught:
+        library.check(Setting(subtract=("experts",)))
+    assert_sentence(caught.value, "subtract=experts", library.name, "needs two")
 
 
 def test_settings_that_it_can(tiny_library: Callable[..., Path]) -> None:

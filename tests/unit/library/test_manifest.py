@@ -45,7 +45,7 @@ def test_the_least_that_must_be_said() -> None:
     assert config.load.quantization == "none"
 
 
-@pytest.mark.parametrize("name", ["arrow", "uniform", "none", "base", "avg"])
+@pytest.mark.parametrize("name", ["arrow", "uniform", "none", "base", "avg", "experts"])
 @pytest.mark.parametrize("kind", ["experts", "general"])
 def test_words_of_the_grammar_are_no_names(kind: str, name: str) -> None:
     experts = "" if kind == "experts" else "experts: {a: x}\n"

@@ -40,6 +40,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 ]
 RULE_ROWS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ("factors", "delta", "orthogonal", "pico")),
+    ("cross_lingual", {"target": "de"}),
+    ("cross_lingual", {"target": "de", "keep": 1, "add": -0.3}),
     *((name, {"scale": -0.5}) for name in ("factors", "delta", "orthogonal")),
     ("pico", {"rescale": "each"}),
 ]

@@ -115,7 +115,7 @@ NOT_POSITIVE = "needs a number above 0"
         ({"router": "merge:tie"}, ["merge=tie is unknown", "did you mean 'ties'"]),
         ({"rule": "pico", "subtract": "en+de"}, ["rule=pico", "subtract=en+de", "subtract=none"]),
         ({"rule": "factor"}, ["rule=factor", "did you mean 'factors'"]),
-        ({"rule": None}, ["rule=None", "known: delta, factors, orthogonal, pico"]),
+        ({"rule": None}, ["rule=None", "known: cross_lingual, delta, factors, orthogonal, pico"]),
         ({"combine": "output"}, ["combine=output", "did you mean 'outputs'"]),
         ({"combine": "delta"}, ["combine=delta", "known: factors, outputs"]),
         ({"preset": "papr"}, ["preset=papr", "did you mean 'paper'"]),
@@ -125,6 +125,7 @@ NOT_POSITIVE = "needs a number above 0"
         ({"subtract": "en+none"}, ["subtract=en+none", "such as en+de"]),
         ({"subtract": "en+en"}, ["subtract=en+en", "twice"]),
         ({"subtract": "avg+en"}, ["subtract=avg+en", "twice"]),
+        ({"subtract": "experts+en"}, ["subtract=experts+en", "name experts alone"]),
     ],
 )  # fmt: skip
 def test_bad_arguments(arguments: dict[str, Any], parts: list[str]) -> None:
@@ -141,6 +142,7 @@ def test_bad_arguments(arguments: dict[str, Any], parts: list[str]) -> None:
         (" arrow ", {"subtract": ()}),
         ("gks:en", {"subtract": ("en",)}),
         ("gks:avg", {}),
+        ("gks:experts", {"subtract": ("experts",)}),
         ("uniform", {"router": "uniform", "subtract": ()}),
         ("expert:ts_0", {"router": "ts_0", "subtract": ()}),
         ("expert: ts_0 ", {"router": "ts_0", "subtract": ()}),
