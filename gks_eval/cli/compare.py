@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gks_eval.cli._cluster import Cluster
+
 __all__ = ["register"]
 
 
@@ -59,6 +61,7 @@ def compare(
     confidence: Annotated[
         float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")
     ] = 0.95,
+    cluster: Cluster = "declared",
     leaderboard: Annotated[
         bool | None,
         typer.Option(
@@ -81,6 +84,7 @@ def compare(
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
+    from gks_eval.evidence.clusters import with_clusters
     from gks_eval.evidence.compare import CompareOptions
     from gks_eval.evidence.compare import compare as build
     from gks_eval.evidence.excerpts import excerpts
@@ -94,7 +98,7 @@ def compare(
     from gks_eval.evidence.tables.leaderboard import leaderboard_tables
     from gks_eval.util.files import write_text
 
-    found = baseline_first(find_runs(runs), baseline)
+    found = with_clusters(baseline_first(find_runs(runs), baseline), cluster)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     options = CompareOptions(metric, wanted, force, confidence, draws, seed, leaderboard)
     with working("reading samples"):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gks_eval.cli._cluster import Cluster
+
 if TYPE_CHECKING:
     from gks_eval.evidence.verdict import Verdict
 
@@ -25,6 +27,7 @@ def gate(
     policy: Annotated[
         Path | None, typer.Option(help="Policy file; without one, no task may get worse.")
     ] = None,
+    cluster: Cluster = "declared",
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown summary here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the verdict as JSON here.")] = None,
@@ -38,7 +41,7 @@ def gate(
 
     try:
         with working("judging"):
-            verdict = _verdict(baseline, candidate, policy)
+            verdict = _verdict(baseline, candidate, policy, cluster)
         _write(verdict, junit, markdown, json)
     except GksError as error:
         # Exit code 1 means only "regression" here.
@@ -51,11 +54,12 @@ def gate(
     raise typer.Exit(verdict.exit_code)
 
 
-def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict:
+def _verdict(baseline: str, candidate: str, policy_path: Path | None, cluster: str) -> Verdict:
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
     from gks_eval.errors import ResultsError
+    from gks_eval.evidence.clusters import with_clusters
     from gks_eval.evidence.gate import gate as run_gate
     from gks_eval.evidence.policy import GatePolicy
     from gks_eval.evidence.runs import one_run
@@ -64,7 +68,8 @@ def _verdict(baseline: str, candidate: str, policy_path: Path | None) -> Verdict
 
     policy = load_typed(policy_path, GatePolicy) if policy_path else GatePolicy()
     try:
-        return run_gate(one_run(baseline), one_run(candidate), policy)
+        runs = with_clusters([one_run(baseline), one_run(candidate)], cluster)
+        return run_gate(runs[0], runs[1], policy)
     except ResultsError as error:
         return unjudgeable(str(error).rstrip("."), policy, baseline, candidate)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gks_eval.cli._cluster import Cluster
 from gks_eval.cli.paper import PaperTasks
 
 __all__ = ["register"]
@@ -36,6 +37,7 @@ def report(
     metric: Annotated[
         str | None, typer.Option(help="Metric, or metric,filter; default: each task's main one.")
     ] = None,
+    cluster: Cluster = "declared",
     family: Annotated[
         PaperTasks, typer.Option(help="Tasks to show next to the paper's values.")
     ] = PaperTasks.GKS_PAPER,
@@ -49,12 +51,13 @@ def report(
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
+    from gks_eval.evidence.clusters import with_clusters
     from gks_eval.evidence.report.build import Options, build_page
     from gks_eval.evidence.runs import baseline_first, find_runs
     from gks_eval.util.files import check_output, write_text
 
     check_output(output)
-    found = baseline_first(find_runs(runs), baseline)
+    found = with_clusters(baseline_first(find_runs(runs), baseline), cluster)
     folders = [path for path in dict.fromkeys(map(Path, runs)) if path.is_dir()]
     options = Options(title, metric, family.value, max_samples, max_text)
     with working("reading samples"):

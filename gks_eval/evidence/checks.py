@@ -151,6 +151,8 @@ def _measured(check: Check, measured: Measurement) -> Check:
             "losses": measured.losses,
             "p": measured.test.less_p(-(limits.max_drop or 0.0)),
             "detectable": measured.detectable(limits.alpha or 0.05, two_sided=False),
+            "clusters": measured.clusters,
+            "design_effect": measured.design_effect,
         }
     )
 

@@ -76,6 +76,8 @@ class Difference(FrozenModel):
         unpaired_baseline: Items of the baseline without a partner.
         unpaired_candidate: Items of the candidate without a partner.
         detectable: Smallest difference that is detected with 80% power, two-sided at 5%.
+        clusters: Number of clusters of linked items; None if no items are linked.
+        design_effect: Factor by which the links change the variance.
         note: A remark for the reader.
     """
 
@@ -92,6 +94,8 @@ class Difference(FrozenModel):
     unpaired_baseline: int = 0
     unpaired_candidate: int = 0
     detectable: float | None = None
+    clusters: int | None = None
+    design_effect: float | None = None
     note: str = ""
 
 

@@ -38,6 +38,7 @@ class _Task:
         n: Its items.
         changes: By setting, the treatment's scores less the setting's, (n,).
         binary: Whether all scores are 0 or 1.
+        clusters: A label per item, equal for linked items; empty if none are linked.
     """
 
     key: str
@@ -45,6 +46,7 @@ class _Task:
     n: int
     changes: Mapping[str, Floats]
     binary: bool
+    clusters: tuple[str, ...]
 
 
 def judge_runs(question: Question, runs: Mapping[str, Run]) -> Finding:
@@ -126,7 +128,7 @@ def _task(name: str, treatment: Run, others: Mapping[str, Run]) -> _Task | str:
             1.0 if lower else -1.0
         ).values  # `pair` takes the first from the second
         binary = binary and paired.second.zero_one
-    return _Task(key, 1.0 - value if lower else value, own.n, changes, binary)
+    return _Task(key, 1.0 - value if lower else value, own.n, changes, binary, own.clusters)
 
 
 def _unit(scores: Scores) -> bool:
@@ -158,4 +160,5 @@ def _sample(
         score=score - sum(w * mean for w, mean in zip(weights, means, strict=True)),
         changes=changes,
         binary=(best or len(draws) == 1) and all(task.binary for task in tasks.values()),
+        clusters={name: task.clusters for name, task in tasks.items()},
     )

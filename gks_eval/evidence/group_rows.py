@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from gks_eval.evidence.averages import group_weights, is_weighted, weighted_mean
 from gks_eval.evidence.comparison import Difference, Row, Score
-from gks_eval.evidence.measure import measure_group
+from gks_eval.evidence.measure import linked, measure_group
 from gks_eval.evidence.notes import some
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import Scores
@@ -79,7 +79,8 @@ def _score(tasks: Mapping[str, Scores], weighted: bool, settings: CompareOptions
     n = sum(part.n for part in parts)
     if all(part.items for part in parts):
         values, unit = [part.values for part in parts], all(part.unit for part in parts)
-        if bounds := clustered_interval(values, weights, settings.confidence, unit=unit):
+        links = linked([part.clusters for part in parts], [len(found) for found in values])
+        if bounds := clustered_interval(values, weights, settings.confidence, links, unit):
             return Score(value=value, n=n, low=bounds[0], high=bounds[1], method="t")
     elif spread := _stderr(parts, weights):
         low, high = mean_interval(value, spread, settings.confidence)
@@ -124,6 +125,8 @@ def _difference(
         unpaired_baseline=sum(change.pairing.only_first for change in paired.values()),
         unpaired_candidate=sum(change.pairing.only_second for change in paired.values()),
         detectable=measured.detectable(),
+        clusters=measured.clusters,
+        design_effect=measured.design_effect,
     )
 
 

@@ -10,6 +10,7 @@ from gks_eval.evidence.aggregation import ratio_of_sums
 from gks_eval.evidence.averages import group_weights
 from gks_eval.evidence.comparison import Leaderboard, Place, Row, Score
 from gks_eval.evidence.cost import time_ratios
+from gks_eval.evidence.measure import linked
 from gks_eval.evidence.notes import some
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.scores import Scores
@@ -41,6 +42,7 @@ def leaderboard(
         settings: How to compare.
     """
     tables: dict[str, Floats] = {}
+    labels: list[Sequence[str]] = []
     metrics: dict[str, str] = {}
     binary, left_out, partial = True, [], []
     for (name, key), outcome in outcomes.items():
@@ -51,7 +53,8 @@ def leaderboard(
         if found is None:
             left_out.append(name)
             continue
-        tables[name], is_whole = found
+        tables[name], is_whole, own = found
+        labels.append(own)
         binary = binary and outcome.row.binary
         partial += [] if is_whole else [name]
     if not tables:
@@ -63,7 +66,8 @@ def leaderboard(
     )  # fmt: skip
     sizes = [table.shape[1] for table in tables.values()]
     weights = group_weights(sizes, weighting == "by size")
-    places = ranks([*tables.values()], weights, round(1.0 - settings.confidence, 12))
+    links = linked(labels, sizes)
+    places = ranks([*tables.values()], weights, round(1.0 - settings.confidence, 12), links)
     ratios = time_ratios(runs)
     notes = [f"not in the mean: {some(left_out)}"] if left_out else []
     notes += [f"only the items of all runs count in {some(partial)}"] if partial else []
@@ -75,7 +79,7 @@ def leaderboard(
             needs=run.info.get("needs", ""),
             time_ratio=ratios.get(run.label),
             score=_mean(
-                {name: table[index] for name, table in tables.items()}, weights, binary, settings
+                [table[index] for table in tables.values()], weights, links, binary, settings
             ),
         )
         for index, run in enumerate(runs)
@@ -88,8 +92,11 @@ def leaderboard(
     )
 
 
-def _table(scores: Sequence[Scores | None]) -> tuple[Floats, bool] | None:
-    """Return scores of the items that all runs have, (runs, n), and whether those are all items."""
+def _table(scores: Sequence[Scores | None]) -> tuple[Floats, bool, list[str]] | None:
+    """Return scores of the items that all runs have, (runs, n), and what is known of the items.
+
+    That is whether those are all items, and a label per item if items are linked.
+    """
     rows: list[dict[tuple[str, int], float]] = []
     for one in scores:
         if one is None or not one.items or one.metric.higher_is_better is False:
@@ -101,20 +108,31 @@ def _table(scores: Sequence[Scores | None]) -> tuple[Floats, bool] | None:
     table = np.array([[row[key] for key in common] for row in rows], dtype=np.float64)
     if not common or not np.all((table >= 0.0) & (table <= 1.0)):
         return None
-    return table, all(len(row) == len(common) for row in rows)
+    label: dict[tuple[str, int], str] = {}
+    for one in scores:
+        if one is not None and one.items and one.clusters:
+            keys = [item.key for item in one.items]
+            label = dict(zip(keys, one.clusters, strict=True))
+            break
+    own = [label[key] for key in common] if label else []
+    return table, all(len(row) == len(common) for row in rows), own
 
 
 def _mean(
-    tasks: Mapping[str, Floats], weights: Sequence[float], binary: bool, settings: CompareOptions
+    tasks: Sequence[Floats],
+    weights: Sequence[float],
+    links: Sequence[Sequence[str]] | None,
+    binary: bool,
+    settings: CompareOptions,
 ) -> Score:
     """Return the mean over tasks with the interval of a comparison's rows."""
-    n = sum(values.size for values in tasks.values())
-    if binary and len(tasks) == 1:
-        right = int(next(iter(tasks.values())).sum())
+    n = sum(values.size for values in tasks)
+    if binary and len(tasks) == 1 and links is None:
+        right = int(tasks[0].sum())
         low, high = wilson_interval(right, n, settings.confidence)
         return Score(value=right / n, n=n, low=low, high=high, method="wilson")
-    bounds = clustered_interval([*tasks.values()], weights, settings.confidence, unit=True)
-    means = (float(values.mean()) for values in tasks.values())
+    bounds = clustered_interval(tasks, weights, settings.confidence, links, unit=True)
+    means = (float(values.mean()) for values in tasks)
     return Score(
         value=sum(w * mean for w, mean in zip(weights, means, strict=True)),
         n=n,

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "Changes",
     "Measurement",
     "Pair",
+    "linked",
     "measure_group",
     "measure_task",
     "pair",
@@ -42,6 +43,7 @@ class Changes:
         by_item: Differences of the items' own scores, (pairs,). They differ from `values` if the
             metric is not a mean, such as a perplexity.
         unit: Whether both runs' scores lie between 0 and 1.
+        clusters: A label per pair, equal for linked items of any task; empty if none are linked.
     """
 
     values: Floats
@@ -49,6 +51,7 @@ class Changes:
     pairing: Pairing
     by_item: Floats
     unit: bool = True
+    clusters: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -109,8 +112,36 @@ def pair(first: Scores, second: Scores) -> Pair:
         pairing=pairing,
         by_item=second.by_item(after) - first.by_item(before),
         unit=first.unit and second.unit,
+        clusters=_clusters(first.task.name, pairing),
     )
     return Pair(first, second, changes, comparability_faults(first.task, second.task, pairing))
+
+
+def _clusters(task: str, pairing: Pairing) -> tuple[str, ...]:
+    """Return a label per pair, or none if neither run links items."""
+    # Results from before a task declared its links are compared with later ones.
+    found = [first.cluster or second.cluster for first, second in pairing.pairs]
+    if not any(found):
+        return ()
+    return tuple(
+        label or f"{task} {first.key}"
+        for label, (first, _) in zip(found, pairing.pairs, strict=True)
+    )
+
+
+def linked(clusters: Sequence[Sequence[str]], sizes: Sequence[int]) -> list[Sequence[str]] | None:
+    """Return a label per item of every task, or None if no two items share one.
+
+    Args:
+        clusters: Per task a label per item, or nothing for a task without links.
+        sizes: Items per task.
+    """
+    labels = [
+        own or [f"{task} {place}" for place in range(size)]
+        for task, (own, size) in enumerate(zip(clusters, sizes, strict=True))
+    ]
+    distinct = {label for own in labels for label in own}
+    return None if len(distinct) == sum(sizes) else labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +169,20 @@ class Measurement:
     units: int
     variance: float
 
+    @property
+    def clusters(self) -> int | None:
+        """Return the number of clusters, or None if no items are linked."""
+        score = self.test
+        if not isinstance(score, ItemScore) or score.clusters == score.items:
+            return None
+        return score.clusters
+
+    @property
+    def design_effect(self) -> float | None:
+        """Return the design effect, or None if no items are linked or none changed."""
+        score = self.test
+        return score.design_effect if isinstance(score, ItemScore) and self.clusters else None
+
     def detectable(self, alpha: float = 0.05, two_sided: bool = True) -> float | None:
         """Return the smallest change that is detected with 80% power, or None if none is."""
         found = detectable_difference(
@@ -152,7 +197,12 @@ class Measurement:
 
 
 def measure_task(changes: Changes, draws: int = DRAWS, seed: int = 0) -> Measurement:
-    """Measure the change of a task's metric, on one pair or more."""
+    """Measure the change of a task's metric, on one pair or more.
+
+    With linked items, the test is the item score.
+    """
+    if linked([changes.clusters], [changes.n]):
+        return measure_group({"": changes}, weighted=False)
     gains, losses, n = changes.gains, changes.losses, changes.n
     return Measurement(
         change=float(changes.values.mean()),
@@ -176,7 +226,10 @@ def measure_group(tasks: Mapping[str, Changes], weighted: bool) -> Measurement:
     parts = list(tasks.values())
     weights = group_weights([part.n for part in parts], weighted)
     test = item_score(
-        [part.values for part in parts], weights, unit=all(part.unit for part in parts)
+        [part.values for part in parts],
+        weights,
+        linked([part.clusters for part in parts], [part.n for part in parts]),
+        unit=all(part.unit for part in parts),
     )
     return Measurement(
         change=test.change,

@@ -63,6 +63,8 @@ class TaskResult:
         source: The results file.
         samples: The file of its samples, or None.
         prompt_stamp: Chat template and system instruction in use, as one text.
+        cluster: The field of the documents whose equal values link items, ``doc_id`` for the place
+            in the split, ``task`` for all items of the task; empty if no items are linked.
     """
 
     name: str
@@ -77,6 +79,7 @@ class TaskResult:
     source: Path
     samples: Path | None
     prompt_stamp: str
+    cluster: str = ""
 
     @property
     def keys(self) -> list[str]:

@@ -8,7 +8,7 @@ controls.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -52,6 +52,7 @@ class Sample:
         score: Its mean score.
         changes: By task, treatment less control, (n_t,); scores lie between 0 and 1.
         binary: Whether all changes are -1, 0 or 1.
+        clusters: By task a label per item, equal for linked items; nothing for tasks without links.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Sample:
     score: float
     changes: Mapping[str, Floats]
     binary: bool
+    clusters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def mean_of_draws(draws: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
@@ -116,7 +118,9 @@ def judge(samples: Sequence[Sample], rules: Rules) -> list[Contrast]:
 def _measure(sample: Sample, rules: Rules) -> Measurement:
     """Measure by the exact test of counts if it is one task of zeros and ones."""
     parts = {
-        task: Changes(values, sample.binary, _NO_RECORDS, values)
+        task: Changes(
+            values, sample.binary, _NO_RECORDS, values, clusters=sample.clusters.get(task, ())
+        )
         for task, values in sample.changes.items()
     }
     if len(parts) == 1 and sample.binary:

@@ -114,6 +114,9 @@ def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskRes
             f"{path} does not say how many items {name} scored; run the evaluation again."
         )
     version = raw.versions.get(name)
+    config = raw.configs.get(name, {})
+    metadata = config.get("metadata")
+    cluster = metadata.get("cluster") if isinstance(metadata, dict) else None
     metrics, unusable = _metrics(name, entry, raw)
     return TaskResult(
         name=name,
@@ -124,10 +127,11 @@ def _task(name: str, entry: Mapping[str, Any], raw: _Raw, path: Path) -> TaskRes
         original=counts.original,
         metrics=metrics,
         unusable=unusable,
-        config=raw.configs.get(name, {}),
+        config=config,
         source=path,
         samples=samples_of(path, name),
         prompt_stamp=f"{raw.chat_template_sha or ''}/{raw.system_instruction_sha or ''}",
+        cluster=cluster if isinstance(cluster, str) else "",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +35,7 @@ class Item:
         target_hash: Hash of the gold answer.
         values: Scores by metric; an average over items is their mean.
         pairs: Pairs of numbers by metric: a rolling log-likelihood and its words or bytes.
+        cluster: Equal for linked items, of this task or another; empty if it is not linked.
     """
 
     doc_id: int
@@ -41,6 +44,7 @@ class Item:
     target_hash: str
     values: Mapping[str, float]
     pairs: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +95,14 @@ def read_samples(task: TaskResult) -> TaskSamples | None:
     if task.n and not rows:
         raise ResultsError(f"{task.samples} is empty; run the evaluation again.")
     recorded = {key.partition(",")[0] for key in task.keys}
-    by_filter = {name: _items(found, recorded, task.samples) for name, found in rows.items()}
+    by_filter = {name: _items(found, recorded, task) for name, found in rows.items()}
     return TaskSamples(task.samples, by_filter)
 
 
 def _items(
-    rows: list[tuple[int, Mapping[str, Any]]], recorded: Iterable[str], path: Path
+    rows: list[tuple[int, Mapping[str, Any]]], recorded: Iterable[str], task: TaskResult
 ) -> list[Item]:
+    path = task.samples or task.source
     # Several processes write one after another; the doc_id gives the order of the split.
     parsed = sorted(
         ((_doc_id(row, path, number), number, row) for number, row in rows),
@@ -121,10 +126,26 @@ def _items(
                 target_hash=str(row.get("target_hash", "")),
                 values={n: x for n, v in scores.items() if (x := _number(v)) is not None},
                 pairs={n: pair for n, v in scores.items() if (pair := _pair(v)) is not None},
+                cluster=_cluster(task, doc_id, row.get("doc")),
             )
         )
         seen[doc_hash] += 1
     return items
+
+
+def _cluster(task: TaskResult, doc_id: int, doc: object) -> str:
+    """Return a label that is equal for linked items of tasks of one data set."""
+    if not task.cluster:
+        return ""
+    if task.cluster == "task":
+        return f"task {task.name}"
+    fields = doc if isinstance(doc, dict) else {}
+    value = doc_id if task.cluster == "doc_id" else fields.get(task.cluster)
+    if value is None or value == "":
+        return ""
+    # A passage is long, and a text of a data set may contain anything.
+    text = json.dumps([task.config.get("dataset_path") or task.name, task.cluster, value])
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def _doc_id(row: Mapping[str, Any], path: Path, number: int) -> int:

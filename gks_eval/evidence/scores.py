@@ -61,6 +61,15 @@ class Scores:
         return self.binary or bool(np.all((self.values >= 0.0) & (self.values <= 1.0)))
 
     @property
+    def clusters(self) -> tuple[str, ...]:
+        """Return a label per item, equal for linked items; empty if none are linked."""
+        found = [item.cluster for item in self.items or ()]
+        if not any(found):
+            return ()
+        names = (f"{self.task.name} {item.key}" for item in self.items or ())
+        return tuple(label or name for label, name in zip(found, names, strict=True))
+
+    @property
     def values(self) -> Floats:
         """Return one value per item, in the order of the split; their mean is the metric."""
         return self.values_of(self.items or ())

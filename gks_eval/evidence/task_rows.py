@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from gks_eval.evidence.comparison import Difference, Flip, Row, Score
-from gks_eval.evidence.measure import Changes, Pair, measure_task, pair
+from gks_eval.evidence.measure import Changes, Pair, linked, measure_task, pair
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, alike, load_scores
 from gks_eval.evidence.stats.clustered_mean import clustered_interval
+from gks_eval.evidence.stats.item_score import ItemScore
 from gks_eval.evidence.stats.sign_flips import DRAWS
 from gks_eval.evidence.stats.unpaired import (
     mean_difference,
@@ -121,6 +122,11 @@ def task_outcome(
 def score_of(scores: Scores, settings: CompareOptions) -> Score:
     """Return a run's value with its interval: Wilson, t, or from the standard error."""
     value, n = scores.metric.value, scores.n
+    links = linked([scores.clusters], [len(scores.items or ())])
+    if scores.items and links:
+        bounds = clustered_interval([scores.values], [1.0], settings.confidence, links, scores.unit)
+        if bounds:
+            return Score(value=value, n=n, low=bounds[0], high=bounds[1], method="t")
     if scores.binary and n:
         low, high = wilson_interval(scores.successes, n, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="wilson")
@@ -139,6 +145,9 @@ def _paired(label: str, change: Changes, settings: CompareOptions) -> Difference
     measured = measure_task(change, settings.draws, settings.seed)
     low, high = measured.test.interval(settings.confidence) or (None, None)
     pairing = change.pairing
+    method: Literal["mcnemar", "sign flips", "item score"] = "item score"
+    if not isinstance(measured.test, ItemScore):
+        method = "mcnemar" if change.binary else "sign flips"
     return Difference(
         candidate=label,
         difference=measured.change,
@@ -146,12 +155,14 @@ def _paired(label: str, change: Changes, settings: CompareOptions) -> Difference
         high=high,
         p=measured.test.two_sided_p(),
         n=measured.n,
-        method="mcnemar" if change.binary else "sign flips",
+        method=method,
         gains=measured.gains,
         losses=measured.losses,
         unpaired_baseline=pairing.only_first,
         unpaired_candidate=pairing.only_second,
         detectable=measured.detectable(),
+        clusters=measured.clusters,
+        design_effect=measured.design_effect,
         note=f"{pairing.unpaired} items have no partner and are left out"
         if pairing.unpaired
         else "",

@@ -34,6 +34,8 @@ class Check(FrozenModel):
         losses: Items that got worse.
         p: One-sided p-value of "worse by more than ``limits.max_drop``".
         detectable: Drop beyond the tolerance that is detected with 80% power.
+        clusters: Number of clusters of linked items; None if no items are linked.
+        design_effect: Factor by which the links change the variance.
         problem: Why it cannot be judged; empty if it can.
     """
 
@@ -51,6 +53,8 @@ class Check(FrozenModel):
     losses: int | None = None
     p: float | None = None
     detectable: float | None = None
+    clusters: int | None = None
+    design_effect: float | None = None
     problem: str = ""
 
 

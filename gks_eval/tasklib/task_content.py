@@ -55,8 +55,11 @@ def task_content(
     config = {
         field.name: getattr(task.config, field.name) for field in dataclasses.fields(task.config)
     }
+    # Which items are linked changes no score.
     config["metadata"] = {
-        name: value for name, value in (config["metadata"] or {}).items() if name != "config_source"
+        name: value
+        for name, value in (config["metadata"] or {}).items()
+        if name not in ("config_source", "cluster")
     }
     if dataclasses.is_dataclass(shots_as := config["fewshot_config"]):
         own_keys = vars(shots_as).items()  # the others are copies of the task's

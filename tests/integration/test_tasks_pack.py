@@ -186,3 +186,37 @@ def test_data_that_are_nowhere_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     pack = TaskManager(include_path=str(tasks_dir()), include_defaults=False)
     with pytest.raises(HubError, match="'facebook/xnli', subset 'de' could not be loaded"):
         pack.load(["gks_xnli_de"])
+
+
+# ---------------------------------------------------------------------- linked items
+LINKED = {
+    **{f"{family}{name}_{lang}": field for family in ("gks_", "gks_paper_")
+       for name, field in (("arc_challenge", "id"), ("mmlu", "id"), ("hellaswag", "ind"))
+       for lang in ("de", "fr")},
+    **{f"{family}xnli_{lang}": "doc_id" for family in ("gks_", "gks_paper_")
+       for lang in ("de", "en", "fr")},
+    **{f"gks_{name}": "id" for name in DEMO},
+    "gks_boolq": "passage", "gks_paper_boolq": "passage",
+}  # fmt: skip
+
+
+def test_tasks_declare_what_links_their_items(
+    data_hub: Path, pack: TaskManager, our_model_made: None
+) -> None:
+    """The results record the field, and every document has it."""
+    linked = {name: LINKED[name] for name in on_this_hub(data_hub, list(LINKED))}
+    results = evaluate(pack, list(linked), with_tokens=True)
+    values = {}
+    for name, field in linked.items():
+        assert results["configs"][name]["metadata"]["cluster"] == field
+        rows = results["samples"][name]
+        values[name] = {row["doc_id"] if field == "doc_id" else row["doc"][field] for row in rows}
+        assert None not in values[name]
+    for name in ("gks_demo_science_", "gks_demo_goals_", "gks_xnli_"):
+        assert values[f"{name}de"] == values[f"{name}en"] == values[f"{name}fr"]
+    for name in MULTILINGUAL:
+        if f"gks_{name}_de" in linked:
+            assert values[f"gks_{name}_de"] & values[f"gks_paper_{name}_fr"]
+    others = [name for name in on_this_hub(data_hub, TASKS) if name not in LINKED]
+    assert not any(task.config.metadata.get("cluster")
+                   for task in load(pack, others)["tasks"].values())  # fmt: skip

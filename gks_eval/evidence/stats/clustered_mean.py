@@ -29,9 +29,9 @@ def clustered_interval(
     .. math:: \sum_t w_t m_t \pm q \sqrt{\sum_c \Big( \sum_{i \in c}
         \sqrt{\tfrac{n_t}{n_t - 1}}\, a_i (x_i - m_t) \Big)^2}
 
-    over clusters c, by default single items; q is the quantile of t with N - T degrees of freedom.
-    For one task without clusters it is the t interval. A task with a single item does not show how
-    its items vary.
+    over the C clusters c, by default single items; q is the quantile of t with C - T degrees of
+    freedom. For one task without clusters it is the t interval. A task with a single item does not
+    show how its items vary.
 
     Args:
         tasks: Per task the scores, (n_t,).
@@ -54,6 +54,6 @@ def clustered_interval(
     spread = math.sqrt(float(np.sum(parts**2)))
     if spread <= 1e-12 * max(map(abs, means)):
         return None
-    half = float(t.isf((1.0 - confidence) / 2.0, sum(sizes) - len(sizes))) * spread
+    half = float(t.isf((1.0 - confidence) / 2.0, max(1, parts.size - len(sizes)))) * spread
     low, high = value - half, value + half
     return (max(0.0, low), min(1.0, high)) if unit else (low, high)

@@ -117,31 +117,40 @@ def difference_table(comparison: Comparison) -> Table:
     nested_marks: dict[tuple[int, int], str] = {}
     remarks: dict[str, int] = {}
     several = len(comparison.runs) > 2
+    links = any(d.clusters for row in comparison.rows for d in row.differences)
     for row in comparison.rows:
         if row.differences:
-            nested.append([row.title, *[""] * 7])
+            nested.append([row.title, *[""] * (7 + 2 * links)])
         for d in row.differences:
             remark = f" [{remarks.setdefault(d.note, len(remarks) + 1)}]" if d.note else ""
             names = [row.title, f"{d.candidate}{remark}"] if several else [f"{row.title}{remark}"]
             if d.p_holm is not None and d.p_holm < round(1.0 - comparison.confidence, 12):
                 mark = "best" if _better(row, d) else "second"
                 marks[len(rows), len(names)] = nested_marks[len(nested), 1] = mark
-            cells = _difference(d, row.binary)
+            cells = [*_difference(d, row.binary), *(_links(d) if links else ())]
             rows.append([*names, *cells])
             nested.append([f"  {d.candidate}{remark}", *cells])
     columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
     columns.append("detectable")
+    columns += ["clusters", "design effect"] if links else []
     notes = [
-        "p is two-sided: exact McNemar, sign flips, or the item score for groups. Holm over the "
-        "tasks of a run, without groups. +/−: items that only the run, or only the baseline, gets "
-        "right. detectable: the difference that is detected with 80% power at 5%, given the "
-        "numbers of pairs and of changed items."
+        "p is two-sided: exact McNemar, sign flips, or the item score for groups and for tasks "
+        "with linked items. Holm over the tasks of a run, without groups. +/−: items that only the "
+        "run, or only the baseline, gets right. detectable: the difference that is detected with "
+        "80% power at 5%, given the numbers of pairs and of changed items."
+        + (
+            " clusters: of linked items, such as translations of one question. design effect: the "
+            "factor by which links change the variance."
+            if links
+            else ""
+        )
     ]
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"
+    spare = 5 if links else 3
     if not several:
-        return Table(title, ["task", *columns], rows, marks, notes, spare=3)
-    by_task = Table(title, ["task / run", *columns], nested, nested_marks, notes, spare=3)
+        return Table(title, ["task", *columns], rows, marks, notes, spare=spare)
+    by_task = Table(title, ["task / run", *columns], nested, nested_marks, notes, spare=spare)
     return Table(title, ["task", "run", *columns], rows, marks, notes, keys=2, narrow=by_task)
 
 
@@ -155,6 +164,11 @@ def _difference(d: Difference, binary: bool) -> list[str]:
         "–" if d.gains is None else f"{d.gains}/{d.losses}",
         number(d.detectable, binary),
     ]
+
+
+def _links(d: Difference) -> list[str]:
+    effect = "–" if d.design_effect is None else f"{d.design_effect:.2f}"
+    return ["–", "–"] if d.clusters is None else [str(d.clusters), effect]
 
 
 def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: int) -> Table:

@@ -12,7 +12,8 @@ __all__ = ["to_csv"]
 
 _COLUMNS = (
     "kind name metric run n value low high interval baseline difference difference_low "
-    "difference_high p p_holm pairs test gains losses detectable note rank family needs time_ratio"
+    "difference_high p p_holm pairs test gains losses detectable clusters design_effect note rank "
+    "family needs time_ratio"
 ).split()
 
 
@@ -45,6 +46,8 @@ def to_csv(comparison: Comparison) -> str:
                     "gains": d.gains,
                     "losses": d.losses,
                     "detectable": d.detectable,
+                    "clusters": d.clusters,
+                    "design_effect": d.design_effect,
                     "note": d.note,
                 }
             lines.append(line)

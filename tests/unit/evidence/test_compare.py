@@ -484,6 +484,7 @@ def test_a_difference_of_which_nothing_is_known_claims_nothing():
     assert Difference.model_validate(known | unknown).model_dump(exclude=set(known)) == {
         **unknown,
         **dict.fromkeys(("p_holm", "gains", "losses", "detectable"), None),
+        **dict.fromkeys(("clusters", "design_effect"), None),
         "unpaired_baseline": 0,
         "unpaired_candidate": 0,
         "note": "",

@@ -125,7 +125,7 @@ def test_a_check_of_which_nothing_is_known_claims_nothing():
         **dict.fromkeys(("baseline", "candidate", "higher_is_better", "change"), None),
         "binary": False,
         "n": 0,
-        **dict.fromkeys(("gains", "losses", "p", "detectable"), None),
+        **dict.fromkeys(("gains", "losses", "p", "detectable", "clusters", "design_effect"), None),
         "problem": "",
     }
 
