@@ -217,6 +217,9 @@ def _show_tasks(
         write_text(output, json.dumps(record, indent=1) + "\n")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption_justify="left")
     table.caption = "Mean coefficient of each expert over tokens and layers; entropy in nats."
+    if ties := lm.library.config.tied_prototypes if lm.library else []:
+        names = ", and ".join(" + ".join(entry.layers) for entry in ties)
+        table.caption += f" One prototype per expert for {names}."
     found = record["tasks"].values()
     layers = len(record["layers"])
     table.add_column("expert", no_wrap=True)

@@ -52,6 +52,7 @@ class RoutingShares(FrozenModel):
         top_k: Experts per token.
         experts: Their names, E.
         layers: The routed modules' names, L.
+        tied_prototypes: Groups of them that share one prototype per expert.
         tasks: Routing by task.
         provenance: How the file was made.
     """
@@ -62,6 +63,7 @@ class RoutingShares(FrozenModel):
     top_k: Annotated[int, Field(ge=1)]
     experts: list[str]
     layers: list[str]
+    tied_prototypes: list[list[str]] = Field(default_factory=list)
     tasks: dict[str, TaskRouting]
     provenance: dict[str, str] = Field(default_factory=dict)
 

@@ -100,7 +100,7 @@ def model_card(library: Library, setting: Setting, facts: Facts) -> str:
         _method(library, setting, facts),
         _table(facts),
         "## Use\n",
-        *_usage(base, setting, facts),
+        *_usage(base, library, setting, facts),
         "## Provenance\n",
         _provenance(facts),
     ]
@@ -142,6 +142,9 @@ def _method(library: Library, setting: Setting, facts: Facts) -> str:
     elif setting.expert is None:
         router, _ = setting.router_method()
         lines.append(f"The router `{router.name}` mixes the experts per token ({router.paper}).")
+        for entry in library.config.tied_prototypes:
+            names = ", ".join(f"`{name}`" for name in entry.layers)
+            lines.append(f"The layers {names} share one prototype per expert ({entry.op}).")
     if facts.rank is not None:
         error = facts.record["relative_error"]
         lines.append(
@@ -160,7 +163,7 @@ def _table(facts: Facts) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _usage(base: str, setting: Setting, facts: Facts) -> list[str]:
+def _usage(base: str, library: Library, setting: Setting, facts: Facts) -> list[str]:
     embedded = base.startswith(_EMBEDDED)
     name = base.removeprefix(_EMBEDDED)
     load = _LOAD.format(
@@ -172,7 +175,7 @@ def _usage(base: str, setting: Setting, facts: Facts) -> list[str]:
         router = f"{EXPERT}{one}" if one in ROUTERS else one
         arguments = {"library": ".", "subtract": "none", "router": router}
         return [_WITH_PEFT.format(load=load), _with_gks_eval(arguments)]
-    method, parameters = setting.router_method()
+    _, parameters = setting.router_method()
     given = {name: value for name, value in parameters.model_dump().items() if value is not None}
     combine = mixes_by(setting, facts.rank)
     arguments = {"library": ".", "subtract": "none", "router": setting.router, "combine": combine}
@@ -182,12 +185,21 @@ def _usage(base: str, setting: Setting, facts: Facts) -> list[str]:
             "The setting mixes the experts' factors. The result depends on how each update is "
             f"factored, and these adapters are factored differently: use combine={combine}.\n"
         )
-    if method.name == "arrow":
+    if _is_arrow_of_peft(library, setting):
         mixing = "" if setting.combine == "outputs" else "; the setting mixes their factors"
         parts.append(
             _WITH_ARROW.format(load=load, mixing=mixing, paths=[*facts.places.values()], **given)
         )
     return parts
+
+
+def _is_arrow_of_peft(library: Library, setting: Setting) -> bool:
+    """Return whether PEFT's Arrow can route as the setting does."""
+    if setting.router != "arrow" or library.tied:
+        return False
+    _, parameters = setting.router_method()
+    own = parameters.model_dump(exclude={"top_k", "temperature"}, exclude_defaults=True)
+    return not own and setting.parameters["temperature"] > 0
 
 
 def _with_gks_eval(arguments: Mapping[str, Any]) -> str:

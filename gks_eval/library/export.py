@@ -108,6 +108,7 @@ def export(
         "revision": library.config.revision,
         "experts": places,
         "load": library.config.load.model_dump(),
+        "tied_prototypes": _ties(library) if not alone else None,
         "license": license,
         "provenance": {EXPORTED: record},
     }
@@ -182,6 +183,11 @@ def _record(library: Library, setting: Setting, rank: int | None) -> dict[str, A
         "subtracted": list(library.languages(setting)),
         "rank": rank,
     }
+
+
+def _ties(library: Library) -> list[dict[str, Any]] | None:
+    """Return ``tied_prototypes`` of the new manifest; None if no layers share a prototype."""
+    return [entry.model_dump() for entry in library.config.tied_prototypes] or None
 
 
 def _sources(library: Library, setting: Setting) -> list[Adapter]:

@@ -5,7 +5,7 @@ This needs no weights. If they are loaded, copies of them in the adapters are co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,11 @@ from gks_eval.errors import CompatibilityError
 from gks_eval.library.base_copies import check_copies
 from gks_eval.library.load import Library
 from gks_eval.library.peft_adapter import Adapter
+from gks_eval.method.lora import LoraPair
 
 __all__ = [
     "check_fit",
+    "check_shapes",
     "layer_shape",
     "linear_layers",
     "linear_shapes",
@@ -65,23 +67,40 @@ def check_fit(library: Library, model: nn.Module, base: str) -> None:
     shapes = linear_shapes(model)
     for adapter in library.adapters:
         where = f"library {library.name} does not fit {base}"
-        _check_shapes(adapter, shapes, model, where)
+        made_for = adapter.base_model or "another model"
+        check_shapes(adapter.pairs, model, where, made_for, shapes)
         _check_targets(adapter, shapes, model, where)
         check_copies(adapter, model, base)
 
 
-def _check_shapes(
-    adapter: Adapter, shapes: dict[str, tuple[int, int]], model: nn.Module, where: str
+def check_shapes(
+    pairs: Mapping[str, LoraPair],
+    model: nn.Module,
+    where: str,
+    made_for: str,
+    shapes: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
-    made_for = adapter.base_model or "another model"
-    missing = [module for module in adapter.pairs if module not in shapes]
+    """Check that a model has the layers of some updates.
+
+    Args:
+        pairs: Updates by layer.
+        model: The base.
+        where: What messages start with.
+        made_for: The model that the updates were made for, for messages.
+        shapes: `linear_shapes` of the model, if they are known.
+
+    Raises:
+        CompatibilityError: A layer is missing or has another shape.
+    """
+    shapes = linear_shapes(model) if shapes is None else shapes
+    missing = [module for module in pairs if module not in shapes]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CompatibilityError(
             f"{where}: it has no linear layer {missing[0]}{more}; "
             + (_why_missing(missing[0], model, shapes) or f"the adapters were made for {made_for}.")
         )
-    for module, pair in adapter.pairs.items():
+    for module, pair in pairs.items():
         if pair.shape != shapes[module]:
             raise CompatibilityError(
                 f"{where}: {module} has shape {shapes[module]} and the adapters are for "

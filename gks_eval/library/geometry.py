@@ -19,6 +19,7 @@ from gks_eval.library.starts import StartsTally
 from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
 from gks_eval.method.registry import RULES
 from gks_eval.method.routers.prototypes import prototypes
+from gks_eval.method.tied import joined
 from gks_eval.util.schemas import GEOMETRY
 from gks_eval.util.versions import versions
 
@@ -46,7 +47,8 @@ def library_geometry(
         ``s mean(B_i) mean(A_i)`` for ``factors`` (what the uniform router applies), which is small
         if each A has its own random start, and of ``mean(dW_i)`` for ``outputs``.
         Rules and combines that the adapters' ranks, scalings or layers do not allow are left out.
-        At a layer that an adapter lacks, its update and its prototype are zero.
+        At a layer that an adapter lacks, its update and its prototype are zero. Tied layers count
+        with their common prototype, once each.
 
     Raises:
         UsageError: A language is unknown.
@@ -76,9 +78,8 @@ def library_geometry(
         tasks = [library.pair(adapter, module) for adapter in library.experts.values()]
         generals = [library.pair(adapter, module) for adapter in library.general.values()]
         subtracted = [library.pair(library.general[name], module) for name in chosen]
-        residuals: dict[str, list[LoraPair]] = {"none": tasks}
-        for rule in rules:
-            residuals[rule] = [RULES.get(rule)(pair, subtracted) for pair in tasks]
+        residuals = _residuals(library, module, chosen, rules)
+        prototyped = _prototyped(library, module, chosen, rules) or residuals
         for rule, tally in starts.items():
             tally(tasks, subtracted, residuals[rule])
         for variant, pairs in residuals.items():
@@ -90,7 +91,7 @@ def library_geometry(
                 norms[variant][name].append(math.sqrt(max(0.0, square)))
             for combine, norm in _even_mixture(pairs, table).items():
                 mixed[variant].setdefault(combine, []).append(norm)
-            directions = prototypes(pairs).double()
+            directions = prototypes(prototyped[variant]).double()
             similarity[variant] += (directions @ directions.T).abs() / len(library.modules)
         crossed += torch.tensor(
             [[inner_product(t, g) for g in generals] for t in tasks], dtype=torch.float64
@@ -139,6 +140,33 @@ def library_geometry(
             "subtracted": "+".join(chosen) or "none",
             **versions(),
         },
+    }
+
+
+def _residuals(
+    library: Library, module: str, languages: Sequence[str], rules: Sequence[str]
+) -> dict[str, list[LoraPair]]:
+    """Return the experts at one layer, ``none``, and their residuals by rule."""
+    tasks = [library.pair(adapter, module) for adapter in library.experts.values()]
+    subtracted = [library.pair(library.general[name], module) for name in languages]
+    made = {rule: [RULES.get(rule)(pair, subtracted) for pair in tasks] for rule in rules}
+    return {"none": tasks, **made}
+
+
+def _prototyped(
+    library: Library, module: str, languages: Sequence[str], rules: Sequence[str]
+) -> dict[str, list[LoraPair]] | None:
+    """Return the joined residuals of layers that share prototypes; None if this has its own."""
+    group = library.tied.get(module)
+    if group is None:
+        return None
+    layers = [_residuals(library, name, languages, rules) for name in group.layers]
+    return {
+        variant: [
+            joined(group.op, pairs)
+            for pairs in zip(*(layer[variant] for layer in layers), strict=True)
+        ]
+        for variant in ("none", *rules)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import Adapter
 from gks_eval.library.prepared import PreparedVectors, prepared_vectors
 from gks_eval.library.stand_in_layers import stand_ins_at
+from gks_eval.library.tied import TiedLayers, in_words
 from gks_eval.method.declaration import TARGET, VECTORS
 from gks_eval.method.grammar import EXPERTS
 from gks_eval.method.lora import EXACT, LoraPair, no_update, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
+from gks_eval.method.tied import Tied
 from gks_eval.util.digest import digest
 
 __all__ = ["Library"]
@@ -35,6 +37,7 @@ class Library:
         content_hash: SHA-256 over the base and all adapters, hex; it does not depend on the
             folder's location.
         shapes: (D, K) of every linear layer that any adapter updates, sorted by name.
+        tied: The groups of layers that share one prototype per expert, by layer.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Library:
     general: Mapping[str, Adapter]
     content_hash: str
     shapes: Mapping[str, tuple[int, int]]
+    tied: Mapping[str, TiedLayers] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         experts, general = ", ".join(self.experts), ", ".join(self.general) or "none"
@@ -97,6 +101,14 @@ class Library:
             [self.pair(self.experts[name], module) for name in self.chosen_experts(setting)],
             [self.pair(adapter, module) for adapter in self.general_of(setting)],
         )
+
+    def tied_layers(self, module: str, setting: Setting) -> Tied | None:
+        """Return the layers that share a prototype with this one; None if it has its own."""
+        group = self.tied.get(module)
+        if group is None:
+            return None
+        layers = [(name, *self.layer(name, setting)) for name in group.layers]
+        return Tied(group.name, group.op, layers)
 
     def pair(self, adapter: Adapter, module: str) -> LoraPair:
         """Return an adapter's update of one linear layer; zero if it does not update the layer."""
@@ -249,18 +261,24 @@ class Library:
         return (
             f"{self.name}: base {self.config.base_model}; {len(self.experts)} experts, general "
             f"{', '.join(self.general) or 'none'}; rank {', '.join(map(str, ranks))}, scaling "
-            f"{', '.join(scalings)}; targets {', '.join(targets)} ({layers})."
+            f"{', '.join(scalings)}; targets {', '.join(targets)} ({layers})"
+            f"{in_words(self.config.tied_prototypes)}."
         )
 
     def describe(self, setting: Setting | None = None) -> dict[str, Any]:
         """Return what a setting's results record about the library, as plain JSON values."""
         vectors = None if setting is None else self.vectors(setting)
         hashes = {"vectors": vectors.sha256} if vectors is not None else {}
-        return hashes | {
-            "name": self.name,
-            "content_hash": self.content_hash,
-            "base_model": self.config.base_model,
-            "revision": self.config.revision,
-            "experts": {name: adapter.digest for name, adapter in self.experts.items()},
-            "general": {name: adapter.digest for name, adapter in self.general.items()},
-        }
+        ties = [one.model_dump() for one in self.config.tied_prototypes]
+        return (
+            hashes
+            | ({"tied_prototypes": ties} if ties else {})
+            | {
+                "name": self.name,
+                "content_hash": self.content_hash,
+                "base_model": self.config.base_model,
+                "revision": self.config.revision,
+                "experts": {name: adapter.digest for name, adapter in self.experts.items()},
+                "general": {name: adapter.digest for name, adapter in self.general.items()},
+            }
+        )

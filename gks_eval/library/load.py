@@ -10,12 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gks_eval.errors import CompatibilityError, HubError, LibraryError, did_you_mean
 from gks_eval.library.hub import HubSource, fetch_adapter, fetch_library
 from gks_eval.library.library import Library
 from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import Adapter, read_adapter
+from gks_eval.library.tied import tied_groups
 from gks_eval.util.paths import MANIFEST, adapters_dir, bundled
 from gks_eval.util.yaml import load_typed
 
@@ -63,14 +65,23 @@ def load_library(reference: str) -> Library:
     experts = _read_all("experts", config.experts, config, path)
     general = _read_all("general", config.general, config, path)
     shapes = _shapes([*experts.values(), *general.values()], path)
-    digests = {
+    digests: dict[str, Any] = {
         "base_model": config.base_model,
         "revision": config.revision,
         "experts": {name: adapter.digest for name, adapter in experts.items()},
         "general": {name: adapter.digest for name, adapter in general.items()},
     }
+    routed = {
+        name: shape
+        for name, shape in shapes.items()
+        if any(name in adapter.pairs for adapter in experts.values())
+    }
+    tied = tied_groups(config.tied_prototypes, routed, path)
+    if tied:
+        groups = {f"{group.op} {group.name}" for group in tied.values()}
+        digests["tied_prototypes"] = sorted(groups)
     content = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
-    return Library(reference, path, config, experts, general, content, shapes)
+    return Library(reference, path, config, experts, general, content, shapes, tied)
 
 
 def _local(text: str) -> Path | None:

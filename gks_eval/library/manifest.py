@@ -8,9 +8,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from gks_eval.method.declaration import TieOp
 from gks_eval.util.yaml import FrozenModel
 
-__all__ = ["LibraryConfig", "LoadConfig"]
+__all__ = ["LibraryConfig", "LoadConfig", "TiedPrototypes"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 # Names that are keywords of the command line's grammar.
@@ -67,6 +68,26 @@ class LoadConfig(FrozenModel):
     quantization: Literal["none", "nf4", "int8"] = "none"
 
 
+class TiedPrototypes(FrozenModel):
+    """Layers that share one prototype per expert.
+
+    Attributes:
+        layers: Last parts of their names, such as ``q_proj``; layers with the same text before
+            them form a group.
+        op: What the prototype is made of: ``concat``, the updates one above the other, or ``sum``.
+    """
+
+    layers: Annotated[list[Source], Field(min_length=2, max_length=100)]
+    op: TieOp = "concat"
+
+    @field_validator("layers")
+    @classmethod
+    def _different(cls, layers: list[str]) -> list[str]:
+        if len(set(layers)) < len(layers):
+            raise ValueError("a layer is named twice")
+        return layers
+
+
 class LibraryConfig(FrozenModel):
     """The typed content of one library.yaml.
 
@@ -77,6 +98,7 @@ class LibraryConfig(FrozenModel):
             ``org/repo[/subfolder][@revision]`` on the hub.
         general: General-knowledge adapters by language, in the same form.
         load: How to load the base.
+        tied_prototypes: Layers that share one prototype per expert.
         made_by: Commands that make the adapters, for a library whose adapters are made locally;
             shown when adapters are missing.
         hashes: SHA-256 of each adapter's weights file, by ``experts/<name>`` or
@@ -90,6 +112,7 @@ class LibraryConfig(FrozenModel):
     experts: dict[AdapterName, Source]
     general: dict[AdapterName, Source] = Field(default_factory=dict)
     load: LoadConfig = LoadConfig()
+    tied_prototypes: list[TiedPrototypes] = Field(default_factory=list)
     made_by: list[str] = Field(default_factory=list)
     hashes: dict[str, str] = Field(default_factory=dict)
     license: Annotated[str, Field(min_length=1, max_length=200)] | None = None

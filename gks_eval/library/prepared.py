@@ -23,6 +23,7 @@ from safetensors.torch import load, save_file
 
 from gks_eval.errors import LibraryError
 from gks_eval.library.peft_adapter import Adapter
+from gks_eval.library.tied import TiedLayers, tied_gates
 from gks_eval.util.files import replaced_folder, sha256_of
 from gks_eval.util.json_file import JsonFile
 from gks_eval.util.paths import cache_dir
@@ -79,6 +80,8 @@ class Experts(Protocol):
     def experts(self) -> Mapping[str, Adapter]: ...
     @property
     def shapes(self) -> Mapping[str, tuple[int, int]]: ...
+    @property
+    def tied(self) -> Mapping[str, TiedLayers]: ...
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,11 @@ def prepared_vectors(library: Experts, router: str) -> PreparedVectors:
             f"{command}."
         )
     found = read_vectors(folder)
+    if found.record.get("tied", []) != tied_gates(library.tied, router):
+        raise LibraryError(
+            f"{folder} was made with other tied layers than those of library {library.name}; make "
+            f"it again with {command}."
+        )
     for name, adapter in library.experts.items():
         made = found.record["experts"].get(name)
         if made is None:

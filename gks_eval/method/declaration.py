@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -33,12 +33,15 @@ __all__ = [
     "Prepared",
     "Router",
     "Rule",
+    "TieOp",
     "Tokens",
 ]
 
 
 VECTORS: Final = "prepared vectors"
 """The `needs` of a router that reads `Layer.prepared`."""
+TieOp = Literal["concat", "sum"]
+"""What layers make one prototype of, see `gks_eval.method.tied.joined`."""
 
 TARGET: Final = "a target language"
 """The `needs` of a rule whose parameter `target` names a general adapter: the last of `general`."""
@@ -173,6 +176,8 @@ class Layer:
         rounded: Whether activations, and so inner activations, have 16 bits.
         prepared: (E, K) float32, the vectors that were prepared for the experts, for a router that
             needs `VECTORS`; a row is zero if its expert does not update the layer.
+        tied: For a layer that shares its prototypes with others, the residuals of all of them,
+            joined per expert (see `gks_eval.method.tied`), under the group's name; else None.
     """
 
     name: str
@@ -181,6 +186,12 @@ class Layer:
     once: LoraPair | None = None
     rounded: bool = False
     prepared: torch.Tensor | None = None
+    tied: Layer | None = None
+
+    @property
+    def prototyped(self) -> Layer:
+        """The layer whose name and residuals the prototypes are made of."""
+        return self if self.tied is None else self.tied
 
     @property
     def read(self) -> list[LoraPair]:

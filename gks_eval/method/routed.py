@@ -33,6 +33,7 @@ from gks_eval.method.foreign import (
 from gks_eval.method.lora import LoraPair, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
+from gks_eval.method.tied import Tied, joined
 
 __all__ = [
     "Measure",
@@ -40,6 +41,7 @@ __all__ = [
     "build",
     "residual_pairs",
     "routed_update",
+    "tied_layer",
     "to_device",
     "wide_product",
 ]
@@ -99,6 +101,7 @@ def build(
     name: str = "",
     measure: Measure | None = None,
     prepared: torch.Tensor | None = None,
+    tied: Tied | None = None,
 ) -> RoutedWeights:
     """Prepare one layer.
 
@@ -112,6 +115,7 @@ def build(
         name: The layer's name.
         measure: As for `residual_pairs`.
         prepared: The vectors of the experts, for a router that needs them, see `Layer`.
+        tied: The layers that share their prototypes with this one.
 
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule, merge or combination needs
@@ -147,7 +151,8 @@ def build(
         if any(pair.missing for pair in experts):
             present = torch.tensor([float(not pair.missing) for pair in experts])
 
-    layer = Layer(name, residuals, mixed, once, dtype.itemsize < 4, prepared)
+    shared = None if tied is None or setting.merge else tied_layer(tied, setting)
+    layer = Layer(name, residuals, mixed, once, dtype.itemsize < 4, prepared, shared)
     with guarded(router, name):
         ready = router(layer, router_parameters)
     check_prepared(router, ready, experts[0].shape[1], name)
@@ -220,6 +225,18 @@ def residual_pairs(
             merged = rule.after_merge(merged, experts, rule_parameters)
         check_pairs(rule, [merged], experts[0].shape, name, "merged adapter")
     return [merged]
+
+
+def tied_layer(tied: Tied, setting: Setting) -> Layer:
+    """Return the joined residuals of layers that share their prototypes, as one layer.
+
+    Raises:
+        CompatibilityError: As `residual_pairs`.
+    """
+    by_layer = [
+        residual_pairs(experts, general, setting, name) for name, experts, general in tied.layers
+    ]
+    return Layer(tied.name, [joined(tied.op, pairs) for pairs in zip(*by_layer, strict=True)])
 
 
 def routed_update(

@@ -76,6 +76,7 @@ class Attachment:
                 name=name,
                 measure=tally,
                 prepared=None if vectors is None else vectors.at(experts, name),
+                tied=self.library.tied_layers(name, setting),
             )
         self.setting = setting
         self.starts = None if tally is None else tally.result()

@@ -145,6 +145,7 @@ def routing_record(lm: GksArrowLM, label: str, tallies: dict[str, RoutingTally])
     assert lm.attachment is not None
     layers = [name for name, update in lm.attachment.layers.items() if update.weights is not None]
     experts = list(library.mixed_adapters(lm.setting))
+    ties = [list(group.layers) for group in dict.fromkeys(library.tied.values())]
     return {
         "schema": ROUTING,
         "library": library.name,
@@ -152,6 +153,7 @@ def routing_record(lm: GksArrowLM, label: str, tallies: dict[str, RoutingTally])
         "top_k": lm.setting.parameters.get("top_k", len(experts)),
         "experts": experts,
         "layers": layers,
+        **({"tied_prototypes": ties} if ties else {}),
         "tasks": {name: tally.record(layers) for name, tally in tallies.items()},
         "provenance": {"content_hash": library.content_hash, **versions()},
     }

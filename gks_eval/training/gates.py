@@ -22,14 +22,22 @@ class Gate:
     """A forward hook of a linear layer, ``y = layer(x) + sigmoid(v . x) s B A x``.
 
     Attributes:
-        v: (K,) float32, initially zero, so that every token gets half of the expert's update.
+        v: (K,) float32, initially zero, so that every token gets half of the expert's update; one
+            tensor for all layers that share it.
     """
 
-    def __init__(self, pair: LoraPair, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        pair: LoraPair,
+        dtype: torch.dtype,
+        device: torch.device,
+        v: torch.Tensor | None = None,
+    ) -> None:
         self.A = pair.A.to(device, dtype)
         self.B = pair.B.to(device, dtype)
         self.scaling = pair.scaling
-        self.v = torch.zeros(pair.shape[1], device=device, requires_grad=True)
+        zero = torch.zeros(pair.shape[1], device=device, requires_grad=True)
+        self.v = zero if v is None else v
 
     def __call__(
         self,
@@ -43,23 +51,29 @@ class Gate:
         x: torch.Tensor
         (x,) = (*args, *kwargs.values())
         update = self.scaling * (x.to(self.A.dtype) @ self.A.T) @ self.B.T
-        share = torch.sigmoid(x.float() @ self.v).unsqueeze(-1)
+        share = torch.sigmoid(x.float() @ self.v.to(x.device)).unsqueeze(-1)
         return output + (share * update).to(output.dtype)
 
 
 @contextmanager
-def gated(model: nn.Module, pairs: Mapping[str, LoraPair]) -> Iterator[dict[str, Gate]]:
+def gated(
+    model: nn.Module, pairs: Mapping[str, LoraPair], tied: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Gate]]:
     """Run the model with one gated expert; yield the gates by layer.
 
     Args:
         model: The base, with no trainable parameter.
         pairs: The expert's updates by layer.
+        tied: The name of the group of each layer that shares its gate with others.
     """
     layers = {name: model.get_submodule(name) for name in pairs}
-    gates = {
-        name: Gate(pairs[name], compute_dtype(layer, model), layer.get_parameter("weight").device)
-        for name, layer in layers.items()
-    }
+    gates: dict[str, Gate] = {}
+    shared: dict[str, torch.Tensor] = {}
+    for name, layer in layers.items():
+        device = layer.get_parameter("weight").device
+        group = (tied or {}).get(name, name)
+        gate = Gate(pairs[name], compute_dtype(layer, model), device, shared.get(group))
+        shared[group], gates[name] = gate.v, gate
     hooks = [
         layer.register_forward_hook(gates[name], with_kwargs=True) for name, layer in layers.items()
     ]
@@ -79,6 +93,7 @@ def train_gates(
     learning_rate: float,
     batch_size: int,
     seed: int,
+    tied: Mapping[str, str] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train the gates of one expert on its data, by AdamW without weight decay.
@@ -91,6 +106,7 @@ def train_gates(
         learning_rate: Constant learning rate.
         batch_size: Rows per step.
         seed: Seed of the order of the rows.
+        tied: As for `gated`.
         on_step: Called after every step.
 
     Returns:
@@ -102,9 +118,11 @@ def train_gates(
     device = next(model.parameters()).device
     batches = _batches(examples, batch_size, seed)
     losses: list[float] = []
-    with gated(model, pairs) as gates, torch.enable_grad():
+    with gated(model, pairs, tied) as gates, torch.enable_grad():
         optimizer = torch.optim.AdamW(
-            [gate.v for gate in gates.values()], lr=learning_rate, weight_decay=0.0
+            list({id(gate.v): gate.v for gate in gates.values()}.values()),
+            lr=learning_rate,
+            weight_decay=0.0,
         )
         for _ in range(steps):
             loss = _loss(model, next(batches), device)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from gks_eval.errors import LibraryError, UsageError, did_you_mean
 from gks_eval.library.library import Library
 from gks_eval.library.prepared import home_of_vectors, read_vectors
+from gks_eval.library.tied import tied_gates
 from gks_eval.model.base_model import ResolvedBase, content_stamp, resolve_base
 from gks_eval.model.load_base import load_tokenizer
 from gks_eval.training.job_data import JobData, load_job_data
@@ -126,6 +127,7 @@ def plan_vectors(
     tokenizer = load_tokenizer(base)
     folder = home_of_vectors(library, router)
     made = _made(folder)
+    tied = tied_gates(library.tied, router)
     jobs = []
     for name, adapter in library.experts.items():
         rows = load_job_data(_fewer(known[name], options.rows(router)), data.root, tokenizer)
@@ -136,6 +138,7 @@ def plan_vectors(
                 "base": [base.name, base.revision, base.quantization, content_stamp(base.source)],
                 "dtype": dtype,
                 "data": rows.fingerprint,
+                **({"tied": tied} if tied else {}),
                 **options.record(router),
             }
         )

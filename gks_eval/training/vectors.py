@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gks_eval.errors import ResourceError
 from gks_eval.library.fit import check_fit
 from gks_eval.library.prepared import read_vectors, write_vectors
+from gks_eval.library.tied import tied_gates
 from gks_eval.method.setting import Setting
 from gks_eval.model.device import recipe_device
 from gks_eval.model.inject import attach
@@ -87,6 +88,7 @@ def _vectors(
             learning_rate=options.learning_rate,
             batch_size=options.batch_size,
             seed=options.seed,
+            tied={name: group.name for name, group in plan.library.tied.items()},
             on_step=on_step,
         )
         return vectors, {"loss_first": round(losses[0], 4), "loss_last": round(losses[-1], 4)}
@@ -96,6 +98,7 @@ def _vectors(
 
 
 def _record(plan: VectorPlan, experts: dict[str, Any]) -> dict[str, Any]:
+    tied = tied_gates(plan.library.tied, plan.router)
     return {
         "router": plan.router,
         **plan.options.record(plan.router),
@@ -104,6 +107,7 @@ def _record(plan: VectorPlan, experts: dict[str, Any]) -> dict[str, Any]:
         "quantization": plan.base.quantization,
         "dtype": plan.dtype,
         "library": plan.library.content_hash,
+        **({"tied": tied} if tied else {}),
         "experts": experts,
         "versions": versions(),
     }
