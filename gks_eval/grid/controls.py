@@ -15,7 +15,7 @@ from gks_eval.errors import GksError, UsageError
 from gks_eval.grid.short_names import split_name
 from gks_eval.library.load import Library
 from gks_eval.method.controls import exchanged
-from gks_eval.method.routers.top_k import TopK
+from gks_eval.method.routers.arrow import ArrowParameters
 from gks_eval.method.setting import Setting, setting_arguments
 
 __all__ = ["Control", "Treatment", "controls_of", "read_treatment"]
@@ -128,7 +128,7 @@ def controls_of(
 def _candidates(treatment: Treatment, library: Library, seeds: int) -> Iterator[Control]:
     router, languages = treatment.setting.router, treatment.languages
     # The treatment's router may have defaults of its own, such as top_k=2 of phatgoose.
-    usual = TopK().model_dump()
+    usual = ArrowParameters().model_dump()
     held = {
         name: str(value)
         for name, value in treatment.setting.parameters.items()

@@ -3,38 +3,107 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+from pydantic import Field, field_validator
+from pydantic.config import JsonDict
 
 from gks_eval.method.declaration import Layer, Prepared, Tokens
 from gks_eval.method.decorators import router
-from gks_eval.method.routers.prototypes import prototypes
+from gks_eval.method.routers.input_norm import InputNorm, centred, token_sizes
+from gks_eval.method.routers.prototypes import (
+    ProtoNorm,
+    ProtoScale,
+    normalised,
+    prototypes,
+    scales,
+)
 from gks_eval.method.routers.top_k import TopK, top_k_softmax
 
-__all__ = ["LayerArrow", "arrow"]
+__all__ = ["ArrowParameters", "LayerArrow", "arrow", "scaled_prototypes"]
+
+_SINCE: Final[JsonDict] = {"since": "0.2.0"}
+
+
+class ArrowParameters(TopK):
+    """Parameters of Arrow; the defaults are those of its authors' code, except `top_k`."""
+
+    temperature: float = Field(
+        default=1.0,
+        allow_inf_nan=False,
+        description="Divides the scores before the softmax; 0 or less for sqrt(K).",
+    )
+    input_norm: InputNorm = Field(
+        default="id",
+        description="Norm of the token: id (none), layer (LayerNorm) or unit.",
+        json_schema_extra=_SINCE,
+    )
+    proto_norm: ProtoNorm = Field(
+        default="id",
+        description="Norm of a prototype: id (none), layer, unit, or over experts.",
+        json_schema_extra=_SINCE,
+    )
+    proto_scale: ProtoScale = Field(
+        default="none",
+        description="Factor of a prototype: none, its singular value, or squared.",
+        json_schema_extra=_SINCE,
+    )
+
+    @field_validator("temperature")
+    @classmethod
+    def _one_word(cls, temperature: float) -> float:
+        return max(temperature, 0.0)  # all values that mean sqrt(K) are one setting
 
 
 @dataclass(frozen=True)
 class LayerArrow:
-    """Top-k softmax over ``|x . prototype|``; `dead` is (E,) bool, zero prototypes."""
+    """Top-k softmax over ``|norm(x) . prototype|``; `dead` is (E,) bool, zero prototypes."""
 
     top_k: int
     temperature: float
     dead: torch.Tensor | None
+    input_norm: InputNorm = "id"
+
+    @classmethod
+    def at(cls, directions: torch.Tensor, parameters: ArrowParameters) -> Prepared:
+        """Prepare a layer with scaled prototypes, (E, K) float32, zero for experts without one."""
+        dead = ~directions.any(dim=1)
+        used = dead if bool(dead.any()) else None
+        directions = normalised(directions, parameters.proto_norm)
+        if parameters.input_norm == "layer":
+            directions = centred(directions)
+        temperature = parameters.temperature or directions.shape[1] ** 0.5
+        choose = cls(parameters.top_k, temperature, used, parameters.input_norm)
+        return Prepared(choose, directions)
 
     def coefficients(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
-        return top_k_softmax(tokens.scores.abs(), self.top_k, self.temperature, self.dead)
+        scores_TE = tokens.scores.abs()
+        if self.input_norm != "id":
+            scores_TE = scores_TE / token_sizes(tokens.x, self.input_norm)
+        return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
 
 
-@router(paper="Ostapenko et al. 2024, https://arxiv.org/abs/2405.11157", parameters=TopK)
-def arrow(layer: Layer, parameters: TopK) -> Prepared:
+def scaled_prototypes(layer: Layer, parameters: ArrowParameters) -> torch.Tensor:
+    """Return the prototypes times their `proto_scale`, (E, K) float32."""
+    pairs = layer.prototyped.residuals
+    directions = prototypes(pairs)
+    if parameters.proto_scale == "none":
+        return directions
+    return directions * scales(pairs, parameters.proto_scale)
+
+
+@router(paper="Ostapenko et al. 2024, https://arxiv.org/abs/2405.11157", parameters=ArrowParameters)
+def arrow(layer: Layer, parameters: ArrowParameters) -> Prepared:
     """Softmax over the largest ``|x . p_e|``; p_e is the top right singular vector of dW_e.
 
     p_e, (K,), is the prototype of expert e; dW_e is the update of its residual. An expert whose
-    residual is zero has the prototype zero and is chosen only after all others.
+    residual is zero has the prototype zero and is chosen only after all others. Tied layers share
+    p_e, see `gks_eval.method.tied`.
+
+    With ``proto_scale``, p_e is multiplied by the singular value of dW_e or its square. The norms
+    of x and of the p_e are those of MTTL's code. With ``proto_norm=experts``, the scores depend on
+    the signs of the p_e; their entry of largest magnitude is positive.
     """
-    directions = prototypes(layer.residuals)
-    dead = ~directions.any(dim=1)
-    used = dead if bool(dead.any()) else None
-    return Prepared(LayerArrow(parameters.top_k, parameters.temperature, used), directions)
+    return LayerArrow.at(scaled_prototypes(layer, parameters), parameters)

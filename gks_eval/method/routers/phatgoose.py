@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from gks_eval.method.declaration import VECTORS, Layer, Prepared
 from gks_eval.method.decorators import router
 from gks_eval.method.routers.standardised import LayerStandardised
-from gks_eval.method.routers.top_k import TopK
+from gks_eval.method.routers.top_k import TopK, top_k_field
 
 __all__ = ["phatgoose"]
 
@@ -15,7 +13,7 @@ __all__ = ["phatgoose"]
 class TopTwo(TopK):
     """Parameters of a router that mixes two experts by default."""
 
-    top_k: int = Field(default=2, ge=1, description="Experts mixed per token, at most all.")
+    top_k: int = top_k_field(2)
 
 
 @router(

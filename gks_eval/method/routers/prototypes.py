@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from torch.nn.functional import layer_norm
 
 from gks_eval.method.lora import LoraPair
+from gks_eval.method.routers.input_norm import LAYER_EPS, SMALLEST
 from gks_eval.method.routers.spectrum import spectrum
 
-__all__ = ["prototype", "prototypes"]
+__all__ = ["ProtoNorm", "ProtoScale", "normalised", "prototype", "prototypes", "scales"]
+
+ProtoNorm = Literal["id", "layer", "unit", "experts"]
+ProtoScale = Literal["none", "singular", "squared"]
 
 
 def prototype(pair: LoraPair) -> torch.Tensor:
@@ -24,3 +30,33 @@ def prototype(pair: LoraPair) -> torch.Tensor:
 def prototypes(pairs: Sequence[LoraPair]) -> torch.Tensor:
     """Return the prototypes of several experts at one layer, (E, K), float32."""
     return torch.stack([prototype(pair) for pair in pairs])
+
+
+def scales(pairs: Sequence[LoraPair], scale: ProtoScale) -> torch.Tensor:
+    """Return what multiplies each prototype, (E, 1), float32.
+
+    It is the largest singular value of the update, or its square; 1 for ``none``.
+    """
+    if scale == "none":
+        return torch.ones(len(pairs), 1)
+    top = torch.stack([spectrum(pair)[0][:1] for pair in pairs])
+    return (top if scale == "singular" else top.square()).float()
+
+
+def normalised(directions_EK: torch.Tensor, norm: ProtoNorm) -> torch.Tensor:
+    """Return normalised prototypes, (E, K), float32; a prototype of zero stays zero.
+
+    ``layer`` is a layer norm of each prototype, ``experts`` one of each input over the experts
+    whose prototype is not zero, both without weight and bias (eps 1e-5); ``unit`` divides by the
+    norm.
+    """
+    if norm == "id":
+        return directions_EK
+    wide = directions_EK.double()
+    if norm == "unit":
+        return torch.div(wide, wide.norm(dim=1, keepdim=True).clamp_min(SMALLEST)).float()
+    if norm == "layer":
+        return layer_norm(wide, wide.shape[1:], eps=LAYER_EPS).float()
+    alive = wide.any(dim=1)
+    over_experts = layer_norm(wide[alive].T, (int(alive.sum()),), eps=LAYER_EPS).T
+    return torch.zeros_like(wide).masked_scatter(alive[:, None], over_experts).float()

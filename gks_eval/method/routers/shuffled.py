@@ -7,8 +7,7 @@ import torch
 from gks_eval.method.controls import derangement, generator_of
 from gks_eval.method.declaration import Layer, Prepared
 from gks_eval.method.decorators import router
-from gks_eval.method.routers.arrow import LayerArrow
-from gks_eval.method.routers.prototypes import prototypes
+from gks_eval.method.routers.arrow import LayerArrow, scaled_prototypes
 from gks_eval.method.routers.random import Seeded
 
 __all__ = ["shuffled"]
@@ -19,11 +18,11 @@ def shuffled(layer: Layer, parameters: Seeded) -> Prepared:
     """Arrow with the prototypes exchanged among the experts; no expert keeps its own.
 
     Seed and layer name determine the exchange, one derangement per layer. An expert whose residual
-    is zero takes no part and is chosen only after all others.
+    is zero takes no part and is chosen only after all others. Tied layers share the exchange.
     """
-    directions = prototypes(layer.residuals)
+    directions = scaled_prototypes(layer, parameters)
     alive = directions.any(dim=1)
-    order = derangement(int(alive.sum()), generator_of(parameters.seed, layer.name))
+    generator = generator_of(parameters.seed, layer.prototyped.name)
+    order = derangement(int(alive.sum()), generator)
     directions[alive] = directions[alive][torch.tensor(order, dtype=torch.long)]
-    dead = None if bool(alive.all()) else ~alive
-    return Prepared(LayerArrow(parameters.top_k, parameters.temperature, dead), directions)
+    return LayerArrow.at(directions, parameters)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
 from gks_eval.errors import CompatibilityError
 from gks_eval.method.declaration import Layer, Prepared, Tokens
+from gks_eval.method.routers.input_norm import LAYER_EPS, token_sizes
 from gks_eval.method.routers.top_k import TopK, top_k_softmax
 
 __all__ = ["LayerStandardised"]
-
-_EPS: Final = 1e-5  # of torch.nn.LayerNorm
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,13 @@ class LayerStandardised:
             )
         # In float64, so that the sum of a row is zero to float32's rounding.
         wide = vectors.double()
-        directions = torch.nn.functional.layer_norm(wide, wide.shape[1:], eps=_EPS)
+        directions = torch.nn.functional.layer_norm(wide, wide.shape[1:], eps=LAYER_EPS)
         dead = ~vectors.any(dim=1)
         used = dead if bool(dead.any()) else None
         return Prepared(cls(parameters.top_k, parameters.temperature, used), directions.float())
 
     def coefficients(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
-        x_TK = tokens.x.float()
-        centred_TK = x_TK - x_TK.mean(dim=1, keepdim=True)
-        deviation_T1 = (centred_TK.square().mean(dim=1, keepdim=True) + _EPS).sqrt()
-        scores_TE = tokens.scores / (deviation_T1 * x_TK.shape[1] ** 0.5)
+        width = tokens.x.shape[1]
+        scores_TE = tokens.scores / (token_sizes(tokens.x, "layer") * width**0.5)
         return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)

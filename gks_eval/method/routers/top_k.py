@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Final
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from typing_extensions import Self
 
 from gks_eval.errors import UsageError
 from gks_eval.method.declaration import Parameters
 
-__all__ = ["TopK", "top_k_softmax"]
+__all__ = ["ALL", "TopK", "top_k_field", "top_k_softmax"]
+
+ALL: Final = -1
+"""The `top_k` that stands for all experts."""
+
+
+def top_k_field(default: int) -> Any:
+    """Return the field `top_k` with a default."""
+    return Field(
+        default=default,
+        ge=ALL,
+        description="Experts mixed per token, at most all; -1 for all.",
+        json_schema_extra={"expected": "a whole number of at least 1, or -1 for all experts"},
+    )
 
 
 class TopK(Parameters):
     """Parameters of routers that mix each token's best experts."""
 
-    top_k: int = Field(default=3, ge=1, description="Experts mixed per token, at most all.")
+    top_k: int = top_k_field(3)
     temperature: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="Divides the scores before the softmax."
     )
 
+    @field_validator("top_k")
+    @classmethod
+    def _some(cls, top_k: int) -> int:
+        if top_k == 0:
+            raise ValueError("at least one expert is mixed")
+        return top_k
+
     def fitted(self, experts: int) -> Self:
-        """Return these values with a top_k of at most `experts`.
+        """Return these values with a top_k of 1 to `experts`.
 
         Raises:
             UsageError: A larger top_k was given.
         """
-        if self.top_k <= experts:
+        if 0 < self.top_k <= experts:
             return self
-        if "top_k" in self.model_fields_set:
+        if self.top_k != ALL and "top_k" in self.model_fields_set:
             raise UsageError(
                 f"top_k={self.top_k} is above the {experts} experts; use at most that many."
             )
@@ -50,12 +71,12 @@ def top_k_softmax(
 
     Args:
         scores_TE: (T, E).
-        top_k: Number of experts mixed; values above E mean E.
+        top_k: Number of experts mixed; -1 and values above E mean E.
         temperature: Positive.
         dead: (E,) bool, experts that are chosen only after all others.
     """
     scores_TE = scores_TE.float()
-    if top_k >= scores_TE.shape[-1]:
+    if top_k == ALL or top_k >= scores_TE.shape[-1]:
         return _shares(scores_TE, temperature)
     rank_by_TE = scores_TE if dead is None else scores_TE.masked_fill(dead, -math.inf)
     chosen_Tk = rank_by_TE.topk(top_k, dim=-1).indices

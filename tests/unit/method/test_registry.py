@@ -27,8 +27,11 @@ from gks_eval.testing import check_merge, check_router, check_rule
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("arrow", {}),
     ("arrow", {"top_k": 1, "temperature": 0.1}),
+    ("arrow", {"input_norm": "layer", "proto_norm": "unit", "proto_scale": "squared"}),
+    ("arrow", {"input_norm": "unit", "proto_norm": "experts", "temperature": 0.0, "top_k": -1}),
     ("uniform", {}),
     ("random", {"seed": 3, "top_k": 2}),
+    ("random", {"proto_scale": "singular", "proto_norm": "layer"}),
     ("spectr", {}),
     ("spectr", {"weights": "equal", "top_k": 2}),
     ("norm", {"temperature": 0.5}),
@@ -113,7 +116,7 @@ def test_routers_subtract_nothing_from_experts_that_leave_the_layer_alone(
         assert (one.double() - expected).abs().max() < tolerance * max(1.0, size)
     assert (found_shares - shares).abs().max() < tolerance
     top_k = setting.parameters.get("top_k", 5)
-    if top_k <= 3:  # so many do update the layer
+    if 0 < top_k <= 3:  # so many do update the layer
         assert not found_shares[:, [1, 3]].any()
     assert (weights.present is not None) == bool(general and ROUTERS.get(name).sums_to_one)
     moved = to_device(weights, torch.device("meta"))
@@ -301,7 +304,8 @@ def test_the_table_of_methods_is_up_to_date() -> None:
 def test_the_list_of_methods_fits_100_columns() -> None:
     lines = CliRunner().invoke(build_app(), ["methods"]).stdout.splitlines()
     assert max(map(len, lines)) <= 100
-    assert any(line.strip() == "top_k=3: Experts mixed per token, at most all" for line in lines)
+    described = "top_k=3: Experts mixed per token, at most all; -1 for all"
+    assert any(line.strip() == described for line in lines)
     named = {line.split()[0] for line in lines if line[:3].strip() and line[:2] == "  "}
     assert named == {*RULES.names(), *ROUTERS.names(), *MERGES.names()}
 

@@ -29,6 +29,9 @@ def test_the_default_is_the_papers() -> None:
         "scale": 1.0,
         "top_k": 3,
         "temperature": 1.0,
+        "input_norm": "id",
+        "proto_norm": "id",
+        "proto_scale": "none",
     }
 
 
@@ -94,16 +97,21 @@ def test_numbers_may_come_as_words() -> None:
 
 
 NOT_WHOLE = "needs a whole number of at least 1"
-NOT_POSITIVE = "needs a number above 0"
+NOT_A_NUMBER = "needs a number"
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         *(({"top_k": value}, [f"top_k={value}", NOT_WHOLE]) for value in
-          (0, -1, "x", "", 2.5, None, True, float("nan"), float("inf"), [3])),
-        *(({"temperature": value}, [f"temperature={value}", NOT_POSITIVE]) for value in
-          (0, 0.0, -1, "nan", "inf", float("nan"), float("inf"), "hot", None, False)),
+          (0, -2, "x", "", 2.5, None, True, float("nan"), float("inf"), [3])),
+        *(({"temperature": value}, [f"temperature={value}", NOT_A_NUMBER]) for value in
+          ("nan", "inf", float("nan"), float("inf"), "hot", None, False)),
+        *(({"router": "norm", "temperature": value}, ["needs a number above 0"]) for value in
+          (0, 0.0, -1)),
+        ({"input_norm": "norm_d"}, ["input_norm=norm_d", "one of id, layer, unit"]),
+        ({"proto_norm": "norm_p"}, ["proto_norm=norm_p", "one of id, layer, unit, experts"]),
+        ({"proto_scale": True}, ["proto_scale=True", "one of none, singular, squared"]),
         *(({"scale": value}, [f"scale={value}", "needs a number"]) for value in
           ("x", "nan", float("inf"), None, True)),
         ({"router": "merge:svd", "rank": 0}, ["rank=0", NOT_WHOLE]),
@@ -196,6 +204,9 @@ SAME = [
     (Setting(temperature=1), Setting(temperature=1.0)),
     (Setting(), Setting(scale=1)),  # as in identities that were written before there was a scale
     (Setting(subtract=()), Setting(subtract=(), scale=2)),
+    (Setting(), Setting(input_norm="id", proto_norm="id", proto_scale="none")),
+    (Setting(temperature=0), Setting(temperature=-3.5)),
+    (Setting(top_k=-1).fitted(7), Setting(top_k=7)),
     (Setting(rule="pico"), Setting(rule="pico", subtract=(), scale=2)),
 ]
 DIFFERENT = [
@@ -210,6 +221,11 @@ DIFFERENT = [
     Setting(router="none"),
     Setting(top_k=2),
     Setting(temperature=2.0),
+    Setting(temperature=-1),
+    Setting(top_k=-1).fitted(9),
+    Setting(input_norm="layer"),
+    Setting(proto_norm="layer"),
+    Setting(proto_scale="squared"),
     Setting(scale=-1),
     Setting(scale=0.5),
     Setting(rule="pico"),
