@@ -35,6 +35,8 @@ def mttl(
 
         done = convert_mttl(source, output, base_model=base_model, numbered=numbered)
     typer.echo(f"{output}: {len(done.experts)} experts: {', '.join(done.experts)}")
+    if not done.checked:
+        typer.echo(f"{base_model}: its layers are not known here, so the fit was not checked")
     if done.manifest is None:
         typer.echo(f"{output / MANIFEST}: exists and is kept")
 

@@ -17,12 +17,14 @@ from gks_eval.util.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "load_model",
     "load_tokenizer",
     "loading",
+    "local_outline",
     "outline_of",
     "quantization_config",
 ]
@@ -76,6 +78,31 @@ def outline_of(base: ResolvedBase, dtype: torch.dtype) -> PreTrainedModel:
             model = meta_model(config)
     outline: PreTrainedModel = model
     return outline
+
+
+def local_outline(base: ResolvedBase) -> nn.Module | None:
+    """Return the base on the meta device from its configuration alone, without the network.
+
+    Returns:
+        None if this machine does not have the configuration.
+
+    Raises:
+        GksError: As `loading`, if the base is a local folder.
+    """
+    from transformers import AutoConfig
+
+    from gks_eval.library.fit import meta_model
+
+    try:
+        with loading(base):
+            config = AutoConfig.from_pretrained(
+                base.source, revision=base.revision, local_files_only=True
+            )
+            return meta_model(config)
+    except GksError:
+        if Path(base.source).is_dir():
+            raise
+        return None
 
 
 def load_model(base: ResolvedBase, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -1,40 +1,28 @@
-"""Adapters in other formats -> PEFT folders and a library.
-
-MTTL (Ostapenko et al. 2024, arXiv:2405.11157) stores an expert as ``lora_a`` (K, R) and ``lora_b``
-(R, D), so that the update of a layer is ``dW = (alpha / R) (lora_a lora_b)^T``: its factors are
-the transposes of PEFT's. Its Phi-2 has one linear layer ``Wqkv`` (3D, K) whose output is the
-queries, then the keys, then the values; transformers' Phi has three layers. A fused adapter
-becomes three that share A and divide the rows of B, which is the same map.
-"""
+"""Adapters in other formats -> PEFT folders and a library."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gks_eval.errors import LibraryError, UsageError
+from gks_eval.library.fit import check_shapes, linear_shapes
+from gks_eval.library.manifest import LibraryConfig
 from gks_eval.library.peft_adapter import PICKLED, RECORD, WEIGHTS_FILE
+from gks_eval.library.tied import TiedLayers, manifest_entries
 from gks_eval.library.writer import check_folder_names, write_adapter, write_manifest
-from gks_eval.method.lora import LoraPair
+from gks_eval.model.base_model import resolve_base
+from gks_eval.model.load_base import local_outline
+from gks_eval.training.mttl_expert import read_expert
 from gks_eval.training.pickles import load_pickled, tensors_of
 from gks_eval.util.files import sha256_of
 from gks_eval.util.paths import MANIFEST
+from gks_eval.util.yaml import load_typed
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["Converted", "convert_bin", "convert_mttl", "peft_factors"]
-
-_FACTOR = re.compile(r"(?:^|\.)lora_([ab])(?:\.weight)?$")
-# MTTL's Phi-2 is the model's original code; transformers has other names for its parts.
-_RENAMED = (
-    (re.compile(r"^(?:model\.)?transformer\.h\.(\d+)\.mixer\."), r"model.layers.\1.self_attn."),
-    (re.compile(r"^(?:model\.)?layers\.(\d+)\."), r"model.layers.\1."),
-    (re.compile(r"\.out_proj$"), ".dense"),
-)
+__all__ = ["Converted", "convert_bin", "convert_mttl"]
 
 
 @dataclass(frozen=True)
@@ -44,51 +32,12 @@ class Converted:
     Attributes:
         experts: Names of the adapters.
         manifest: The library's manifest; None if the folder had one already.
+        checked: Whether the base's layers were known, and the experts fit them.
     """
 
     experts: tuple[str, ...]
     manifest: Path | None
-
-
-def peft_factors(
-    tensors: Mapping[str, torch.Tensor], where: str
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return A (R, K) and B (D, R) of each transformers layer from MTTL's tensors.
-
-    Args:
-        tensors: ``<layer>.lora_a`` (K, R) and ``<layer>.lora_b`` (R, D); others are refused.
-        where: Names the checkpoint in messages.
-
-    Raises:
-        LibraryError: A tensor is no LoRA factor, a layer lacks one, or shapes do not match.
-    """
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = _FACTOR.search(key)
-        if match is None:
-            raise LibraryError(f"{where}: {key} is no LoRA factor; only LoRA experts convert.")
-        found.setdefault(key[: match.start()], {})[match[1]] = tensor
-    factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for layer, pair in found.items():
-        if set(pair) != {"a", "b"} or pair["a"].ndim != 2 or pair["b"].ndim != 2:
-            raise LibraryError(f"{where}: {layer} lacks lora_a or lora_b; download it again.")
-        A_RK, B_DR = pair["a"].T.contiguous(), pair["b"].T.contiguous()
-        if A_RK.shape[0] != B_DR.shape[1]:
-            raise LibraryError(
-                f"{where}: {layer} has lora_a {tuple(pair['a'].shape)} and lora_b"
-                f" {tuple(pair['b'].shape)}, whose ranks differ; download it again."
-            )
-        name = _transformers_name(layer)
-        if not name.endswith(".Wqkv"):
-            factors[name] = (A_RK, B_DR)
-            continue
-        if B_DR.shape[0] % 3:
-            raise LibraryError(f"{where}: {layer} has {B_DR.shape[0]} rows, not three equal parts.")
-        for part, rows_DR in zip("qkv", B_DR.chunk(3), strict=True):
-            # One copy of A per layer: safetensors refuses tensors that share memory.
-            layer_part = f"{name.removesuffix('Wqkv')}{part}_proj"
-            factors[layer_part] = (A_RK.clone(), rows_DR.contiguous())
-    return factors
+    checked: bool
 
 
 def convert_mttl(
@@ -96,15 +45,20 @@ def convert_mttl(
 ) -> Converted:
     """Turn an MTTL expert library, or a single Lightning checkpoint, into a library.
 
+    All checkpoints are read and checked before anything is written.
+
     Args:
         source: A folder with ``NAME.ckpt`` (and ``NAME.meta``), or one ``.ckpt``.
         output: The library's folder.
-        base_model: The base that the experts were trained on.
+        base_model: The base that the experts were trained on. If this machine has its
+            configuration, the experts must fit its layers.
         numbered: Names the experts ``NUMBERED_0``, ``NUMBERED_1``, ... in the natural order of
             their names (2 before 10); None keeps the names.
 
     Raises:
-        LibraryError: There is no checkpoint, or one cannot be converted.
+        LibraryError: There is no checkpoint, one cannot be converted, or experts tie different
+            layers.
+        CompatibilityError: An expert does not fit the base.
         ResourceError: The folder cannot be written.
     """
     checkpoints = sorted(source.glob("*.ckpt"), key=_natural) if source.is_dir() else [source]
@@ -115,29 +69,39 @@ def convert_mttl(
         for number, checkpoint in enumerate(checkpoints)
     ]
     check_folder_names(names, str(source))
+    outline = local_outline(resolve_base(base_model))
+    of_base = [] if outline is None else list(linear_shapes(outline))
+    ties: dict[tuple[TiedLayers, ...], Path] = {}
+    layers: dict[str, None] = {}
+    for checkpoint in checkpoints:
+        expert = read_expert(checkpoint, of_base)
+        if outline is not None:
+            where = f"{checkpoint} does not fit {base_model}"
+            check_shapes(expert.pairs, outline, where, "another model")
+        layers |= dict.fromkeys(expert.pairs)
+        ties.setdefault(tuple(sorted(expert.tied, key=lambda one: one.name)), checkpoint)
+    if len(ties) > 1:
+        one, other = list(ties.values())[:2]
+        raise LibraryError(
+            f"{source}: {one.name} and {other.name} tie the parameters of different layers, and "
+            "the experts of one library share their ties; convert them into separate libraries."
+        )
+    entries = manifest_entries(next(iter(ties)), layers)
+    _check_manifest(output, entries)
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        content = load_pickled(checkpoint)
-        rank, alpha = _rank_and_alpha(content, checkpoint)
-        where = str(checkpoint)
-        tensors = {
-            re.sub(r"^model\.(?=transformer|model)", "", key): value
-            for key, value in tensors_of(content, checkpoint).items()
-        }
-        factors = peft_factors(tensors, where)
-        ranks = {A.shape[0] for A, _ in factors.values()}
-        if ranks != {rank}:
-            raise LibraryError(f"{where}: its config says rank {rank}, its factors have {ranks}.")
+        expert = read_expert(checkpoint, of_base)
         write_adapter(
             output / "experts" / name,
-            {layer: LoraPair(A, B, alpha / rank) for layer, (A, B) in factors.items()},
+            expert.pairs,
             base_model=base_model,
-            config={"target_modules": sorted({layer.rpartition(".")[2] for layer in factors})},
+            config={"target_modules": _targets(expert.pairs, of_base)},
             record=(
                 RECORD,
                 {"converted_from": checkpoint.name, "source_sha256": sha256_of(checkpoint)},
             ),
         )
-    return Converted(tuple(names), _manifest(output, names, base_model, source))
+    manifest = _manifest(output, names, base_model, source, entries)
+    return Converted(tuple(names), manifest, outline is not None)
 
 
 def convert_bin(folder: Path) -> Path:
@@ -168,36 +132,35 @@ def convert_bin(folder: Path) -> Path:
     return target
 
 
-def _transformers_name(layer: str) -> str:
-    for pattern, name in _RENAMED:
-        layer = pattern.sub(name, layer)
-    return layer
+def _targets(layers: Collection[str], of_base: Collection[str]) -> list[str]:
+    """Return ``target_modules``: last parts of names, or whole names if layers are left out."""
+    last = {layer.rpartition(".")[2] for layer in layers}
+    left_out = {layer for layer in of_base if layer.rpartition(".")[2] in last} - {*layers}
+    return sorted(layers if left_out else last)
 
 
-def _rank_and_alpha(content: Mapping[str, Any], checkpoint: Path) -> tuple[int, float]:
-    meta = checkpoint.with_suffix(".meta")
-    places: list[Any] = [content.get("hyper_parameters"), content.get("expert_info")]
-    if meta.is_file():
-        places.append(load_pickled(meta))
-    for place in list(places):
-        if isinstance(place, Mapping):
-            places += [place.get("expert_config"), place.get("training_config")]
-    for place in places:
-        if isinstance(place, Mapping) and "lora_rank" in place and "lora_alpha" in place:
-            return int(place["lora_rank"]), float(place["lora_alpha"])
-    raise LibraryError(
-        f"{checkpoint}: neither this file nor {meta.name} names lora_rank and lora_alpha; "
-        "put the library's .meta file there."
-    )
-
-
-def _manifest(output: Path, names: list[str], base_model: str, source: Path) -> Path | None:
+def _check_manifest(output: Path, entries: list[dict[str, Any]]) -> None:
+    """Refuse a manifest that would stay and does not tie what the experts tie."""
     path = output / MANIFEST
-    if path.is_file():
+    if not entries or not path.is_file():
+        return
+    held = [one.model_dump() for one in load_typed(path, LibraryConfig).tied_prototypes]
+    if any(entry not in held for entry in entries):
+        raise LibraryError(
+            f"{path}: lacks the tied layers of these experts; write tied_prototypes: {entries} "
+            "into it, or convert into another folder."
+        )
+
+
+def _manifest(
+    output: Path, names: list[str], base_model: str, source: Path, ties: list[dict[str, Any]]
+) -> Path | None:
+    if (output / MANIFEST).is_file():
         return None
     manifest = {
         "base_model": base_model,
         "experts": {name: f"experts/{name}" for name in names},
+        **({"tied_prototypes": ties} if ties else {}),
         "provenance": {"converted_from": source.name, "format": "mttl"},
     }
     return write_manifest(output, manifest, "Written by `gks-eval convert mttl`.")

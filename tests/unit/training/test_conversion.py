@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from gks_eval.errors import LibraryError, UsageError
 from gks_eval.library.load import load_library
-from gks_eval.training.conversion import convert_bin, convert_mttl, peft_factors
+from gks_eval.training.conversion import convert_bin, convert_mttl
+from gks_eval.training.mttl_expert import peft_factors
 
 WIDTH, LAYERS, RANK, ALPHA = 64, 2, 4, 16
 
@@ -96,7 +97,9 @@ def test_a_library_folder_with_metadata_beside_the_weights(tmp_path: Path) -> No
 def test_a_manifest_that_is_there_stays(tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    (output / "library.yaml").write_text("base_model: org/phi\nexperts: {a: experts/a}\n")
+    ties = "tied_prototypes: [{layers: [q_proj, k_proj, v_proj]}]\n"
+    text = f"base_model: org/phi\nexperts: {{a: experts/a}}\n{ties}"
+    (output / "library.yaml").write_text(text)
     done = convert_mttl(lightning(tmp_path / "mttl", "a", 0), output, base_model="org/phi")
     assert done.manifest is None
     assert (output / "library.yaml").read_text().startswith("base_model")
