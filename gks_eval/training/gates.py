@@ -131,7 +131,8 @@ def train_gates(
             optimizer.step()
             losses.append(float(loss.detach()))
             on_step()
-        found = {name: gate.v.detach().cpu() for name, gate in gates.items()}
+        # Copies: safetensors refuses tensors that share memory, as those of tied layers would.
+        found = {name: gate.v.detach().cpu().clone() for name, gate in gates.items()}
     if not all(vector.isfinite().all() for vector in found.values()):
         raise DataError("training the gates diverged; use a smaller --learning-rate.")
     return found, losses

@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
-from gks_eval.errors import ResourceError, UsageError
+from gks_eval.errors import LibraryError, ResourceError, UsageError
 from gks_eval.library.load import load_library
 from gks_eval.method.setting import Setting
 from gks_eval.model.load_base import load_tokenizer
@@ -217,3 +217,45 @@ def test_rows_held_out_from_training_are_not_used(folder: Path) -> None:
     assert len(whole.held_out) == 5
     assert planned.jobs[0].data.train == whole.train
     assert plan(folder, options=VectorOptions(samples=2)).jobs[0].data.train == whole.train[:2]
+
+
+def test_tied_layers_share_a_gate_as_one_layer_would(tiny_base: Callable[[str], Path]) -> None:
+    model = load_tiny(tiny_base("phi")).requires_grad_(False)
+    names = [f"model.layers.{n}.self_attn.{part}_proj" for n in (0, 1) for part in "qkv"]
+    pairs = {name: random_pair(width_in=64, width_out=64, seed=n) for n, name in enumerate(names)}
+    tied = {name: name[:14] for name in names}
+    for shared in ({}, tied):
+        with gated(model, pairs, shared) as gates:
+            model(TOKENS).logits.square().sum().backward()
+        if not shared:
+            parts = [gates[name].v.grad for name in names]
+            continue
+        for n in (0, 1):
+            group = names[3 * n : 3 * n + 3]
+            assert gates[group[0]].v is gates[group[1]].v is gates[group[2]].v
+            # One gate before three layers has the sum of their gradients.
+            torch.testing.assert_close(gates[group[0]].v.grad, sum(parts[3 * n : 3 * n + 3]))
+    rows = [Example(list(range(20, 30)), list(range(20, 30)))] * 2
+    how = {"steps": 2, "learning_rate": 0.1, "batch_size": 1, "seed": 0}
+    found, _ = train_gates(model, pairs, rows, tied=tied, **how)
+    assert torch.equal(found[names[0]], found[names[2]])
+    assert not torch.equal(found[names[0]], found[names[3]])
+
+
+def test_a_record_of_gates_names_the_tied_layers(folder: Path) -> None:
+    manifest = folder / "library.yaml"
+    text = manifest.read_text("utf-8")
+    prepare(plan(folder))
+    manifest.write_text(f"{text}tied_prototypes: [{{layers: [qkv_proj, o_proj]}}]\n", "utf-8")
+    library = load_library(str(folder))
+    setting = Setting.from_arguments(router="phatgoose", subtract="none", combine="outputs")
+    with pytest.raises(LibraryError, match="other tied layers"):
+        library.check(setting)
+    assert not any(job.done for job in plan(folder).jobs)
+    prepare(plan(folder))
+    vectors = library.vectors(library.check(setting))
+    assert vectors is not None
+    tensors = vectors.of("one")
+    for n in (0, 1):
+        q, o = (tensors[f"one/model.layers.{n}.self_attn.{p}"] for p in ("qkv_proj", "o_proj"))
+        assert torch.equal(q, o)
