@@ -16,6 +16,7 @@ import torch
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.load import Library
 from gks_eval.library.starts import StartsTally
+from gks_eval.method.declaration import TARGET
 from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
 from gks_eval.method.registry import RULES
 from gks_eval.method.routers.prototypes import prototypes
@@ -173,6 +174,8 @@ def _prototyped(
 def _possible_rules(library: Library, languages: Sequence[str]) -> list[str]:
     possible: list[str] = []
     for rule in RULES.names():
+        if RULES.get(rule).needs == TARGET:  # the last adapter is not subtracted
+            continue
         try:
             for module in library.modules if languages else ():
                 subtracted = [library.pair(library.general[name], module) for name in languages]
