@@ -35,8 +35,14 @@ class Expert:
     b: Mapping[tuple[int, str], torch.Tensor]
 
 
-def make_expert(seed: int, *, tied: bool = True) -> Expert:
-    """Return a random expert whose q, k and v share A, or do not."""
+def make_expert(seed: int, *, tied: bool = True, size: float = 1.0) -> Expert:
+    """Return a random expert whose q, k and v share A, or do not.
+
+    Args:
+        seed: Of the random numbers.
+        tied: Whether they share A.
+        size: Multiplies all B's.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def gaussian(*shape: int) -> torch.Tensor:
@@ -48,8 +54,8 @@ def make_expert(seed: int, *, tied: bool = True) -> Expert:
         for name in (*SEPARATE, "dense"):
             own = shared if tied and name != "dense" else gaussian(WIDTH, RANK) / 8
             # q, k and v differ in size, so that it matters which of them a prototype is taken of.
-            size = {"q_proj": 0.04, "k_proj": 0.02, "v_proj": 0.06, "dense": 0.05}[name]
-            a[layer, name], b[layer, name] = own, gaussian(RANK, WIDTH) * size
+            gain = {"q_proj": 0.04, "k_proj": 0.02, "v_proj": 0.06, "dense": 0.05}[name] * size
+            a[layer, name], b[layer, name] = own, gaussian(RANK, WIDTH) * gain
     return Expert(a, b)
 
 

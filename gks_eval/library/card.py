@@ -175,8 +175,12 @@ def _usage(base: str, library: Library, setting: Setting, facts: Facts) -> list[
         router = f"{EXPERT}{one}" if one in ROUTERS else one
         arguments = {"library": ".", "subtract": "none", "router": router}
         return [_WITH_PEFT.format(load=load), _with_gks_eval(arguments)]
-    _, parameters = setting.router_method()
-    given = {name: value for name, value in parameters.model_dump().items() if value is not None}
+    method, _ = setting.router_method()
+    given = {
+        name: value
+        for name, value in setting.identity().items()
+        if name in method.parameters.fields() and value is not None
+    }
     combine = mixes_by(setting, facts.rank)
     arguments = {"library": ".", "subtract": "none", "router": setting.router, "combine": combine}
     parts = [_with_gks_eval(arguments | given)]

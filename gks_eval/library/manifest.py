@@ -112,7 +112,7 @@ class LibraryConfig(FrozenModel):
     experts: dict[AdapterName, Source]
     general: dict[AdapterName, Source] = Field(default_factory=dict)
     load: LoadConfig = LoadConfig()
-    tied_prototypes: list[TiedPrototypes] = Field(default_factory=list)
+    tied_prototypes: list[TiedPrototypes] = Field(default_factory=list, max_length=1000)
     made_by: list[str] = Field(default_factory=list)
     hashes: dict[str, str] = Field(default_factory=dict)
     license: Annotated[str, Field(min_length=1, max_length=200)] | None = None

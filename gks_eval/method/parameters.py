@@ -21,6 +21,11 @@ def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Param
         UsageError: A value does not fit; the message says which values do.
     """
     fields = parameters.fields()
+    # lm-eval's command line turns the word `none` into None.
+    values = {
+        name: "none" if value is None and "none" in get_args(fields[name].annotation) else value
+        for name, value in values.items()
+    }
     for name, value in values.items():
         field = fields[name]
         if isinstance(value, bool) and field.annotation is not bool:

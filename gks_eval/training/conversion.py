@@ -56,11 +56,14 @@ def convert_mttl(
             their names (2 before 10); None keeps the names.
 
     Raises:
+        UsageError: No base is named.
         LibraryError: There is no checkpoint, one cannot be converted, or experts tie different
             layers.
         CompatibilityError: An expert does not fit the base.
         ResourceError: The folder cannot be written.
     """
+    if not base_model.strip():
+        raise UsageError("--base-model is empty; name the model that the experts were trained on.")
     checkpoints = sorted(source.glob("*.ckpt"), key=_natural) if source.is_dir() else [source]
     if not checkpoints:
         raise LibraryError(f"{source}: has no .ckpt; give an MTTL library's folder or checkpoint.")

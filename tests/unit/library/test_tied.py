@@ -270,7 +270,10 @@ def test_a_card_offers_pefts_arrow_only_if_it_routes_alike(
     for text, offered in ((setting, False), ("arrow;temperature=0.5", True)):
         folder = tmp_path / str(offered)
         export(library, text, folder)
-        assert ("create_arrow_model" in (folder / CARD).read_text("utf-8")) is offered
+        card = (folder / CARD).read_text("utf-8")
+        assert ("create_arrow_model" in card) is offered
+        assert "proto_scale" not in card  # what was not given is left out
+        assert f",{text.partition(';')[2]}" in card
 
 
 def test_geometry_compares_the_shared_prototypes(tied: Callable[..., Library]) -> None:

@@ -96,6 +96,13 @@ def test_numbers_may_come_as_words() -> None:
     assert Setting.from_arguments(top_k=2.0, temperature=2).top_k == 2
 
 
+def test_the_word_none_is_a_value_although_lm_eval_makes_it_none() -> None:
+    assert Setting.from_arguments(proto_scale=None).parameters["proto_scale"] == "none"
+    pico = Setting.from_arguments(rule="pico", subtract=None, rescale=None)
+    assert pico.parameters["rescale"] == "none"
+    assert Setting.from_arguments(router="uniform", rescale=None).router == "uniform"
+
+
 NOT_WHOLE = "needs a whole number of at least 1"
 NOT_A_NUMBER = "needs a number"
 

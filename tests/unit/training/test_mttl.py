@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,28 @@ def test_mttls_options_of_arrow(
     found = logits(model, library, setting)
     with mttl.routed_by_mttl(model, experts, "concat", top_k=top_k, **options):
         torch.testing.assert_close(found, logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_tie_the_routes_differ(
+    tmp_path: Path, tiny_base: Callable[[str], Path], tiny_model: Callable[..., Any]
+) -> None:
+    """Print how far tied and untied routing are from MTTL's; docs/method.md has the figures."""
+    experts = [mttl.make_expert(seed, size=3.0) for seed in range(10)]
+    library = converted(tmp_path, tiny_base("phi"), experts, "sequence")
+    untied = replace(library, tied={})
+    ids = torch.randint(4, 250, (6, 20), generator=torch.Generator().manual_seed(1))
+    model = tiny_model("phi")
+    with mttl.routed_by_mttl(model, experts, "concat", top_k=3), torch.no_grad():
+        expected = model(ids).logits
+    equal = {}
+    for name, one in (("tied", library), ("untied", untied)):
+        with attach(model, one, "arrow"), torch.no_grad():
+            found = model(ids).logits
+        equal[name] = int((found.argmax(-1) == expected.argmax(-1)).sum())
+        print(f"{name}: {equal[name]} of 120 argmax, {(found - expected).abs().max():.2g} apart")
+    print(f"largest logit: {expected.abs().max():.3g}")
+    assert equal["tied"] == 120
+    assert equal["untied"] < 60
 
 
 def test_a_is_stored_with_one_of_the_tied_layers(
