@@ -62,6 +62,9 @@ def compare(
         float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")
     ] = 0.95,
     cluster: Cluster = "declared",
+    mid_p: Annotated[
+        bool, typer.Option("--mid-p", help="Test a task's accuracies by the mid-p, not exactly.")
+    ] = False,
     leaderboard: Annotated[
         bool | None,
         typer.Option(
@@ -100,7 +103,7 @@ def compare(
 
     found = with_clusters(baseline_first(find_runs(runs), baseline), cluster)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    options = CompareOptions(metric, wanted, force, confidence, draws, seed, leaderboard)
+    options = CompareOptions(metric, wanted, force, confidence, draws, seed, leaderboard, mid_p)
     with working("reading samples"):
         comparison = build(found, options)
     tables = [*leaderboard_tables(comparison), score_table(comparison)]

@@ -28,6 +28,9 @@ def gate(
         Path | None, typer.Option(help="Policy file; without one, no task may get worse.")
     ] = None,
     cluster: Cluster = "declared",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print how many items would be needed per check.")
+    ] = False,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a Markdown summary here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the verdict as JSON here.")] = None,
@@ -42,7 +45,7 @@ def gate(
     try:
         with working("judging"):
             verdict = _verdict(baseline, candidate, policy, cluster)
-        _write(verdict, junit, markdown, json)
+        _write(verdict, junit, markdown, json, plan)
     except GksError as error:
         # Exit code 1 means only "regression" here.
         typer.echo(f"gks-eval: error: could not judge: {error}", err=True)
@@ -74,14 +77,20 @@ def _verdict(baseline: str, candidate: str, policy_path: Path | None, cluster: s
         return unjudgeable(str(error).rstrip("."), policy, baseline, candidate)
 
 
-def _write(verdict: Verdict, junit: Path | None, markdown: Path | None, json: Path | None) -> None:
+def _write(
+    verdict: Verdict,
+    junit: Path | None,
+    markdown: Path | None,
+    json: Path | None,
+    plan: bool,
+) -> None:
     from gks_eval.evidence.tables.escape import plain
     from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
     from gks_eval.evidence.tables.markdown import to_markdown
     from gks_eval.evidence.tables.terminal import show
     from gks_eval.util.files import write_text
 
-    table = verdict_table(verdict)
+    table = verdict_table(verdict, plan)
     if verdict.outcomes:
         show([table])
     else:

@@ -87,7 +87,7 @@ def task_check(name: str, title: str, key: str | None, limits: Limits, find: Fin
     )
     if found.changes is None or found.problem:
         return check
-    return _measured(check, measure_task(found.changes.times(_sign(found))))
+    return _measured(check, measure_task(found.changes.times(_sign(found)), mid=limits.mid_p))
 
 
 def group_check(
@@ -142,15 +142,17 @@ def group_check(
 
 def _measured(check: Check, measured: Measurement) -> Check:
     """Return a check with its measurement, in which negative changes are worse."""
-    limits = check.limits
+    tolerance, alpha = check.limits.max_drop or 0.0, check.limits.alpha or 0.05
     return check.model_copy(
         update={
             "change": measured.change,
             "n": measured.n,
             "gains": measured.gains,
             "losses": measured.losses,
-            "p": measured.test.less_p(-(limits.max_drop or 0.0)),
-            "detectable": measured.detectable(limits.alpha or 0.05, two_sided=False),
+            "p": measured.test.less_p(-tolerance),
+            "p_shown": measured.test.shown_p(tolerance),
+            "needed": measured.needed(tolerance, alpha),
+            "detectable": measured.detectable(alpha, two_sided=False),
             "clusters": measured.clusters,
             "design_effect": measured.design_effect,
         }

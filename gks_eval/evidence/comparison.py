@@ -69,8 +69,8 @@ class Difference(FrozenModel):
         p: Two-sided p-value of "no difference".
         p_holm: p after Holm's correction over this candidate's tasks; None for groups.
         n: Pairs, or the smaller run's items where unpaired.
-        method: ``mcnemar`` (exact), ``sign flips``, ``item score``, ``unpaired``, or ``none``
-            if there is no test.
+        method: ``mcnemar`` (exact), ``mid-p``, ``sign flips``, ``item score``, ``unpaired``, or
+            ``none`` if there is no test.
         gains: Items that only the candidate gets right.
         losses: Items that only the baseline gets right.
         unpaired_baseline: Items of the baseline without a partner.
@@ -88,7 +88,7 @@ class Difference(FrozenModel):
     p: float | None
     p_holm: float | None = None
     n: int
-    method: Literal["mcnemar", "sign flips", "item score", "unpaired", "none"]
+    method: Literal["mcnemar", "mid-p", "sign flips", "item score", "unpaired", "none"]
     gains: int | None = None
     losses: int | None = None
     unpaired_baseline: int = 0

@@ -17,7 +17,7 @@ from gks_eval.evidence.samples import Item
 from gks_eval.evidence.scores import Scores, alike
 from gks_eval.evidence.stats.item_score import ItemScore, item_score
 from gks_eval.evidence.stats.paired_test import CountTest, FlipTest, paired_test
-from gks_eval.evidence.stats.power import detectable_difference
+from gks_eval.evidence.stats.power import detectable_difference, pairs_to_show
 from gks_eval.evidence.stats.sign_flips import DRAWS
 from gks_eval.evidence.stats.streams import Floats
 
@@ -183,6 +183,13 @@ class Measurement:
         score = self.test
         return score.design_effect if isinstance(score, ItemScore) and self.clusters else None
 
+    def needed(self, tolerance: float, alpha: float) -> int | None:
+        """Return how many items show an unchanged candidate to lose less than a tolerance.
+
+        Tasks keep their shares of the items, and links their design effect.
+        """
+        return pairs_to_show(self.variance * self.n / self.units, tolerance, alpha)
+
     def detectable(self, alpha: float = 0.05, two_sided: bool = True) -> float | None:
         """Return the smallest change that is detected with 80% power, or None if none is."""
         found = detectable_difference(
@@ -196,7 +203,9 @@ class Measurement:
         return None if math.isnan(found) else found
 
 
-def measure_task(changes: Changes, draws: int = DRAWS, seed: int = 0) -> Measurement:
+def measure_task(
+    changes: Changes, draws: int = DRAWS, seed: int = 0, mid: bool = False
+) -> Measurement:
     """Measure the change of a task's metric, on one pair or more.
 
     With linked items, the test is the item score.
@@ -209,7 +218,7 @@ def measure_task(changes: Changes, draws: int = DRAWS, seed: int = 0) -> Measure
         n=n,
         gains=gains,
         losses=losses,
-        test=paired_test(changes.values, changes.binary, draws, seed),
+        test=paired_test(changes.values, changes.binary, draws, seed, mid),
         binary=changes.binary,
         units=n,
         variance=(gains + losses) / n if changes.binary else float(changes.values.var()),

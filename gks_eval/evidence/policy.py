@@ -35,6 +35,8 @@ class Limits(FrozenModel):
         min_pairs: Smallest number of paired items to judge on.
         floor: Value that the candidate must reach, whatever the baseline has.
         metric: ``metric`` or ``metric,filter``; by default the task's usual one.
+        mid_p: Test a task's accuracies by the mid-p instead of the exact test; also if the top of
+            the policy says so.
     """
 
     max_drop: float | None = None
@@ -42,6 +44,7 @@ class Limits(FrozenModel):
     min_pairs: Pairs | None = None
     floor: Floor | None = None
     metric: Name | None = None
+    mid_p: bool = False
 
     _fraction = field_validator("max_drop")(_fraction)
 
@@ -54,6 +57,9 @@ class GatePolicy(FrozenModel):
         max_drop: As in `Limits`, the default for all tasks and groups.
         alpha: Maximum false-alarm rate for a candidate within tolerance.
         min_pairs: As in `Limits`.
+        require: What a check needs to pass: ``no-regression-shown``, or ``shown``, that the
+            candidate is not worse by `max_drop`.
+        mid_p: As in `Limits`.
         correction: ``holm`` controls alpha over all checks together, ``none`` per check.
         tasks: Limits by task.
         groups: Limits by group.
@@ -66,6 +72,8 @@ class GatePolicy(FrozenModel):
     max_drop: float = 0.0
     alpha: Alpha = 0.05
     min_pairs: Pairs = 100
+    require: Literal["no-regression-shown", "shown"] = "no-regression-shown"
+    mid_p: bool = False
     correction: Literal["holm", "none"] = "holm"
     tasks: dict[Name, Limits] = Field(default_factory=dict)
     groups: dict[Name, Limits] = Field(default_factory=dict)
@@ -91,4 +99,5 @@ class GatePolicy(FrozenModel):
             min_pairs=self.min_pairs if own.min_pairs is None else own.min_pairs,
             floor=own.floor,
             metric=own.metric,
+            mid_p=own.mid_p or self.mid_p,
         )

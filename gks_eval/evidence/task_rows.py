@@ -12,7 +12,7 @@ from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, alike, load_scores
 from gks_eval.evidence.stats.clustered_mean import clustered_interval
-from gks_eval.evidence.stats.item_score import ItemScore
+from gks_eval.evidence.stats.paired_test import CountTest, FlipTest
 from gks_eval.evidence.stats.sign_flips import DRAWS
 from gks_eval.evidence.stats.unpaired import (
     mean_difference,
@@ -38,6 +38,7 @@ class CompareOptions:
         draws: Random subsets of a sign-flip test.
         seed: Seed of the draws, together with the compared values; names and order have no effect.
         leaderboard: Whether to rank the runs; None for more than `MANY` runs.
+        mid_p: Whether a task's accuracies are tested by the mid-p instead of the exact test.
     """
 
     metric: str | None = None
@@ -47,6 +48,7 @@ class CompareOptions:
     draws: int = DRAWS
     seed: int = 0
     leaderboard: bool | None = None
+    mid_p: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +144,14 @@ def score_of(scores: Scores, settings: CompareOptions) -> Score:
 
 
 def _paired(label: str, change: Changes, settings: CompareOptions) -> Difference:
-    measured = measure_task(change, settings.draws, settings.seed)
+    measured = measure_task(change, settings.draws, settings.seed, settings.mid_p)
     low, high = measured.test.interval(settings.confidence) or (None, None)
     pairing = change.pairing
-    method: Literal["mcnemar", "sign flips", "item score"] = "item score"
-    if not isinstance(measured.test, ItemScore):
-        method = "mcnemar" if change.binary else "sign flips"
+    method: Literal["mcnemar", "mid-p", "sign flips", "item score"] = "item score"
+    if isinstance(measured.test, CountTest):
+        method = "mid-p" if settings.mid_p else "mcnemar"
+    elif isinstance(measured.test, FlipTest):
+        method = "sign flips"
     return Difference(
         candidate=label,
         difference=measured.change,

@@ -33,6 +33,8 @@ class Check(FrozenModel):
         gains: Items that got better.
         losses: Items that got worse.
         p: One-sided p-value of "worse by more than ``limits.max_drop``".
+        p_shown: One-sided p-value of "not worse by ``limits.max_drop``".
+        needed: Items that show it for an unchanged candidate in 80% of cases; None if none do.
         detectable: Drop beyond the tolerance that is detected with 80% power.
         clusters: Number of clusters of linked items; None if no items are linked.
         design_effect: Factor by which the links change the variance.
@@ -52,6 +54,8 @@ class Check(FrozenModel):
     gains: int | None = None
     losses: int | None = None
     p: float | None = None
+    p_shown: float | None = None
+    needed: int | None = None
     detectable: float | None = None
     clusters: int | None = None
     design_effect: float | None = None
@@ -102,14 +106,17 @@ def judge(
     """Judge checks by a policy.
 
     A check is a regression if its (Holm-adjusted) p-value is at most its alpha, or if the candidate
-    misses its floor. It is unjudged if it has a problem or too few pairs. Otherwise it passes.
+    misses its floor. It is unjudged if it has a problem or too few pairs, and under ``require:
+    shown`` if `Check.p_shown` is above its alpha. Otherwise it passes. As all checks must pass, the
+    p-values of what is shown need no correction (an intersection-union test).
     """
     adjusted: dict[int, float] = {
         i: c.p for i, c in enumerate(checks) if c.p is not None and not _problem(c)
     }
     if policy.correction == "holm":
         adjusted = dict(zip(adjusted, holm(list(adjusted.values())), strict=True))
-    outcomes = [_outcome(check, adjusted.get(i)) for i, check in enumerate(checks)]
+    shown = policy.require == "shown"
+    outcomes = [_outcome(check, adjusted.get(i), shown) for i, check in enumerate(checks)]
     statuses = {outcome.status for outcome in outcomes}
     status: Status = "pass"
     if "regression" in statuses:
@@ -143,7 +150,7 @@ def _problem(check: Check) -> str:
     return ""
 
 
-def _outcome(check: Check, p_adjusted: float | None) -> Outcome:
+def _outcome(check: Check, p_adjusted: float | None, must_show: bool) -> Outcome:
     reasons = []
     alpha = check.limits.alpha or 0.05
     floor = check.limits.floor
@@ -159,7 +166,23 @@ def _outcome(check: Check, p_adjusted: float | None) -> Outcome:
         return Outcome(check=check, status="regression", p_adjusted=p_adjusted, reasons=reasons)
     if problem := _problem(check):
         return Outcome(check=check, status="unjudged", p_adjusted=None, reasons=[problem])
+    if must_show and (problem := _not_shown(check, alpha)):
+        return Outcome(check=check, status="unjudged", p_adjusted=p_adjusted, reasons=[problem])
     return Outcome(check=check, status="pass", p_adjusted=p_adjusted, reasons=[])
+
+
+def _not_shown(check: Check, alpha: float) -> str:
+    tolerated = check.limits.max_drop
+    if not tolerated:
+        return "nothing can be shown at a tolerance of 0; set max_drop"
+    if check.p_shown is not None and check.p_shown <= alpha:
+        return ""
+    more = check.needed is not None and check.needed > check.n
+    needed = f"; about {check.needed:,} items would be needed" if more else ""
+    return (
+        f"neither a drop beyond {tolerated:.4g} nor its absence is shown "
+        f"(p = {check.p_shown or 0.0:.2g}, n = {check.n:,}){needed}"
+    )
 
 
 def _misses(check: Check, value: float, floor: float) -> bool:

@@ -14,11 +14,12 @@ __all__ = ["CountTest", "FlipTest", "paired_test"]
 
 @dataclass(frozen=True, slots=True)
 class CountTest:
-    """The test of two paired accuracies, see `paired_counts`."""
+    """The test of two paired accuracies, see `paired_counts`; `mid` takes the mid-p."""
 
     gains: int
     losses: int
     n: int
+    mid: bool = False
 
     def two_sided_p(self) -> float:
         """Return the p-value of "no difference": McNemar's exact test.
@@ -26,6 +27,8 @@ class CountTest:
         Under "no difference" gains are Binomial(gains + losses, 1/2); unchanged items carry no
         information. McNemar, Psychometrika 1947.
         """
+        if self.mid:
+            return 2.0 * min(self.less_p(), self.shown_p(0.0))
         from statsmodels.stats.contingency_tables import mcnemar
 
         table = [[0, self.gains], [self.losses, 0]]  # only discordant items count
@@ -33,11 +36,15 @@ class CountTest:
 
     def less_p(self, difference: float = 0.0) -> float:
         """Return the one-sided p-value for a change below `difference`."""
-        return paired_counts.less_p(self.gains, self.losses, self.n, difference)
+        return paired_counts.less_p(self.gains, self.losses, self.n, difference, self.mid)
+
+    def shown_p(self, tolerance: float) -> float:
+        """Return the one-sided p-value for a change above -`tolerance`."""
+        return paired_counts.less_p(self.losses, self.gains, self.n, tolerance, self.mid)
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Return the changes that the test does not reject."""
-        return paired_counts.paired_interval(self.gains, self.losses, self.n, confidence)
+        return paired_counts.paired_interval(self.gains, self.losses, self.n, confidence, self.mid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,10 @@ class FlipTest:
         """Return the one-sided p-value for a change below `difference`."""
         return sign_flips.less_p(self.means, difference)
 
+    def shown_p(self, tolerance: float) -> float:
+        """Return the one-sided p-value for a change above -`tolerance`."""
+        return sign_flips.less_p(-self.means, tolerance)
+
     def interval(self, confidence: float) -> tuple[float, float] | None:
         """Return the changes that the test does not reject, or None if they are unbounded.
 
@@ -69,7 +80,11 @@ class FlipTest:
 
 
 def paired_test(
-    changes: Floats, binary: bool, draws: int = sign_flips.DRAWS, seed: int = 0
+    changes: Floats,
+    binary: bool,
+    draws: int = sign_flips.DRAWS,
+    seed: int = 0,
+    mid: bool = False,
 ) -> CountTest | FlipTest:
     """Return the test of paired changes.
 
@@ -78,8 +93,9 @@ def paired_test(
         binary: Whether they are all -1, 0 or 1.
         draws: Random subsets of `FlipTest`.
         seed: Seed of the subsets.
+        mid: Whether `CountTest` takes the mid-p.
     """
     if binary:
         gains, losses = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))
-        return CountTest(gains, losses, changes.size)
+        return CountTest(gains, losses, changes.size, mid)
     return FlipTest(sign_flips.subset_means(changes, draws, seed))

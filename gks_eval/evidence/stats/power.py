@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
-__all__ = ["detectable_difference", "mcnemar_power", "needed_pairs"]
+__all__ = ["detectable_difference", "mcnemar_power", "needed_pairs", "pairs_to_show"]
 
 
 def mcnemar_power(
@@ -108,3 +108,30 @@ def needed_pairs(
     z_alpha, z_beta = float(norm.isf(alpha / 2.0)), float(norm.isf(1.0 - power))
     spread = math.sqrt(variance - difference**2 if binary else variance)
     return math.ceil(((z_alpha * math.sqrt(variance) + z_beta * spread) / difference) ** 2)
+
+
+def pairs_to_show(
+    variance: float, tolerance: float, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
+    r"""Return how many pairs show that an unchanged candidate loses less than a tolerance.
+
+    .. math:: n = \big(z_\alpha \sqrt{\psi + t^2} + z_\beta \sqrt{\psi}\big)^2 / t^2
+
+    The score of a change of -t has the variance :math:`\psi + t^2` of the hypothesis. If nothing
+    varies, it is the n of :math:`(1 - t)^n = \alpha`, where no item got worse.
+
+    Args:
+        variance: Of the paired differences; for accuracies their discordance, :math:`\psi`.
+        tolerance: Tolerated drop, t.
+        alpha: Level, one-sided.
+        power: Chance of showing it.
+
+    Returns:
+        The number; None if nothing can be shown at a tolerance of 0.
+    """
+    if not 0.0 < tolerance < 1.0:
+        return None
+    z_alpha, z_beta = float(norm.isf(alpha)), float(norm.isf(1.0 - power))
+    found = z_alpha * math.sqrt(variance + tolerance**2) + z_beta * math.sqrt(variance)
+    without_change = math.ceil(math.log(alpha) / math.log1p(-tolerance))
+    return max(math.ceil((found / tolerance) ** 2), without_change)

@@ -133,11 +133,13 @@ def difference_table(comparison: Comparison) -> Table:
     columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
     columns.append("detectable")
     columns += ["clusters", "design effect"] if links else []
+    methods = {d.method for row in comparison.rows for d in row.differences}
+    mcnemar = "mid-p" if "mid-p" in methods else "exact"
     notes = [
-        "p is two-sided: exact McNemar, sign flips, or the item score for groups and for tasks "
-        "with linked items. Holm over the tasks of a run, without groups. +/−: items that only the "
-        "run, or only the baseline, gets right. detectable: the difference that is detected with "
-        "80% power at 5%, given the numbers of pairs and of changed items."
+        f"p is two-sided: {mcnemar} McNemar, sign flips, or the item score for groups and for "
+        "tasks with linked items. Holm over the tasks of a run, without groups. +/−: items that "
+        "only the run, or only the baseline, gets right. detectable: the difference that is "
+        "detected with 80% power at 5%, given the numbers of pairs and of changed items."
         + (
             " clusters: of linked items, such as translations of one question. design effect: the "
             "factor by which links change the variance."

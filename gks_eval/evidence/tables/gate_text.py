@@ -10,45 +10,103 @@ from gks_eval.evidence.verdict import Outcome, Verdict
 
 __all__ = ["headline", "to_junit", "verdict_table"]
 
+_COLUMNS = ("check", "verdict", "values", "change", "tolerated", "p", "n", "+/−", "catches")
+_SHOWN = " p shown: one-sided, of not being worse by the tolerated drop; each check must show it."
+_LINKS = (
+    " clusters: of linked items, such as translations of one question. design effect: the factor "
+    "by which links change the variance."
+)
+_NEEDED = (
+    " n needed: items that show an unchanged candidate not to be worse by the tolerated drop in "
+    "80% of cases."
+)
 _WORDS = {"pass": "passed", "regression": "REGRESSION", "unjudged": "NOT JUDGED"}
 
 
 def headline(verdict: Verdict) -> str:
-    """Return the verdict in one line."""
+    """Return the verdict in one line, with what a pass may have missed."""
     counts = dict.fromkeys(_WORDS.values(), 0)
     for outcome in verdict.outcomes:
         counts[_WORDS[outcome.status]] += 1
     counted = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count)
-    return f"gate: {_WORDS[verdict.status]} ({counted or 'nothing checked'})"
+    return f"gate: {_WORDS[verdict.status]} ({counted or 'nothing checked'}){_missed(verdict)}"
 
 
-def verdict_table(verdict: Verdict) -> Table:
-    """Return one row per check, failures first."""
+def _missed(verdict: Verdict) -> str:
+    """Return which drops checks may have missed that passed because no regression was shown."""
+    if verdict.status != "pass" or verdict.policy.require == "shown":
+        return ""
+    checks = [outcome.check for outcome in verdict.outcomes]
+    weak = [c for c in checks if c.detectable is None or c.detectable > (c.limits.max_drop or 0.0)]
+    if not weak:
+        return ""
+    blind = any(check.detectable is None for check in weak)
+    worst = max(weak, key=lambda check: check.detectable or 0.0)
+    same = len({check.binary for check in weak}) == 1
+    size = f"{number(worst.detectable, worst.binary)}{' points' if worst.binary else ''}"
+    beyond = " beyond the tolerance" if any(check.limits.max_drop for check in weak) else ""
+    drop = "any drop" if blind else f"a drop of {size}{beyond}" if same else f"drops{beyond}"
+    return f", but {len(weak)} of {len(checks)} may miss {drop}"
+
+
+def verdict_table(verdict: Verdict, plan: bool = False) -> Table:
+    """Return one row per check, failures first.
+
+    Args:
+        verdict: The verdict.
+        plan: Whether to show how many items would be needed.
+    """
     order = {"regression": 0, "unjudged": 1, "pass": 2}
     outcomes = sorted(verdict.outcomes, key=lambda outcome: order[outcome.status])
+    shown = verdict.policy.require == "shown"
+    links = any(outcome.check.clusters for outcome in outcomes)
     rows = [_cells(outcome) for outcome in outcomes]
+    if shown:
+        rows = [[*row, _p(o.check.p_shown)] for row, o in zip(rows, outcomes, strict=True)]
+    if links:
+        rows = [[*row, *_linked(o)] for row, o in zip(rows, outcomes, strict=True)]
+    if plan:
+        rows = [[*row, _needed(o)] for row, o in zip(rows, outcomes, strict=True)]
     marks = {(i, 1): "best" for i, o in enumerate(outcomes) if o.status != "pass"}
     adjusted = "Holm over all checks" if verdict.policy.correction == "holm" else "unadjusted"
     notes = [
         f"p: one-sided, of being worse by more than tolerated; {adjusted}. +/−: items that got "
-        "better and worse. catches: the drop that is detected with 80% power.",
+        "better and worse. catches: the drop that is detected with 80% power."
+        + (_SHOWN if shown else "")
+        + (_LINKS if links else "")
+        + (_NEEDED if plan else ""),
         *(f"{o.check.name}: {'; '.join(o.reasons)}." for o in outcomes if o.reasons),
         *(f"{note}." for note in verdict.notes),
     ]
-    columns = ["check", "verdict", "values", "change", "tolerated", "p", "n", "+/−", "catches"]
-    return Table(headline(verdict), columns, rows, marks, notes, spare=2)
+    columns = [*_COLUMNS, *(["p shown"] if shown else [])]
+    columns += ["clusters", "design effect"] if links else []
+    columns += ["n needed"] if plan else []
+    return Table(headline(verdict), columns, rows, marks, notes, spare=2 + len(columns) - 9)
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else f"{p:.4f}"
+
+
+def _linked(outcome: Outcome) -> list[str]:
+    check = outcome.check
+    effect = "–" if check.design_effect is None else f"{check.design_effect:.2f}"
+    return ["–", "–"] if check.clusters is None else [str(check.clusters), effect]
+
+
+def _needed(outcome: Outcome) -> str:
+    return "–" if outcome.check.needed is None else f"{outcome.check.needed:,}"
 
 
 def _cells(outcome: Outcome) -> list[str]:
     check = outcome.check
-    p = outcome.p_adjusted
     return [
         check.name,
         _WORDS[outcome.status],
         f"{number(check.baseline, check.binary)} → {number(check.candidate, check.binary)}",
         number(check.change, check.binary, signed=True),
         number(check.limits.max_drop, check.binary),
-        "–" if p is None else f"{p:.4f}",
+        _p(outcome.p_adjusted),
         str(check.n),
         "–" if check.gains is None else f"{check.gains}/{check.losses}",
         number(check.detectable, check.binary),
@@ -77,7 +135,7 @@ def to_junit(verdict: Verdict) -> str:
         elif outcome.status == "unjudged":
             ElementTree.SubElement(case, "error", {"message": message})
         facts = ElementTree.SubElement(case, "system-out")
-        cells = zip(verdict_table(verdict).columns, _cells(outcome), strict=True)
+        cells = zip(_COLUMNS, _cells(outcome), strict=True)
         facts.text = plain(", ".join(f"{column} {cell}" for column, cell in cells if cell))
     if not outcomes:
         case = ElementTree.SubElement(suite, "testcase", {"classname": "gate", "name": "gate"})

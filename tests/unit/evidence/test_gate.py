@@ -15,8 +15,9 @@ from gks_eval.errors import ConfigError
 from gks_eval.evidence.gate import gate, measure_checks
 from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.runs import one_run
+from gks_eval.evidence.stats.item_score import item_score
 from gks_eval.evidence.stats.paired_test import CountTest, paired_test
-from gks_eval.evidence.stats.power import mcnemar_power
+from gks_eval.evidence.stats.power import mcnemar_power, pairs_to_show
 from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
 from gks_eval.evidence.tables.terminal import print_tables
 from gks_eval.evidence.verdict import Check, Verdict, judge, unjudgeable
@@ -94,6 +95,121 @@ def test_an_own_alpha_is_kept():
     strict = Limits(max_drop=0.0, alpha=0.001, min_pairs=100)
     assert judge([_check(0.01, limits=strict)], GatePolicy()).status == "pass"
     assert judge([_check(0.0009, limits=strict)], GatePolicy()).status == "regression"
+
+
+# --- what a pass shows ---------------------------------------------------------------------------
+
+
+def _limits(tolerance: float) -> Limits:
+    return Limits(max_drop=tolerance, alpha=0.05, min_pairs=100)
+
+
+def test_shown_needs_evidence_of_no_regression():
+    policy = GatePolicy(require="shown", max_drop=0.02)
+    shown, open_, worse = (
+        _check(p, p_shown=p_shown, needed=2400, limits=_limits(0.02))
+        for p, p_shown in ((0.99, 0.01), (0.8, 0.2), (0.001, 0.999))
+    )
+    for checks, status in (
+        ([shown], "pass"),
+        ([shown, open_], "unjudged"),
+        ([worse, open_], "regression"),
+    ):
+        assert judge(checks, policy).status == status
+        assert judge(checks, GatePolicy(max_drop=0.02)).status != "unjudged"
+    assert judge([shown, open_], policy).outcomes[1].reasons == [
+        "neither a drop beyond 0.02 nor its absence is shown (p = 0.2, n = 1,000); about 2,400 "
+        "items would be needed"
+    ]
+    # No Holm: every one of 20 checks must be shown.
+    assert judge([shown] * 20, policy).status == "pass"
+    nothing = judge([_check(0.99, p_shown=0.01)], GatePolicy(require="shown"))
+    assert nothing.outcomes[0].reasons == ["nothing can be shown at a tolerance of 0; set max_drop"]
+
+
+@pytest.mark.parametrize(
+    ("discordance", "tolerance", "often"), [(0.02, 0.02, 99), (0.05, 0.02, 87), (0.15, 0.02, 49)]
+)
+def test_how_often_an_unchanged_candidate_is_shown_to_pass(discordance, tolerance, often):
+    rng = np.random.default_rng(0)
+    share = [discordance / 2] * 2
+    counts = rng.multinomial(1000, [*share, 1 - discordance], size=4000)
+    score = exact = 0
+    cache: dict[tuple[int, int], tuple[bool, bool]] = {}
+    for gains, losses, _ in counts:
+        key = int(gains), int(losses)
+        if key not in cache:
+            values = np.repeat([1.0, -1.0, 0.0], [*key, 1000 - sum(key)])
+            both = item_score([values], [1.0]), CountTest(*key, 1000)
+            cache[key] = tuple(test.shown_p(tolerance) <= 0.05 for test in both)
+        score += cache[key][0]
+        exact += cache[key][1]
+    assert score / 40 == pytest.approx(often, abs=2.5)
+    # The exact test of a single task is a little weaker.
+    assert score / 40 - 6 < exact / 40 <= score / 40 + 0.5
+    # The number of items for 80% is where the rate says it is.
+    needed = pairs_to_show(discordance, tolerance)
+    assert (needed < 1000) == (often > 80)
+
+
+def test_the_needed_items_show_it_in_80_percent_of_cases():
+    rng = np.random.default_rng(1)
+    n = pairs_to_show(0.1, 0.02)
+    shown = 0
+    for gains, losses, rest in rng.multinomial(n, [0.05, 0.05, 0.9], size=1500):
+        values = np.repeat([1.0, -1.0, 0.0], [gains, losses, rest])
+        shown += item_score([values], [1.0]).shown_p(0.02) <= 0.05
+    assert shown / 1500 == pytest.approx(0.8, abs=0.03)
+    assert pairs_to_show(0.1, 0.0) is None
+    # Nothing changes: 0.98^n <= 0.05
+    assert pairs_to_show(0.0, 0.02) == 149
+
+
+def test_a_pass_says_what_it_may_have_missed():
+    checks = [_check(detectable=0.034), _check(detectable=0.01)]
+    assert headline(judge(checks, GatePolicy())) == (
+        "gate: passed (2 passed), but 2 of 2 may miss a drop of 3.40 points"
+    )
+    tolerant = [c.model_copy(update={"limits": _limits(0.02)}) for c in checks]
+    policy = GatePolicy(max_drop=0.02)
+    assert headline(judge(tolerant, policy)) == (
+        "gate: passed (2 passed), but 1 of 2 may miss a drop of 3.40 points beyond the tolerance"
+    )
+    assert headline(judge(tolerant[1:], policy)) == "gate: passed (1 passed)"
+    blind = judge([_check(detectable=None), *checks], GatePolicy())
+    assert headline(blind) == "gate: passed (3 passed), but 3 of 3 may miss any drop"
+    assert verdict_table(blind).title == headline(blind)
+    shown = GatePolicy(require="shown", max_drop=0.02)
+    certain = [c.model_copy(update={"p_shown": 0.01}) for c in tolerant]
+    assert headline(judge(certain, shown)) == "gate: passed (2 passed)"
+
+
+def test_a_plan_shows_the_items_needed(factory, tmp_path):
+    old, new = factory.planted(200, 8, 12, 100)
+    for name, scores in (("old", old), ("new", new)):
+        factory.write_run(tmp_path / name, {"a": scores})
+    policy = GatePolicy(max_drop=0.02, require="shown")
+    verdict = gate(one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new")), policy)
+    check = verdict.outcomes[0].check
+    assert check.needed == pairs_to_show(0.1, 0.02)
+    assert check.p_shown == CountTest(8, 12, 200).shown_p(0.02)
+    table = verdict_table(verdict, plan=True)
+    assert table.columns[-2:] == ["p shown", "n needed"]
+    assert table.rows[0][-2:] == [f"{check.p_shown:.4f}", f"{check.needed:,}"]
+    assert verdict.exit_code == 2
+
+
+def test_a_policy_may_ask_for_the_mid_p(factory, tmp_path):
+    old, new = factory.planted(200, 3, 12, 100)
+    for name, scores in (("old", old), ("new", new)):
+        factory.write_run(tmp_path / name, {"a": scores})
+    runs = [one_run(str(tmp_path / name)) for name in ("old", "new")]
+    exact, mid = (
+        gate(*runs, GatePolicy(mid_p=mid_p)).outcomes[0].check.p for mid_p in (False, True)
+    )
+    # 12 of 15: C(15,0..3) / 2^15, and half of C(15,3) less.
+    assert exact == pytest.approx(576 / 2**15)
+    assert mid == pytest.approx((576 - 455 / 2) / 2**15)
 
 
 # --- size and power -----------------------------------------------------------------------------
@@ -367,7 +483,9 @@ def test_the_json_reads_back():
 def test_a_policy_fills_in_its_defaults():
     text = "max_drop: 0.01\ntasks:\n  a: {alpha: 0.01}\n  b:\ngroups:\n  g: {min_pairs: 5}\n"
     policy = parse_typed(text, GatePolicy, "gate.yaml")
-    assert policy.limits("task", "a") == Limits(max_drop=0.01, alpha=0.01, min_pairs=100)
+    assert policy.limits("task", "a") == Limits(
+        max_drop=0.01, alpha=0.01, min_pairs=100, mid_p=False
+    )
     assert policy.limits("task", "b") == policy.limits("task", "unlisted")
     assert policy.limits("group", "g").min_pairs == 5
 

@@ -158,6 +158,58 @@ def test_the_test_of_counts_never_rises_with_the_difference(gains, losses, uncha
     assert all(b <= a + 1e-9 for a, b in pairwise(found))
 
 
+@given(gains=st.integers(0, 300), losses=st.integers(0, 300), unchanged=st.integers(0, 400))
+@settings(deadline=None)
+def test_the_mid_p_counts_the_outcome_by_half(gains, losses, unchanged):
+    test = CountTest(gains, losses, gains + losses + unchanged, mid=True)
+    few, changed = min(gains, losses), gains + losses
+    # Fagerland, Lydersen, Laake 2013: the exact p less the probability of the outcome.
+    expected = 2 * stats.binom.cdf(few, changed, 0.5) - stats.binom.pmf(few, changed, 0.5)
+    assert test.two_sided_p() == pytest.approx(min(1.0, expected), rel=1e-9, abs=1e-300)
+    if losses:
+        for d in (-1e-9, 1e-9):
+            assert test.less_p(d) == pytest.approx(test.less_p(), rel=1e-4, abs=1e-14)
+
+
+@given(**COUNTS)
+@settings(deadline=None, max_examples=100)
+def test_a_mid_p_interval_is_its_test_inverted_and_within_the_exact_one(
+    gains, losses, unchanged, confidence
+):
+    n = gains + losses + unchanged
+    if n == 0:
+        return
+    test = CountTest(gains, losses, n, mid=True)
+    low, high = test.interval(confidence)
+    assert (low > 0 or high < 0) == (test.two_sided_p() < round(1 - confidence, 12))
+    exact = CountTest(gains, losses, n).interval(confidence)
+    assert exact[0] <= low + 1e-9
+    assert high <= exact[1] + 1e-9
+    alpha = round((1 - confidence) / 2, 12)
+    for d in (low, high, (gains - losses) / n):
+        if 0.001 < d < 0.999:
+            assert (test.less_p(d + 1e-6) < alpha) == (d + 1e-6 > high)
+
+
+@pytest.mark.parametrize(("n", "discordance"), [(50, 0.3), (200, 0.05), (200, 0.15), (1000, 0.02)])
+def test_the_mid_p_keeps_its_level_here_and_gains_power(n, discordance):
+    def rejects(drop: float, mid: bool) -> float:
+        m = np.arange(n + 1)
+        found = 0.0
+        for changed, weight in zip(m, stats.binom.pmf(m, n, discordance), strict=True):
+            if weight > 1e-7:
+                k = np.arange(changed + 1)
+                tail = stats.binom.cdf(k, changed, 0.5)
+                p = 2 * tail - stats.binom.pmf(k, changed, 0.5) if mid else 2 * tail
+                lost = (discordance - drop) / 2 / discordance
+                found += weight * stats.binom.pmf(k, changed, lost)[p < 0.05].sum()
+        return found
+
+    assert 2 * rejects(0.0, True) <= 0.0505
+    drop = min(3.0 * (discordance / n) ** 0.5, 0.9 * discordance)
+    assert 0.01 < rejects(drop, True) - rejects(drop, False) < 0.1
+
+
 CELLS = [
     (n, share, lean)
     for n in (10, 50, 200)

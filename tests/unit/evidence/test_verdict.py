@@ -126,6 +126,7 @@ def test_a_check_of_which_nothing_is_known_claims_nothing():
         "binary": False,
         "n": 0,
         **dict.fromkeys(("gains", "losses", "p", "detectable", "clusters", "design_effect"), None),
+        **dict.fromkeys(("p_shown", "needed"), None),
         "problem": "",
     }
 
@@ -180,6 +181,8 @@ def test_the_defaults_of_a_policy():
         "alpha": 0.05,
         "min_pairs": 100,
         "correction": "holm",
+        "require": "no-regression-shown",
+        "mid_p": False,
         "tasks": {},
         "groups": {},
         "required": [],
@@ -191,6 +194,7 @@ def test_the_defaults_of_a_policy():
         "min_pairs": None,
         "floor": None,
         "metric": None,
+        "mid_p": False,
     }
 
 
