@@ -37,7 +37,11 @@ def compare(
         ),
     ],
     metric: Annotated[
-        str | None, typer.Option(help="Metric, or metric,filter; default: each task's main one.")
+        list[str] | None,
+        typer.Option(
+            help="Metric, or metric,filter; can be given several times; default: each task's main "
+            "one."
+        ),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -61,6 +65,12 @@ def compare(
     confidence: Annotated[
         float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")
     ] = 0.95,
+    equivalence: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=99.0, help="Test whether accuracies are equal within this many points."
+        ),
+    ] = None,
     cluster: Cluster = "declared",
     mid_p: Annotated[
         bool, typer.Option("--mid-p", help="Test a task's accuracies by the mid-p, not exactly.")
@@ -103,7 +113,17 @@ def compare(
 
     found = with_clusters(baseline_first(find_runs(runs), baseline), cluster)
     wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    options = CompareOptions(metric, wanted, force, confidence, draws, seed, leaderboard, mid_p)
+    options = CompareOptions(
+        metric=tuple(metric) if metric else None,
+        tasks=wanted,
+        force=force,
+        confidence=confidence,
+        draws=draws,
+        seed=seed,
+        leaderboard=leaderboard,
+        mid_p=mid_p,
+        equivalence=None if equivalence is None else equivalence / 100.0,
+    )
     with working("reading samples"):
         comparison = build(found, options)
     tables = [*leaderboard_tables(comparison), score_table(comparison)]

@@ -37,6 +37,12 @@ def report(
     metric: Annotated[
         str | None, typer.Option(help="Metric, or metric,filter; default: each task's main one.")
     ] = None,
+    equivalence: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=99.0, help="Test whether accuracies are equal within this many points."
+        ),
+    ] = None,
     cluster: Cluster = "declared",
     family: Annotated[
         PaperTasks, typer.Option(help="Tasks to show next to the paper's values.")
@@ -59,7 +65,8 @@ def report(
     check_output(output)
     found = with_clusters(baseline_first(find_runs(runs), baseline), cluster)
     folders = [path for path in dict.fromkeys(map(Path, runs)) if path.is_dir()]
-    options = Options(title, metric, family.value, max_samples, max_text)
+    margin = None if equivalence is None else equivalence / 100.0
+    options = Options(title, metric, family.value, max_samples, max_text, margin)
     with working("reading samples"):
         page = build_page(found, folders, options)
     write_text(output, page)

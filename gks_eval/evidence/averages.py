@@ -17,6 +17,8 @@ def group_keys(name: str, runs: Sequence[Run], asked: str | None) -> list[str]:
     The metric is `asked`, or else the usual one among those that the first run averages.
     """
     holders = [run.groups[name] for run in runs if name in run.groups]
+    if not holders:
+        return []
     names = [key.partition(",")[0] for key in holders[0].keys]
     return keys_of(holders, asked or usual_metric(names, names))
 

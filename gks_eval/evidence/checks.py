@@ -72,7 +72,7 @@ def find_scores(name: str, key: str | None, both: tuple[Run, Run]) -> Found:
 
 def task_check(name: str, title: str, key: str | None, limits: Limits, find: Find) -> Check:
     """Return the check of a task by the metric `key`, called `title`."""
-    found = find(name, key or limits.metric)
+    found = find(name, key)
     known = [scores for scores in (found.first, found.second) if scores is not None]
     check = Check(
         kind="task",
@@ -104,7 +104,7 @@ def group_check(
             return unjudged(f"missing in the {role}")
     groups = [run.groups[name] for run in both]
     if key is None or any(key not in group.metrics for group in groups):
-        return unjudged(f"no metric {key or limits.metric or 'at all'} in both runs")
+        return unjudged(f"no metric {key or 'at all'} in both runs")
     if groups[0].leaves != groups[1].leaves:
         return unjudged("its tasks differ between the two runs")
     parts: dict[str, Found] = {}

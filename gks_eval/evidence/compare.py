@@ -13,7 +13,7 @@ from gks_eval.evidence.leaderboard import leaderboard
 from gks_eval.evidence.notes import absent_note, forced_notes, lacking_note
 from gks_eval.evidence.recorded import recorded_notes
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.scores import choose_metrics
+from gks_eval.evidence.scores import choose_metrics, title_of
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.task_rows import MANY, CompareOptions, TaskOutcome, task_outcome
 
@@ -44,30 +44,36 @@ def compare(
     notes = recorded_notes(runs, {*tasks, *groups})
     outcomes: dict[tuple[str, str], TaskOutcome] = {}
     for name in tasks:
-        keys = choose_metrics(name, runs, settings.metric)
-        if settings.metric and not keys:
-            notes.append(f"{name} has no {settings.metric} and is left out")
+        keys: list[str] = []
+        for metric in settings.metrics:
+            found = choose_metrics(name, runs, metric)
+            keys += [key for key in found if key not in keys]
+            if metric and not found:
+                notes.append(f"{name} has no {metric} and is left out")
         for key in keys:
             if outcome := task_outcome(name, key, runs, settings):
-                outcomes[name, key] = _under_filter(outcome, key, several=len(keys) > 1)
+                outcomes[name, key] = _titled(outcome, title_of(key, keys))
     if not outcomes:
-        raise _unknown_metric(settings.metric or "", runs)
+        raise _unknown_metric(settings.metrics[0] or "", runs)
     notes += _refuse_or_note(outcomes, runs[0].label, settings.force)
-    rows = _with_holm([outcome.row for outcome in outcomes.values()])
+    rows = _with_holm([outcome.row for outcome in outcomes.values()], settings)
     if not alone and not any(row.differences for row in rows):
         raise _nothing_shared(runs, rows, notes)
     lacking: list[tuple[str, str, list[str]]] = []
     for name in groups:
-        keys = group_keys(name, runs, settings.metric)
+        keys = []
+        for metric in settings.metrics:
+            found = group_keys(name, runs, metric)
+            keys += [key for key in found if key not in keys]
+            if not found:
+                notes.append(f"{name} has no average of {metric} and is left out")
         for key in keys:
             members = {task: found for (task, own), found in outcomes.items() if own == key}
             row, said, without = group_row(name, key, runs, members, settings)
-            filter_name = key.partition(",")[2] if len(keys) > 1 else ""
-            rows.extend([row.model_copy(update={"filter": filter_name})] if row else [])
+            title = {"filter": title_of(key, keys)}
+            rows.extend([_judged(row.model_copy(update=title), settings)] if row else [])
             notes.extend(said)
             lacking.extend((name, run, tasks) for run, tasks in without.items())
-        if not keys:
-            notes.append(f"{name} has no average of {settings.metric} and is left out")
     ranked = len(runs) > MANY if settings.leaderboard is None else settings.leaderboard
     averages = [row for row in rows if row.kind == "group"]
     return Comparison(
@@ -75,6 +81,7 @@ def compare(
         confidence=settings.confidence,
         draws=settings.draws,
         seed=settings.seed,
+        equivalence=settings.equivalence,
         forced=settings.force,
         runs=[run_info(run) for run in runs],
         rows=rows,
@@ -107,10 +114,10 @@ def run_info(run: Run) -> RunInfo:
     )
 
 
-def _under_filter(outcome: TaskOutcome, key: str, several: bool) -> TaskOutcome:
-    if not several:
+def _titled(outcome: TaskOutcome, title: str) -> TaskOutcome:
+    if not title:
         return outcome
-    update = {"filter": key.partition(",")[2]}
+    update = {"filter": title}
     return replace(
         outcome,
         row=outcome.row.model_copy(update=update),
@@ -147,25 +154,45 @@ def _refuse_or_note(
     return forced_notes(faults)
 
 
-def _with_holm(rows: Sequence[Row]) -> list[Row]:
-    """Adjust p-values over the tasks of each candidate."""
-    tests: dict[str, list[tuple[int, float]]] = {}
-    for index, row in enumerate(rows):
-        for difference in row.differences:
-            if difference.p is not None:
-                tests.setdefault(difference.candidate, []).append((index, difference.p))
-    adjusted: dict[tuple[int, str], float] = {}
-    for candidate, entries in tests.items():
-        for (index, _), p in zip(entries, holm([p for _, p in entries]), strict=True):
-            adjusted[index, candidate] = p
+def _with_holm(rows: Sequence[Row], settings: CompareOptions) -> list[Row]:
+    """Adjust both kinds of p-values over the tasks of each candidate."""
+    updates: dict[tuple[int, str], dict[str, float]] = {}
+    for name in ("p", "p_equal"):
+        tests: dict[str, list[tuple[int, float]]] = {}
+        for index, row in enumerate(rows):
+            for difference in row.differences:
+                if (p := getattr(difference, name)) is not None:
+                    tests.setdefault(difference.candidate, []).append((index, p))
+        for candidate, entries in tests.items():
+            for (index, _), p in zip(entries, holm([p for _, p in entries]), strict=True):
+                updates.setdefault((index, candidate), {})[f"{name}_holm"] = p
 
-    def with_p(index: int, difference: Difference) -> Difference:
-        return difference.model_copy(update={"p_holm": adjusted.get((index, difference.candidate))})
+    def adjusted(index: int, difference: Difference) -> Difference:
+        return difference.model_copy(update=updates.get((index, difference.candidate), {}))
 
-    return [
-        row.model_copy(update={"differences": [with_p(index, d) for d in row.differences]})
+    found = [
+        row.model_copy(update={"differences": [adjusted(index, d) for d in row.differences]})
         for index, row in enumerate(rows)
     ]
+    return [_judged(row, settings) for row in found]
+
+
+def _judged(row: Row, settings: CompareOptions) -> Row:
+    """Add what is shown about the equality of runs."""
+    if settings.equivalence is None:
+        return row
+    alpha = round(1.0 - settings.confidence, 12)
+
+    def judged(d: Difference) -> Difference:
+        # A group's p-values are not corrected.
+        p, p_equal = d.p_holm or d.p, d.p_equal_holm or d.p_equal
+        if p is None or p_equal is None:
+            return d
+        differs, equal = p < alpha, p_equal < alpha
+        verdict = "differs within" if differs and equal else "differs" if differs else "open"
+        return d.model_copy(update={"verdict": "equal" if equal and not differs else verdict})
+
+    return row.model_copy(update={"differences": [judged(d) for d in row.differences]})
 
 
 def _absent(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:

@@ -25,7 +25,7 @@ SCHEMA = "gks_eval.compare/1"
 
 
 def titled(name: str, filter_name: str) -> str:
-    """Return the name of a task or group, with the filter if it is judged under several."""
+    """Return the name of a task or group, with filter or metric if it is judged by several."""
     return f"{name} ({filter_name})" if filter_name else name
 
 
@@ -76,6 +76,11 @@ class Difference(FrozenModel):
         unpaired_baseline: Items of the baseline without a partner.
         unpaired_candidate: Items of the candidate without a partner.
         detectable: Smallest difference that is detected with 80% power, two-sided at 5%.
+        p_equal: p-value of "not equal": both one-sided tests against a change of the margin
+            reject it (TOST). None without a margin, and for metrics that are not accuracies.
+        p_equal_holm: The same after Holm's correction over this candidate's tasks.
+        verdict: ``equal`` within the margin, ``differs``, ``differs within`` the margin, or
+            ``open``; empty without a margin.
         clusters: Number of clusters of linked items; None if no items are linked.
         design_effect: Factor by which the links change the variance.
         note: A remark for the reader.
@@ -94,6 +99,9 @@ class Difference(FrozenModel):
     unpaired_baseline: int = 0
     unpaired_candidate: int = 0
     detectable: float | None = None
+    p_equal: float | None = None
+    p_equal_holm: float | None = None
+    verdict: Literal["", "equal", "differs", "differs within", "open"] = ""
     clusters: int | None = None
     design_effect: float | None = None
     note: str = ""
@@ -106,7 +114,7 @@ class Row(FrozenModel):
         kind: Task or group.
         name: Its name.
         metric: ``metric,filter``.
-        filter: The filter, if the task has one row per filter.
+        filter: The filter, the metric or both, if the task has several rows.
         binary: Whether the metric is an accuracy, shown in percent.
         higher_is_better: None if unknown; then no value is marked as best.
         tasks: A group's tasks.
@@ -189,6 +197,7 @@ class Comparison(FrozenModel):
     draws: int
     seed: int
     forced: bool
+    equivalence: float | None = None
     runs: list[RunInfo]
     rows: list[Row]
     flips: list[Flip]

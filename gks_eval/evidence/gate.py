@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 from gks_eval.evidence.averages import group_keys
 from gks_eval.evidence.checks import find_scores, group_check, task_check
 from gks_eval.evidence.comparison import titled
-from gks_eval.evidence.policy import GatePolicy
+from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.recorded import recorded_notes
 from gks_eval.evidence.records import GroupResult, TaskResult
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.scores import choose_metrics
+from gks_eval.evidence.scores import choose_metrics, title_of
 from gks_eval.evidence.verdict import Check, Verdict, judge
 
 __all__ = ["gate", "measure_checks"]
@@ -53,26 +54,34 @@ def measure_checks(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Ch
     checks = []
     for name in dict.fromkeys(tasks):
         limits = policy.limits("task", name)
-        keys = _judged(choose_metrics(name, both, limits.metric), baseline.tasks.get(name))
+        keys = _keys(limits, baseline.tasks.get(name), partial(choose_metrics, name, both))
         for key, title in _titles(name, keys):
             checks.append(task_check(name, title, key, limits, find))
     for name in dict.fromkeys(averages):
         limits = policy.limits("group", name)
-        known = any(name in run.groups for run in both)
-        keys = group_keys(name, both, limits.metric) if known else []
-        keys = _judged(keys, baseline.groups.get(name))
+        keys = _keys(limits, baseline.groups.get(name), partial(group_keys, name, both))
         for key, title in _titles(name, keys):
             checks.append(group_check(name, title, key, both, limits, find))
     return checks
+
+
+def _keys(
+    limits: Limits,
+    first: TaskResult | GroupResult | None,
+    choose: Callable[[str | None], list[str]],
+) -> list[str]:
+    """Return the keys to judge: those that the baseline has, and metrics that no run has."""
+    keys: list[str] = []
+    for asked in limits.metrics:
+        found = choose(asked)
+        found = [key for key in found if first is None or key in first.keys] or found
+        keys += found or ([asked] if asked else [])
+    return list(dict.fromkeys(keys))
 
 
 def _titles(name: str, keys: list[str]) -> list[tuple[str | None, str]]:
     """Return each key with the name of its check; without keys, None with the plain name."""
     if len(keys) < 2:
         return [(keys[0] if keys else None, name)]
-    return [(key, titled(name, key.partition(",")[2])) for key in keys]
-
-
-def _judged(keys: list[str], first: TaskResult | GroupResult | None) -> list[str]:
-    """Return the keys to judge: those that the baseline has."""
-    return [key for key in keys if first is None or key in first.keys] or keys
+    whole = [key if "," in key else f"{key},none" for key in keys]
+    return [(key, titled(name, title_of(one, whole))) for key, one in zip(keys, whole, strict=True)]

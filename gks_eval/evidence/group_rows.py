@@ -125,6 +125,9 @@ def _difference(
         unpaired_baseline=sum(change.pairing.only_first for change in paired.values()),
         unpaired_candidate=sum(change.pairing.only_second for change in paired.values()),
         detectable=measured.detectable(),
+        p_equal=measured.equal_p(settings.equivalence)
+        if settings.equivalence and measured.binary
+        else None,
         clusters=measured.clusters,
         design_effect=measured.design_effect,
     )

@@ -183,6 +183,13 @@ class Measurement:
         score = self.test
         return score.design_effect if isinstance(score, ItemScore) and self.clusters else None
 
+    def equal_p(self, margin: float) -> float:
+        """Return the p-value of "not equal within a margin": the larger of two one-sided ones.
+
+        Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 1987 (TOST).
+        """
+        return max(self.test.shown_p(margin), self.test.less_p(margin))
+
     def needed(self, tolerance: float, alpha: float) -> int | None:
         """Return how many items show an unchanged candidate to lose less than a tolerance.
 

@@ -34,7 +34,8 @@ class Limits(FrozenModel):
         alpha: Level of its test, after correction.
         min_pairs: Smallest number of paired items to judge on.
         floor: Value that the candidate must reach, whatever the baseline has.
-        metric: ``metric`` or ``metric,filter``; by default the task's usual one.
+        metric: ``metric`` or ``metric,filter``, or a list of them with one check each; by default
+            the task's usual one.
         mid_p: Test a task's accuracies by the mid-p instead of the exact test; also if the top of
             the policy says so.
     """
@@ -43,10 +44,15 @@ class Limits(FrozenModel):
     alpha: Alpha | None = None
     min_pairs: Pairs | None = None
     floor: Floor | None = None
-    metric: Name | None = None
+    metric: Name | tuple[Name, ...] | None = None
     mid_p: bool = False
 
     _fraction = field_validator("max_drop")(_fraction)
+
+    @property
+    def metrics(self) -> tuple[str | None, ...]:
+        """Return the metrics to check, (None,) for the usual one."""
+        return self.metric if isinstance(self.metric, tuple) else (self.metric,)
 
 
 class GatePolicy(FrozenModel):

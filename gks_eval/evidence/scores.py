@@ -23,6 +23,7 @@ __all__ = [
     "keys_of",
     "load_scores",
     "pick_key",
+    "title_of",
     "usual_metric",
 ]
 
@@ -161,6 +162,15 @@ def choose_metrics(task: str, runs: Iterable[Run], asked: str | None = None) -> 
     """
     holders = [run for run in runs if task in run.tasks]
     return keys_of([run.tasks[task] for run in holders], asked or _usual(task, holders))
+
+
+def title_of(key: str, keys: Sequence[str]) -> str:
+    """Return what distinguishes a key from the other keys of a task: filter, metric or both."""
+    metrics, filters = zip(*(one.split(",", 1) for one in keys), strict=True)
+    metric, filter_name = key.split(",", 1)
+    parts = [metric] if len({*metrics}) > 1 else []
+    parts += [filter_name] if len({*filters}) > 1 else []
+    return ", ".join(parts)
 
 
 def keys_of(entries: Iterable[TaskResult | GroupResult], asked: str | None) -> list[str]:

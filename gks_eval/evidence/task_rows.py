@@ -31,17 +31,19 @@ class CompareOptions:
     """How to compare.
 
     Attributes:
-        metric: ``metric`` or ``metric,filter`` for every task; None for each task's usual one.
+        metric: ``metric`` or ``metric,filter`` for every task, or several of them; None for each
+            task's usual one.
         tasks: Tasks and groups to keep, groups with their tasks; empty for all.
         force: Compare even if versions, prompts, shots or limits differ, with a note.
         confidence: Confidence of every interval.
         draws: Random subsets of a sign-flip test.
         seed: Seed of the draws, together with the compared values; names and order have no effect.
         leaderboard: Whether to rank the runs; None for more than `MANY` runs.
+        equivalence: Margin of accuracies within which runs count as equal, 0.02 for two points.
         mid_p: Whether a task's accuracies are tested by the mid-p instead of the exact test.
     """
 
-    metric: str | None = None
+    metric: str | tuple[str, ...] | None = None
     tasks: tuple[str, ...] = ()
     force: bool = False
     confidence: float = 0.95
@@ -49,6 +51,12 @@ class CompareOptions:
     seed: int = 0
     leaderboard: bool | None = None
     mid_p: bool = False
+    equivalence: float | None = None
+
+    @property
+    def metrics(self) -> tuple[str | None, ...]:
+        """Return the metrics asked for, (None,) for each task's usual one."""
+        return self.metric if isinstance(self.metric, tuple) else (self.metric,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +173,9 @@ def _paired(label: str, change: Changes, settings: CompareOptions) -> Difference
         unpaired_baseline=pairing.only_first,
         unpaired_candidate=pairing.only_second,
         detectable=measured.detectable(),
+        p_equal=measured.equal_p(settings.equivalence)
+        if settings.equivalence and measured.binary
+        else None,
         clusters=measured.clusters,
         design_effect=measured.design_effect,
         note=f"{pairing.unpaired} items have no partner and are left out"

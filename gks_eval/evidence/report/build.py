@@ -44,6 +44,7 @@ class Options:
         family: Tasks to show next to the paper's.
         most: Largest number of samples to keep.
         max_text: Largest number of characters of a prompt to keep.
+        equivalence: As in `CompareOptions`.
     """
 
     title: str = "Evaluation report"
@@ -51,6 +52,7 @@ class Options:
     family: Family = "gks_paper"
     most: int = 20_000
     max_text: int = 4_000
+    equivalence: float | None = None
 
 
 def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | None = None) -> str:
@@ -66,7 +68,8 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     """
     options = options or Options()
     # A page shows all runs with notes on what is not comparable; only decisions need a refusal.
-    comparison = compare(runs, CompareOptions(metric=options.metric, force=True), alone=True)
+    asked = CompareOptions(metric=options.metric, force=True, equivalence=options.equivalence)
+    comparison = compare(runs, asked, alone=True)
     observed = [find_observed(folder) for folder in folders]
     routes = [found for group, _ in observed for found in group]
     geometry = [found for _, group in observed for found in group]

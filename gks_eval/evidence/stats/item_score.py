@@ -103,12 +103,15 @@ class ItemScore:
         r"""Return the p-value of a regression: of a true change below `difference`.
 
         It is :math:`\Phi(z)` at tol = -difference. With fewer than `FEW` changed clusters it is no
-        less than the exact p-value of a change below 0, unless `difference` is positive.
+        less than the exact p-value of a change below 0. A positive `difference` is that of
+        `shown_p` with the runs swapped.
         """
+        if difference > 0.0:
+            return self.turned().shown_p(difference)
         if self.changed < FEW and difference == 0.0:
             return exact_p(self.sums)
         p = float(norm.cdf(self.z(-difference)))
-        return max(p, exact_p(self.sums)) if self.changed < FEW and difference < 0.0 else p
+        return max(p, exact_p(self.sums)) if self.changed < FEW else p
 
     def shown_p(self, tolerance: float) -> float:
         r"""Return the p-value of "shown": of a true change above -tolerance (non-inferiority).

@@ -117,21 +117,26 @@ def difference_table(comparison: Comparison) -> Table:
     nested_marks: dict[tuple[int, int], str] = {}
     remarks: dict[str, int] = {}
     several = len(comparison.runs) > 2
+    equality = comparison.equivalence is not None
     links = any(d.clusters for row in comparison.rows for d in row.differences)
     for row in comparison.rows:
         if row.differences:
-            nested.append([row.title, *[""] * (7 + 2 * links)])
+            nested.append([row.title, *[""] * (7 + 2 * (equality + links))])
         for d in row.differences:
             remark = f" [{remarks.setdefault(d.note, len(remarks) + 1)}]" if d.note else ""
             names = [row.title, f"{d.candidate}{remark}"] if several else [f"{row.title}{remark}"]
             if d.p_holm is not None and d.p_holm < round(1.0 - comparison.confidence, 12):
                 mark = "best" if _better(row, d) else "second"
                 marks[len(rows), len(names)] = nested_marks[len(nested), 1] = mark
-            cells = [*_difference(d, row.binary), *(_links(d) if links else ())]
+            cells = _difference(d, row.binary)
+            cells += [p_value(d.p_equal_holm or d.p_equal), d.verdict or "–"] if equality else []
+            cells += _links(d) if links else []
             rows.append([*names, *cells])
             nested.append([f"  {d.candidate}{remark}", *cells])
     columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
     columns.append("detectable")
+    within = f"{100 * (comparison.equivalence or 0.0):g} points"
+    columns += [f"p within {within}", "verdict"] if equality else []
     columns += ["clusters", "design effect"] if links else []
     methods = {d.method for row in comparison.rows for d in row.differences}
     mcnemar = "mid-p" if "mid-p" in methods else "exact"
@@ -147,9 +152,15 @@ def difference_table(comparison: Comparison) -> Table:
             else ""
         )
     ]
+    if equality:
+        notes[0] += (
+            f" verdict: equal within {within} if both one-sided tests against a change of {within} "
+            "reject it (TOST); open if neither a difference nor equality is shown. Holm over the "
+            "tasks of a run."
+        )
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"
-    spare = 5 if links else 3
+    spare = 3 + 2 * (equality + links)
     if not several:
         return Table(title, ["task", *columns], rows, marks, notes, spare=spare)
     by_task = Table(title, ["task / run", *columns], nested, nested_marks, notes, spare=spare)

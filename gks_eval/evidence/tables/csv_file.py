@@ -12,8 +12,8 @@ __all__ = ["to_csv"]
 
 _COLUMNS = (
     "kind name metric run n value low high interval baseline difference difference_low "
-    "difference_high p p_holm pairs test gains losses detectable clusters design_effect note rank "
-    "family needs time_ratio"
+    "difference_high p p_holm pairs test gains losses detectable p_equal p_equal_holm verdict "
+    "clusters design_effect note rank family needs time_ratio"
 ).split()
 
 
@@ -46,6 +46,9 @@ def to_csv(comparison: Comparison) -> str:
                     "gains": d.gains,
                     "losses": d.losses,
                     "detectable": d.detectable,
+                    "p_equal": d.p_equal,
+                    "p_equal_holm": d.p_equal_holm,
+                    "verdict": d.verdict,
                     "clusters": d.clusters,
                     "design_effect": d.design_effect,
                     "note": d.note,

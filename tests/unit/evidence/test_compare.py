@@ -19,6 +19,7 @@ from gks_eval.evidence.comparison import Comparison, Difference
 from gks_eval.evidence.gate import gate
 from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.runs import baseline_first, find_runs, one_run
+from gks_eval.evidence.stats.paired_test import CountTest
 from gks_eval.evidence.stats.wilson import wilson_interval
 
 
@@ -484,7 +485,8 @@ def test_a_difference_of_which_nothing_is_known_claims_nothing():
     assert Difference.model_validate(known | unknown).model_dump(exclude=set(known)) == {
         **unknown,
         **dict.fromkeys(("p_holm", "gains", "losses", "detectable"), None),
-        **dict.fromkeys(("clusters", "design_effect"), None),
+        **dict.fromkeys(("clusters", "design_effect", "p_equal", "p_equal_holm"), None),
+        "verdict": "",
         "unpaired_baseline": 0,
         "unpaired_candidate": 0,
         "note": "",
@@ -507,3 +509,121 @@ def test_the_csv_holds_every_number(planted):
     line = next(entry for entry in lines if (entry["name"], entry["run"]) == ("a", "new"))
     assert float(line["difference"]) == pytest.approx(-0.07)
     assert line["losses"] == "20"
+
+
+# --- equivalence ---------------------------------------------------------------------------------
+
+COUNTS = {  # gains, losses of 4,000: within 2 points or not, different or not
+    "equal": (100, 104),
+    "differs within": (40, 90),
+    "differs": (100, 260),
+    "open": (700, 640),
+}
+
+
+@pytest.fixture
+def four(factory, tmp_path):
+    sides = {name: factory.planted(4000, *counts, 1500) for name, counts in COUNTS.items()}
+    groups = {"g": (("equal", "open"), False)}
+    for place, run in enumerate(("old", "new")):
+        tasks = {name: side[place] for name, side in sides.items()}
+        factory.write_run(tmp_path / run, tasks, groups=groups)
+    return [one_run(str(tmp_path / run)) for run in ("old", "new")]
+
+
+def test_equality_within_a_margin_is_a_verdict(four):
+    comparison = compare(four, CompareOptions(equivalence=0.02))
+    p = {}
+    for name, (gains, losses) in COUNTS.items():
+        (d,) = _row(comparison, name).differences
+        assert d.verdict == name
+        test = CountTest(gains, losses, 4000)
+        worse, better = test.shown_p(0.02), CountTest(losses, gains, 4000).shown_p(0.02)
+        p[name] = max(worse, better)
+        assert d.p_equal == pytest.approx(p[name])
+        # The interval at 90% lies within the margin exactly where both tests reject.
+        low, high = test.interval(0.9)
+        assert (low > -0.02 and high < 0.02) == (d.p_equal < 0.05)
+    (d,) = _row(comparison, "g").differences
+    z = [(60 / 8000 - 4 / 8000 + side * 0.02, side) for side in (1, -1)]
+    n, parts = 4000, (COUNTS["equal"], COUNTS["open"])
+    squares = {
+        side: sum(
+            ((1 + side * 0.02) ** 2 * g + (1 - side * 0.02) ** 2 * k + 0.02**2 * (n - g - k))
+            / (2 * n) ** 2
+            for g, k in parts
+        )
+        for side in (1, -1)
+    }
+    expected = max(stats.norm.sf(side * x / math.sqrt(squares[side])) for x, side in z)
+    assert d.p_equal == pytest.approx(expected)
+    assert (d.p_equal_holm, d.verdict) == (None, "equal")
+    ordered = sorted(p, key=p.get)
+    holm = _row(comparison, ordered[0]).differences[0].p_equal_holm
+    assert holm == pytest.approx(min(1.0, 4 * p[ordered[0]]))
+
+
+def test_a_margin_adds_two_columns(four):
+    from gks_eval.evidence.tables.content import difference_table
+
+    table = difference_table(compare(four, CompareOptions(equivalence=0.02)))
+    assert table.columns[-2:] == ["p within 2 points", "verdict"]
+    assert [row[-1] for row in table.rows[:4]] == list(COUNTS)
+    assert "verdict" not in difference_table(compare(four)).columns
+
+
+def test_other_metrics_than_accuracies_have_no_margin(factory, tmp_path):
+    rng = np.random.default_rng(0)
+    for run in ("old", "new"):
+        factory.write_run(tmp_path / run, {"a": list(rng.random(50))}, metric="f1")
+    runs = [one_run(str(tmp_path / run)) for run in ("old", "new")]
+    (d,) = compare(runs, CompareOptions(equivalence=0.02)).rows[0].differences
+    assert (d.p_equal, d.verdict) == (None, "")
+
+
+def test_equal_runs_of_few_items_are_not_shown_to_be_equal(factory, tmp_path):
+    for run in ("old", "new"):
+        factory.write_run(tmp_path / run, {"a": [1.0] * 90})
+    runs = [one_run(str(tmp_path / run)) for run in ("old", "new")]
+    (d,) = compare(runs, CompareOptions(equivalence=0.02)).rows[0].differences
+    assert (d.p_equal, d.verdict) == (pytest.approx(0.98**90), "open")
+
+
+# --- several metrics -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(factory, tmp_path):
+    for place, run in enumerate(("old", "new")):
+        rows = [factory.sample(i, float((i * (place + 2)) % 3 == 0)) for i in range(120)]
+        for row in rows:
+            row |= {"metrics": ["acc", "acc_norm"], "acc_norm": float(row["doc_id"] % 4 == 0)}
+        mean, norm = (sum(row[m] for row in rows) / 120 for m in ("acc", "acc_norm"))
+        entry = {"alias": "a", "sample_len": 120, "acc,none": mean, "acc_norm,none": norm}
+        higher = {"a": {"acc": True, "acc_norm": True}}
+        change = {"results": {"a": entry}, "higher_is_better": higher}
+        factory.write_run(tmp_path / run, {"a": rows}, change=change)
+    return [one_run(str(tmp_path / run)) for run in ("old", "new")]
+
+
+def test_several_metrics_have_a_row_each(several):
+    rows = compare(several, CompareOptions(metric=("acc", "acc_norm"))).rows
+    assert [(row.title, row.metric) for row in rows] == [
+        ("a (acc)", "acc,none"), ("a (acc_norm)", "acc_norm,none"),
+    ]  # fmt: skip
+    found = [row.differences[0] for row in rows]
+    assert found[0].p_holm == pytest.approx(min(1, 2 * found[0].p))
+    (row,) = compare(several, CompareOptions(metric=("acc_norm",))).rows
+    assert row.title == "a"
+    notes = compare(several, CompareOptions(metric=("acc", "f1"))).notes
+    assert "a has no f1 and is left out" in notes
+
+
+def test_a_gate_checks_several_metrics_and_misses_none(several):
+    limits = {"metric": ("acc", "acc_norm", "accc")}
+    verdict = gate(*several, GatePolicy(tasks={"a": limits}, only_listed=True))
+    assert [(o.check.name, o.status) for o in verdict.outcomes][1:] == [
+        ("a (acc_norm)", "pass"), ("a (accc)", "unjudged"),
+    ]  # fmt: skip
+    assert verdict.outcomes[0].check.name == "a (acc)"
+    assert verdict.outcomes[2].reasons == ["no metric accc in the baseline"]
