@@ -154,11 +154,12 @@ def _read_all(
 def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Path) -> Path:
     root = manifest.parent.resolve()
     path = _local(source)
-    if path is None:
+    inside = None if path is None else _local(str(root / path))  # where parts of it may exist
+    if path is None or inside is None:
         raise LibraryError(f"{manifest}: {label} is no usable path ({source!r:.80}); correct it.")
     if path.is_absolute() and path.is_dir():
         return path
-    folder = (root / path).resolve()
+    folder = inside.resolve()
     if not path.is_absolute() and not folder.is_relative_to(root):
         raise LibraryError(
             f"{manifest}: {label} points outside its folder ({source}); "

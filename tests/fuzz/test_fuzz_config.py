@@ -23,6 +23,7 @@ LIBRARY: dict[str, Any] = {
     "experts": {"sums": "experts/sums", "verbs": "org/repo/verbs@main"},
     "general": {"en": "general/en"},
     "load": {"quantization": "nf4"},
+    "tied_prototypes": [{"layers": ["q_proj", "k_proj"], "op": "concat"}],
     "made_by": ["make"],
     "hashes": {"experts/sums": "0" * 64},
     "provenance": {"seed": 1, "remarks": ["none", 2.5]},
@@ -83,6 +84,7 @@ def test_a_library_that_names_adapters(folder: Path, tiny_library: Any) -> None:
     path = library.parent / "fuzzed.yaml"
     content = yaml.safe_load((library / "library.yaml").read_text("utf-8"))
     content["experts"] = {"alpha": f"{library.name}/experts/alpha"}
+    content["tied_prototypes"] = [{"layers": ["q_proj", "k_proj"], "op": "concat"}]
 
     def parse(raw: bytes) -> None:
         path.write_bytes(raw)

@@ -148,6 +148,11 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
         manifest(experts={"alpha": "x" * 900}, general={}),
         [MANIFEST, "experts/alpha is no usable path", "correct it"],
     ),
+    "a path that is too long inside a folder that exists": (
+        LibraryError,
+        manifest(experts={"alpha": "experts/" + "x" * 900}, general={}),
+        [MANIFEST, "experts/alpha is no usable path", "correct it"],
+    ),
     "a null byte": (
         LibraryError,
         text('base_model: x\nexperts: {alpha: "a\\0b"}\n'),
