@@ -9,7 +9,7 @@ from typing import Any
 from gks_eval.errors import DataError, HubError, whole_reason
 from gks_eval.tasklib.local_data import DATA_ROOT, local_data
 
-__all__ = ["interleave", "load_data", "load_subsets", "resolve_files"]
+__all__ = ["draw_rows", "interleave", "load_data", "load_subsets", "resolve_files"]
 
 
 def load_data(path: str, name: str | None = None, **kwargs: Any) -> Any:
@@ -70,6 +70,26 @@ def interleave(lengths: Sequence[int]) -> list[int]:
         for start, length in zip(starts, lengths, strict=True)
         if turn < length
     ]
+
+
+def draw_rows(rows: Any, count: int, seed: int, where: str) -> Any:
+    """Draw rows as the authors' scripts do, with the data set's `train_test_split`.
+
+    Args:
+        rows: The rows of one split.
+        count: How many are drawn.
+        seed: Of the draw.
+        where: The data set's name, for messages.
+
+    Raises:
+        DataError: There are not more rows than are drawn.
+    """
+    if len(rows) <= count:
+        raise DataError(
+            f"the data set {where} has {len(rows)} rows and `draw` takes {count}; lower `rows`, or "
+            "leave `draw` out to score all."
+        )
+    return rows.train_test_split(test_size=count, seed=seed)["test"]
 
 
 def load_subsets(path: str, subsets: Sequence[str]) -> Any:

@@ -16,6 +16,8 @@ __all__ = [
     "arc_gold",
     "boolq_content",
     "boolq_gold",
+    "four_options",
+    "four_options_gold",
     "letter_gold",
     "mmlu_options",
     "okapi_arc_docs",
@@ -140,6 +142,16 @@ def letter_gold(row: Row) -> int:
     letters = [letter for letter, _ in _options(row)]
     answer = row["answer"]
     return letters.index(answer) if answer in letters else _OUTSIDE
+
+
+def four_options(row: Row) -> list[str]:
+    """Options A to D, which are all that the authors' code reads of the translated ARC."""
+    return [text for letter, text in _options(row) if letter != "E"]
+
+
+def four_options_gold(row: Row) -> int:
+    """Position of the answer among `four_options`; outside if it is E."""
+    return _OUTSIDE if row["answer"] == "E" else letter_gold(row)
 
 
 def _options(row: Row) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from gks_eval.errors import UsageError
 from gks_eval.scoring.request_cache import CACHE_AND_ITEMS
-from gks_eval.tasklib.data import load_data, load_subsets, resolve_files
+from gks_eval.tasklib.data import draw_rows, load_data, load_subsets, resolve_files
 from gks_eval.tasklib.excepthook import say_errors_under_lm_eval
 from gks_eval.tasklib.faults import (
     Fault,
@@ -82,7 +82,8 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
     """An lm-eval task, configured by YAML, with four things more.
 
     * ``dataset_kwargs.subsets`` merges subsets into one task; ``dataset_kwargs.data_files`` are
-      relative to the YAML file.
+      relative to the YAML file; ``dataset_kwargs.draw``, with ``rows`` and ``seed``, scores a
+      random draw from the validation split, see `gks_eval.tasklib.data.draw_rows`.
     * A scored item whose gold answer is outside its choices is dropped; items with an empty, a
       duplicated or a single option stay. Either way one warning counts and names them. Examples
       for few-shot prompts are dropped in the same way.
@@ -114,6 +115,7 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Load the data into ``self.dataset``."""
         kwargs = dict(dataset_kwargs or {})
+        draw = kwargs.pop("draw", None)
         if subsets := kwargs.pop("subsets", None):
             self.dataset = load_subsets(self.DATASET_PATH, subsets)
             return
@@ -121,6 +123,11 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
             source = (self.config.metadata or {}).get("config_source", "")
             kwargs["data_files"] = resolve_files(kwargs["data_files"], source)
         self.dataset = load_data(self.DATASET_PATH, self.DATASET_NAME, **kwargs)
+        if draw is not None:
+            split = self.config.validation_split
+            where = f"{self.DATASET_PATH}, split {split},"
+            drawn = draw_rows(self.dataset[split], int(draw["rows"]), int(draw["seed"]), where)
+            self.dataset = {**self.dataset, split: drawn}
 
     # ------------------------------------------------------------------ faulty items
 

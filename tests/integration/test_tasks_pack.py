@@ -179,6 +179,36 @@ def test_the_demo_loads_from_any_folder_and_any_copy_of_the_pack(
         assert all(len(task.eval_docs) >= 100 for task in tasks.values())
 
 
+def test_the_readme_s_task_draws_rows_as_the_authors_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (tasks_dir() / "paper" / "README.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
+    mine = tmp_path / "my_tasks"
+    mine.mkdir()
+    (mine / "draw.yaml").write_text(recipe.replace("TASKS", str(tasks_dir())), encoding="utf-8")
+    hub = tmp_path / "hub" / "alexandrainst" / "m_arc" / "de"
+    hub.mkdir(parents=True)
+    rows = [
+        {"id": f"r{n}", "instruction": f"Frage {n}?", "answer": "ABCD"[n % 4]}
+        | {f"option_{letter}": f"{letter}{n}" for letter in "abcd"}
+        for n in range(1000)
+    ]
+    table = datasets.Dataset.from_list(rows)
+    for split in ("train", "val"):
+        table.to_json(hub / f"{split}.jsonl")
+    (hub.parent / "README.md").write_text(
+        "---\nconfigs:\n- config_name: de\n  data_files:\n"
+        "  - {split: train, path: de/train.jsonl}\n  - {split: val, path: de/val.jsonl}\n---\n"
+    )
+    monkeypatch.setenv("GKS_DATA_ROOT", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pack = TaskManager(include_path=[str(tasks_dir()), str(mine)], include_defaults=False)
+    (task,) = pack.load(["my_arc_challenge_de"])["tasks"].values()
+    expected = table.train_test_split(test_size=400, seed=1234)["test"]["id"]
+    assert list(task.eval_docs["id"]) == list(expected)
+
+
 def test_data_that_are_nowhere_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))

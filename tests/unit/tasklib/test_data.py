@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gks_eval.errors import DataError, UsageError
-from gks_eval.tasklib.data import interleave, load_data, load_subsets, resolve_files
+from gks_eval.tasklib.data import draw_rows, interleave, load_data, load_subsets, resolve_files
 from gks_eval.tasklib.local_data import local_data
 
 
@@ -31,6 +31,20 @@ def test_interleave_is_a_permutation_and_any_start_is_even(lengths: list[int]) -
         taken[part] += 1
         behind = [taken[p] for p in range(len(lengths)) if taken[p] < lengths[p]]
         assert all(taken[part] - count <= 1 for count in behind)
+
+
+def test_a_draw_is_the_start_of_numpy_s_permutation() -> None:
+    """The test part of `train_test_split`: the first rows of one permutation by the seed."""
+    import datasets
+    import numpy as np
+
+    rows = datasets.Dataset.from_dict({"id": list(range(1000))})
+    for seed in (1234, 7):
+        expected = np.random.default_rng(seed).permutation(1000)[:400].tolist()
+        assert draw_rows(rows, 400, seed, "x")["id"] == expected
+    with pytest.raises(DataError) as caught:
+        draw_rows(rows, 1000, 1234, "'a/b', split train,")
+    assert_sentence(caught.value, "a/b", "1000 rows", "`draw`")
 
 
 def test_files_are_beside_the_yaml(tmp_path: Path) -> None:

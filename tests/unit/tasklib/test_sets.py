@@ -37,6 +37,15 @@ def test_absent_options_shift_the_answer() -> None:
     assert sets.letter_gold(row | {"answer": None}) == -1
 
 
+def test_the_authors_read_four_options() -> None:
+    row = {f"option_{letter}": letter * 2 for letter in "abcde"} | {"answer": "D"}
+    assert sets.four_options(row) == ["aa", "bb", "cc", "dd"]
+    assert sets.four_options_gold(row) == 3
+    assert sets.four_options_gold(row | {"answer": "E"}) == -1  # dropped, with a warning
+    assert sets.four_options(row | {"option_d": None}) == ["aa", "bb", "cc"]
+    assert sets.four_options_gold(row | {"option_b": None, "answer": "C"}) == 1
+
+
 def test_xnli() -> None:
     row = {"premise": "P", "hypothesis": "H"}
     assert sets.xnli_content(row) == "[premise]P[hypothesis]H[relationship]"

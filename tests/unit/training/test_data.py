@@ -150,6 +150,24 @@ def test_a_folder_named_as_the_hub_names_it_is_read_in_its_place(
         expert_rows(gone.jobs[0], tmp_path)
 
 
+def test_windows_in_the_chat_template_with_loss_all(
+    recipe_file: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """As the authors train general adapters: the template's text, and nothing masked."""
+    member = {"file": "mine.txt", "prompt": 6, "completion": 2}
+    general = {"format": "chat", "loss": "all", "held_out": 0, "members": {"en": member}}
+    path = recipe_file(general=general)
+    (tmp_path / "mine.txt").write_text("abcdefghij", "utf-8")
+    plan = make_plan(path)
+    job = next(job for job in plan.jobs if job.key == "general/en")
+    (example,) = load_job_data(job, plan.root, tokenizer).train
+    turns = [{"role": "user", "content": "abcdef"}, {"role": "assistant", "content": "gh"}]
+    assert tokenizer.decode(list(example.input_ids)) == tokenizer.apply_chat_template(
+        turns, tokenize=False
+    )
+    assert example.labels == example.input_ids
+
+
 def test_held_out_rows_are_not_trained_on(recipe_file: Any, tokenizer: Any) -> None:
     plan = make_plan(recipe_file(experts={"held_out": 3}))
     data = load_job_data(plan.jobs[0], plan.root, tokenizer)

@@ -195,6 +195,26 @@ def test_the_bundled_phi_3_recipe_has_the_figures_of_the_paper() -> None:
     assert phi2.experts.data.fraction == 1.0
 
 
+def test_the_authors_recipe_trains_on_every_token_with_the_released_numbers_of_steps() -> None:
+    """checkpoint-17, -17 and -35 of 16 x 16 rows; else as the paper's recipe."""
+    plan = make_plan(find_recipe("phi3-mini-authors"))
+    general = {job.name: job for job in plan.jobs[10:]}
+    assert {(job.section.format, job.section.loss) for job in plan.jobs} == {("chat", "all")}
+    steps = {
+        name: steps_of(job.member.windows, job.section.schedule) for name, job in general.items()
+    }
+    assert steps == {"en": 17, "de": 17, "fr": 35}
+    # Rows of a full last step that this number of steps leaves over, by Trainer's former count of
+    # steps: batches // accumulation. 4,500 and 9,000 rows fit, 5,000 do not.
+    fitting = [n for n in range(1, 9999) if -(-n // 16) // 16 == 17]
+    assert (fitting[0], fitting[-1]) == (4337, 4592)
+    assert -(-9000 // 16) // 16 == 35
+    assert {job.member.where["split"] for job in plan.jobs[:10]} == {"train"}
+    paper = load_typed(adapters_dir() / "phi3-mini/recipe.yaml", Recipe)
+    for key in ("base_model", "load", "seed", "adapter", "schedule", "start"):
+        assert getattr(plan.recipe, key) == getattr(paper, key)
+
+
 def test_the_bundled_demo_library_is_the_one_of_its_recipe() -> None:
     folder = adapters_dir() / "smollm2-demo"
     plan = make_plan(folder / "recipe.yaml")
