@@ -130,6 +130,29 @@ def test_truncation_errors_are_those_of_dense_matrices(library: Library, tmp_pat
     assert 0.05 < done.truncation.total < 1
 
 
+def test_options_of_the_authors_code_are_exported(library: Library, tmp_path: Path) -> None:
+    """The mean of the experts subtracted, and half a residual with half a target language."""
+    done = export(library, "gks:experts", tmp_path / "less")
+    assert manifest(done.folder)["provenance"]["exported"]["subtracted"] == ["experts"]
+    assert "The mean of all experts is already subtracted" in (done.folder / CARD).read_text()
+    new = load_library(str(done.folder))
+    mixed = load_library(
+        str(export(library, "gks:en;rule=cross_lingual;target=de", tmp_path / "half").folder)
+    )
+    assert "general adapter de is mixed into each" in (tmp_path / "half" / CARD).read_text()
+    for module in library.modules:
+        every = {name: adapter.pairs[module] for name, adapter in library.experts.items()}
+        en, de = (library.general[name].pairs[module] for name in ("en", "de"))
+        mean = sum(pair.B for pair in every.values()) / len(every)
+        for name, pair in every.items():
+            found = new.experts[name].pairs[module], mixed.experts[name].pairs[module]
+            torch.testing.assert_close(found[0].B, pair.B - mean)
+            torch.testing.assert_close(found[1].B, 0.5 * (pair.B - en.B) + 0.5 * de.B)
+    with pytest.raises(UsageError) as caught:
+        new.check(gks_eval.Setting.parse("gks:experts")[0])
+    assert_sentence(caught.value, "experts was subtracted", "use subtract=none")
+
+
 def test_a_second_subtraction_is_refused(library: Library, tmp_path: Path) -> None:
     folder = export(library, "gks:avg", tmp_path / "new").folder
     new = load_library(str(folder))
