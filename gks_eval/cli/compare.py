@@ -71,6 +71,9 @@ def compare(
             min=0.01, max=99.0, help="Test whether accuracies are equal within this many points."
         ),
     ] = None,
+    shift: Annotated[
+        bool, typer.Option("--shift", help="Add how much surer of the gold choices the runs are.")
+    ] = False,
     cluster: Cluster = "declared",
     mid_p: Annotated[
         bool, typer.Option("--mid-p", help="Test a task's accuracies by the mid-p, not exactly.")
@@ -107,6 +110,7 @@ def compare(
         flip_table,
         flips_to_show,
         score_table,
+        shift_tables,
     )
     from gks_eval.evidence.tables.leaderboard import leaderboard_tables
     from gks_eval.util.files import write_text
@@ -122,6 +126,7 @@ def compare(
         seed=seed,
         leaderboard=leaderboard,
         mid_p=mid_p,
+        shift=shift,
         equivalence=None if equivalence is None else equivalence / 100.0,
     )
     with working("reading samples"):
@@ -129,6 +134,7 @@ def compare(
     tables = [*leaderboard_tables(comparison), score_table(comparison)]
     tables.append(difference_table(comparison))
     tables[-1].notes.extend(f"{note}." for note in comparison.notes)
+    tables += shift_tables(comparison)
     if flips:
         texts = excerpts(found[0], flips_to_show(comparison, flips))
         tables.append(flip_table(comparison, texts, flips))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.averages import group_keys
 from gks_eval.evidence.comparison import Comparison, Difference, Row, RunInfo
+from gks_eval.evidence.confidence import shifts
 from gks_eval.evidence.group_rows import group_row
 from gks_eval.evidence.leaderboard import leaderboard
 from gks_eval.evidence.notes import absent_note, forced_notes, lacking_note
@@ -88,6 +89,9 @@ def compare(
         flips=[flip for outcome in outcomes.values() for flip in outcome.flips],
         notes=[*notes, *lacking_note(lacking), *_absent(rows, runs)],
         leaderboard=leaderboard(runs, outcomes, averages, settings) if ranked else None,
+        shifts=[found for row in rows for found in shifts(row, runs, settings.confidence)]
+        if settings.shift
+        else [],
     )
 
 

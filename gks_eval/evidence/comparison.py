@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "RunInfo",
     "Score",
+    "Shift",
     "titled",
 ]
 
@@ -152,6 +153,40 @@ class Flip(FrozenModel):
     occurrence: int
 
 
+class Shift(FrozenModel):
+    """How much surer of the gold choice a candidate is than the baseline, on one task.
+
+    Attributes:
+        name: The row's title.
+        metric: ``metric,filter``; it says what the log-likelihoods are divided by.
+        candidate: The candidate's label.
+        n: Pairs.
+        accuracy: Change of the metric.
+        margin: Change of the mean margin, in nats.
+        margin_low: Lower bound of its interval.
+        margin_high: Upper bound.
+        margin_p: Two-sided p-value of "no shift", not corrected.
+        probability: Change of the mean probability of the gold choice among the choices.
+        probability_low: Lower bound of its interval.
+        probability_high: Upper bound.
+        probability_p: Two-sided p-value, not corrected.
+    """
+
+    name: str
+    metric: str
+    candidate: str
+    n: int
+    accuracy: float
+    margin: float
+    margin_low: float | None
+    margin_high: float | None
+    margin_p: float
+    probability: float
+    probability_low: float | None
+    probability_high: float | None
+    probability_p: float
+
+
 class Place(FrozenModel):
     """One run on a leaderboard.
 
@@ -203,6 +238,7 @@ class Comparison(FrozenModel):
     flips: list[Flip]
     notes: list[str]
     leaderboard: Leaderboard | None = None
+    shifts: list[Shift] = Field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the versioned JSON."""

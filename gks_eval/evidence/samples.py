@@ -15,7 +15,15 @@ from gks_eval.errors import ResultsError
 from gks_eval.evidence.records import TaskResult
 from gks_eval.util.json_file import JsonFile
 
-__all__ = ["SAMPLES", "Item", "ItemKey", "TaskSamples", "filtered_rows", "read_samples"]
+__all__ = [
+    "SAMPLES",
+    "Item",
+    "ItemKey",
+    "TaskSamples",
+    "cluster_label",
+    "filtered_rows",
+    "read_samples",
+]
 
 SAMPLES: Final = JsonFile(
     "line of samples", ResultsError, "run the evaluation again", limit=1 << 28, constants=True
@@ -126,14 +134,14 @@ def _items(
                 target_hash=str(row.get("target_hash", "")),
                 values={n: x for n, v in scores.items() if (x := _number(v)) is not None},
                 pairs={n: pair for n, v in scores.items() if (pair := _pair(v)) is not None},
-                cluster=_cluster(task, doc_id, row.get("doc")),
+                cluster=cluster_label(task, doc_id, row.get("doc")),
             )
         )
         seen[doc_hash] += 1
     return items
 
 
-def _cluster(task: TaskResult, doc_id: int, doc: object) -> str:
+def cluster_label(task: TaskResult, doc_id: int, doc: object) -> str:
     """Return a label that is equal for linked items of tasks of one data set."""
     if not task.cluster:
         return ""

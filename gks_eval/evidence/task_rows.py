@@ -40,6 +40,7 @@ class CompareOptions:
         seed: Seed of the draws, together with the compared values; names and order have no effect.
         leaderboard: Whether to rank the runs; None for more than `MANY` runs.
         equivalence: Margin of accuracies within which runs count as equal, 0.02 for two points.
+        shift: Whether to add how much surer of the gold choice a run is.
         mid_p: Whether a task's accuracies are tested by the mid-p instead of the exact test.
     """
 
@@ -52,6 +53,7 @@ class CompareOptions:
     leaderboard: bool | None = None
     mid_p: bool = False
     equivalence: float | None = None
+    shift: bool = False
 
     @property
     def metrics(self) -> tuple[str | None, ...]:

@@ -26,7 +26,7 @@ from gks_eval.evidence.report.forest import Forest, difference_forest, paper_for
 from gks_eval.evidence.report.items import collect
 from gks_eval.evidence.report.library import accuracy_part, geometry_part, routing_part
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.tables.content import difference_table, score_table
+from gks_eval.evidence.tables.content import difference_table, score_table, shift_tables
 from gks_eval.evidence.tables.controls_text import answers, controls_table
 from gks_eval.evidence.tables.leaderboard import leaderboard_tables
 from gks_eval.evidence.tables.paper_text import paper_tables
@@ -68,7 +68,9 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     """
     options = options or Options()
     # A page shows all runs with notes on what is not comparable; only decisions need a refusal.
-    asked = CompareOptions(metric=options.metric, force=True, equivalence=options.equivalence)
+    asked = CompareOptions(
+        metric=options.metric, force=True, equivalence=options.equivalence, shift=True
+    )
     comparison = compare(runs, asked, alone=True)
     observed = [find_observed(folder) for folder in folders]
     routes = [found for group, _ in observed for found in group]
@@ -121,6 +123,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         boards=[(fold, sheet(score_table(fold.comparison))) for fold in parted],
         accuracies=[accuracy_part(found) for folder in folders for found in find_accuracy(folder)],
         changes=changes,
+        shifts=[sheet(table) for table in shift_tables(comparison)],
         controls=controls,
         paper=paper,
         routes=[routing_part(found) for found in routes],

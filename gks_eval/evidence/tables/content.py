@@ -17,6 +17,7 @@ __all__ = [
     "number",
     "p_value",
     "score_table",
+    "shift_tables",
 ]
 
 
@@ -182,6 +183,36 @@ def _difference(d: Difference, binary: bool) -> list[str]:
 def _links(d: Difference) -> list[str]:
     effect = "–" if d.design_effect is None else f"{d.design_effect:.2f}"
     return ["–", "–"] if d.clusters is None else [str(d.clusters), effect]
+
+
+def shift_tables(comparison: Comparison) -> list[Table]:
+    """Return how much surer of the gold choices the candidates are; no table without shifts."""
+    if not comparison.shifts:
+        return []
+    percent = f"{100 * comparison.confidence:g}%"
+    rows = [
+        [
+            shift.name,
+            shift.candidate,
+            number(shift.accuracy, True, signed=True),
+            number(shift.margin, False, signed=True),
+            interval(shift.margin_low, shift.margin_high, False, signed=True),
+            number(shift.probability, True, signed=True),
+            interval(shift.probability_low, shift.probability_high, True, signed=True),
+            str(shift.n),
+        ]
+        for shift in comparison.shifts
+    ]
+    columns = ["task", "run", "accuracy", "margin", f"{percent} interval", "probability"]
+    columns += [f"{percent} interval", "n"]
+    notes = [
+        "Changes. margin: log-likelihood of the gold choice less the best other, divided as the "
+        "metric does, in nats. probability: of the gold choice among the choices, in points. A "
+        "shift is no gain in accuracy: scaling all log-likelihoods shifts both. Not corrected over "
+        "tasks."
+    ]
+    title = f"Confidence in the gold choice, change from {comparison.baseline}"
+    return [Table(title, columns, rows, {}, notes, keys=2)]
 
 
 def flip_table(comparison: Comparison, texts: dict[tuple[str, int], str], most: int) -> Table:
