@@ -35,6 +35,9 @@ def mttl(
 
         done = convert_mttl(source, output, base_model=base_model, numbered=numbered)
     typer.echo(f"{output}: {len(done.experts)} experts: {', '.join(done.experts)}")
+    if done.tied:
+        groups = ", and ".join(" + ".join(layers) for layers in done.tied)
+        typer.echo(f"tied: one prototype per expert for {groups}")
     if not done.checked:
         typer.echo(f"{base_model}: its layers are not known here, so the fit was not checked")
     if done.manifest is None:

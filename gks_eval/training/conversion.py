@@ -33,11 +33,13 @@ class Converted:
         experts: Names of the adapters.
         manifest: The library's manifest; None if the folder had one already.
         checked: Whether the base's layers were known, and the experts fit them.
+        tied: The layers that share one prototype, as ``tied_prototypes`` names them.
     """
 
     experts: tuple[str, ...]
     manifest: Path | None
     checked: bool
+    tied: tuple[tuple[str, ...], ...]
 
 
 def convert_mttl(
@@ -104,7 +106,8 @@ def convert_mttl(
             ),
         )
     manifest = _manifest(output, names, base_model, source, entries)
-    return Converted(tuple(names), manifest, outline is not None)
+    tied = tuple(tuple(entry["layers"]) for entry in entries)
+    return Converted(tuple(names), manifest, outline is not None, tied)
 
 
 def convert_bin(folder: Path) -> Path:
@@ -147,8 +150,8 @@ def _check_manifest(output: Path, entries: list[dict[str, Any]]) -> None:
     path = output / MANIFEST
     if not entries or not path.is_file():
         return
-    held = [one.model_dump() for one in load_typed(path, LibraryConfig).tied_prototypes]
-    if any(entry not in held for entry in entries):
+    held = [(one.op, {*one.layers}) for one in load_typed(path, LibraryConfig).tied_prototypes]
+    if any((entry["op"], {*entry["layers"]}) not in held for entry in entries):
         raise LibraryError(
             f"{path}: lacks the tied layers of these experts; write tied_prototypes: {entries} "
             "into it, or convert into another folder."

@@ -295,7 +295,7 @@ def test_a_manifest_that_is_kept_must_tie_the_same_layers(tmp_path: Path) -> Non
     with pytest.raises(LibraryError) as caught:
         convert_mttl(source, manifest.parent, base_model="org/phi")
     assert_sentence(caught.value, "library.yaml", "q_proj", "write tied_prototypes")
-    manifest.write_text(f"{text}tied_prototypes: [{{layers: [q_proj, k_proj, v_proj]}}]\n")
+    manifest.write_text(f"{text}tied_prototypes: [{{layers: [v_proj, q_proj, k_proj]}}]\n")
     assert convert_mttl(source, manifest.parent, base_model="org/phi").manifest is None
 
 
@@ -307,4 +307,5 @@ def test_the_command_says_whether_the_fit_was_checked(
         arguments = ["convert", "mttl", str(source), str(tmp_path / "out"), "--base-model", base]
         found = CliRunner().invoke(build_app(), arguments)
         assert found.exit_code == 0, found.output
+        assert "one prototype per expert for q_proj + k_proj + v_proj\n" in found.output
         assert ("was not checked" in found.output) is not checked
