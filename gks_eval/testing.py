@@ -21,6 +21,7 @@ from typing import Any, Final
 import torch
 
 from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.method.contexts import Contexts
 from gks_eval.method.declaration import (
     VECTORS,
     Layer,
@@ -174,6 +175,8 @@ def _check_routing(
         assert shares.shape in ((9, len(experts)), (1, len(experts))), (
             "Coefficients are (T, E) or (1, E)."
         )
+        if weights.by_context:
+            _check_context(x, weights, partial(reference_update, x.float(), experts, [], setting))
         before = x.clone()
         update, shares = routed(x)
         assert torch.equal(x, before), "A router does not write to its tokens."
@@ -191,6 +194,8 @@ def _check_routing(
         ):
             assert (found - expected).abs().max() < tolerance, f"Routing does not depend on {what}."
         assert routed(x[:0])[0].shape == (0, WIDTH_OUT), "No tokens are no error."
+        if weights.by_context:
+            setting = Setting(**{**setting.model_dump(), "level": "token"})
         slow, _ = reference_update(x.float(), experts, [], setting, prepared=vectors)
         error = (update.double() - slow).abs().max() / slow.abs().max().clamp_min(1e-6)
         assert error < tolerance, "The update is the one of the plain loops."
@@ -198,6 +203,26 @@ def _check_routing(
     held = [moved.read, moved.write, moved.owner, *vars(moved.router).values()]
     left = [tensor for tensor in _tensors(held) if tensor.device.type != "meta"]
     assert not left, "A router's tensors are fields of a dataclass, so that they move with it."
+
+
+def _check_context(
+    x_TK: torch.Tensor,
+    weights: RoutedWeights,
+    slow: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+) -> None:
+    # The tokens are one context; padding comes first, and two more tokens continue it.
+    size, more = len(x_TK), x_TK[:2].flip(1)
+    of_token = torch.tensor([-1] + [0] * (size + 2))
+    contexts = Contexts(of_token, torch.arange(1, size + 1), 1)
+    all_TK = torch.cat([x_TK[:1] + 1, x_TK, more])
+    update, shares = routed_update(all_TK, weights, contexts=contexts)
+    expected, expected_shares = slow()
+    tolerance = 1e-5 if x_TK.dtype == torch.float32 else 2e-2
+    assert (shares - expected_shares[0]).abs().max() < tolerance, (
+        "With one choice per context, the coefficients are chosen from its mean scores."
+    )
+    error = (update[1:-2].double() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+    assert error < tolerance, "The update is the one of the plain loops."
 
 
 def _scores(x_TK: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:

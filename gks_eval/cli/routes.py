@@ -208,6 +208,8 @@ def _show_tasks(
 
         def pairs(requests: list[list[Any]]) -> Iterator[list[tuple[list[int], list[int]]]]:
             for item in requests:
+                if fault := lm.context_fault(item):
+                    raise DataError(fault)
                 yield lm.token_pairs(item)
                 advance()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TARGET",
     "VECTORS",
+    "ContextRouter",
     "Layer",
     "LayerRouter",
     "Merge",
@@ -62,6 +63,11 @@ class Parameters(BaseModel):
     def fields(cls) -> dict[str, FieldInfo]:
         """Return the fields by the names that settings use."""
         return {field.alias or name: field for name, field in cls.model_fields.items()}
+
+    @property
+    def by_context(self) -> bool:
+        """Whether a router with these values makes one choice per context, not per token."""
+        return False
 
     def fitted(self, experts: int) -> Self:
         """Return these values for a library of `experts` experts; defaults may depend on that.
@@ -222,6 +228,22 @@ class LayerRouter(Protocol):
 
     def coefficients(self, tokens: Tokens) -> torch.Tensor:
         """Return float32 coefficients, (T, E), or (1, E) if all tokens share them."""
+        ...
+
+
+@runtime_checkable
+class ContextRouter(LayerRouter, Protocol):
+    """A router whose coefficients are a function of scores, so that scores can be averaged.
+
+    ``coefficients(tokens) = chosen(scores(tokens))``; see `gks_eval.method.contexts`.
+    """
+
+    def scores(self, tokens: Tokens) -> torch.Tensor:
+        """Return the score of every expert, (T, E)."""
+        ...
+
+    def chosen(self, scores_TE: torch.Tensor) -> torch.Tensor:
+        """Return float32 coefficients, (T, E), from scores or from their means."""
         ...
 
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gks_eval.errors import CompatibilityError, GksError, whole_reason
-from gks_eval.method.declaration import Merge, Method, Parameters, Prepared, Router, Rule
+from gks_eval.method.declaration import (
+    ContextRouter,
+    Merge,
+    Method,
+    Parameters,
+    Prepared,
+    Router,
+    Rule,
+)
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 
@@ -113,11 +121,14 @@ def check_pairs(
             _refuse(method, layer, f"returned a {what} that is not finite")
 
 
-def check_prepared(router: Router, ready: Any, width: int, layer: str) -> None:
+def check_prepared(
+    router: Router, ready: Any, width: int, layer: str, *, by_context: bool = False
+) -> None:
     """Check what another package's router prepared for one layer with `width` inputs.
 
     Raises:
-        CompatibilityError: It is no `Prepared` with directions of the layer's width.
+        CompatibilityError: It is no `Prepared` with directions of the layer's width, or cannot make
+            one choice per context although its parameters say so.
     """
     if _is_own(router):
         return
@@ -127,6 +138,8 @@ def check_prepared(router: Router, ready: Any, width: int, layer: str) -> None:
     directions: Any = ready.directions
     if isinstance(choose, type) or not is_dataclass(choose):
         _refuse(router, layer, "prepared an object that is no instance of a dataclass")
+    if by_context and not isinstance(choose, ContextRouter):
+        _refuse(router, layer, "prepared an object without the methods scores and chosen")
     if directions is None:
         return
     if not isinstance(directions, torch.Tensor):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from gks_eval.method.contexts import current_contexts
 from gks_eval.method.routed import RoutedWeights, routed_update, to_device
 
-__all__ = ["Observer", "RoutedUpdate"]
+__all__ = ["Observer", "RoutedUpdate", "suspended", "updates_of"]
 
 Observer = Callable[[str, torch.Tensor], None]
-"""Called with a layer's name and its coefficients, (T, E), at every forward."""
+"""Called with a layer's name and its coefficients, (T, E), at every forward.
+
+With one choice per context, padding is left out.
+"""
 
 
 class RoutedUpdate:
@@ -65,9 +70,30 @@ class RoutedUpdate:
                 # The layer's output is fresh, and no other hook holds it: add into it rather than
                 # allocate (T, D) twice more.
                 into = output.view(-1, output.shape[-1])
-            update_TD, c_TE = routed_update(x_TK, weights, into)
+            contexts = current_contexts(len(x_TK), self.name) if weights.by_context else None
+            update_TD, c_TE = routed_update(x_TK, weights, into, contexts, self.name)
             if self.observer is not None:
-                self.observer(self.name, c_TE.expand(x_TK.shape[0], -1))
+                c_TE = c_TE.expand(x_TK.shape[0], -1)
+                self.observer(self.name, contexts.without_padding(c_TE) if contexts else c_TE)
             if into is None:
                 output = output + update_TD.view_as(output).to(output.dtype)
         return output
+
+
+def updates_of(model: nn.Module) -> list[RoutedUpdate]:
+    """Return the hooks on a model's layers."""
+    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+    return [hook for hook in hooks if isinstance(hook, RoutedUpdate)]
+
+
+@contextmanager
+def suspended(model: nn.Module) -> Iterator[None]:
+    """Run the base alone inside the block."""
+    held = [(update, update.weights) for update in updates_of(model)]
+    for update, _ in held:
+        update.weights = None
+    try:
+        yield
+    finally:
+        for update, weights in held:
+            update.weights = weights

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gks_eval.method.declaration import Layer, Tokens
+from gks_eval.method.declaration import ContextRouter, Layer, Tokens
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.setting import Setting
 
@@ -35,6 +35,8 @@ def reference_update(
         setting: Rule, combine, router or merge, and their parameters.
         name: The layer's name.
         prepared: The vectors of the experts, for a router that needs them.
+
+    With one choice per context, all tokens are one context.
     """
     rule, rule_parameters = setting.rule_method()
     residuals = rule.residuals(experts, general, rule_parameters)
@@ -57,13 +59,21 @@ def reference_update(
         once = part(general, rule_parameters).to(torch.float64).delta()
     if router.basis is not None:
         mixed = [router.basis(pair) for pair in mixed]
-    updates, shares = [], []
+    tokens = []
     for x in x_TK.float():
         scores = torch.zeros(0, 0)
         if ready.directions is not None:
             scores = (ready.directions @ x).unsqueeze(0)
         inner = torch.cat([pair.A.float() @ x for pair in residuals]).unsqueeze(0)
-        share = ready.choose.coefficients(Tokens(x.unsqueeze(0), scores, inner))[0].double()
+        tokens.append(Tokens(x.unsqueeze(0), scores, inner))
+    if router_parameters.by_context:
+        assert isinstance(ready.choose, ContextRouter)
+        mean = sum(ready.choose.scores(token).double() for token in tokens) / len(tokens)
+        shares = [ready.choose.chosen(mean)[0].double() for _ in tokens]
+    else:
+        shares = [ready.choose.coefficients(token)[0].double() for token in tokens]
+    updates = []
+    for x, share in zip(x_TK.float(), shares, strict=True):
         wide = x.double()
         pairs = [pair.to(torch.float64) for pair in mixed]
         if setting.combine == "outputs" or len(pairs) == 1:
@@ -73,5 +83,4 @@ def reference_update(
             B = sum(c * pair.B for c, pair in zip(share, pairs, strict=True))
             update = pairs[0].scaling * (B @ (A @ wide))
         updates.append(update - once @ wide)
-        shares.append(share)
     return torch.stack(updates), torch.stack(shares)

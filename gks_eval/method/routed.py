@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from gks_eval.method.contexts import Contexts
 from gks_eval.method.declaration import Layer, LayerRouter, Router, Tokens
 from gks_eval.method.foreign import (
     check_coefficients,
@@ -68,6 +69,7 @@ class RoutedWeights:
         experts: E.
         present: (E,) float32, 1 for experts that update the layer and 0 for the others; None if
             the general part is not subtracted once, or is subtracted from all experts.
+        by_context: Whether the router makes one choice per context, not per token.
     """
 
     router: LayerRouter
@@ -78,6 +80,7 @@ class RoutedWeights:
     directions: torch.Tensor | None
     experts: int
     present: torch.Tensor | None = None
+    by_context: bool = False
 
     @property
     def fused(self) -> int:
@@ -155,7 +158,8 @@ def build(
     layer = Layer(name, residuals, mixed, once, dtype.itemsize < 4, prepared, shared)
     with guarded(router, name):
         ready = router(layer, router_parameters)
-    check_prepared(router, ready, experts[0].shape[1], name)
+    by_context = router_parameters.by_context
+    check_prepared(router, ready, experts[0].shape[1], name, by_context=by_context)
     directions = ready.directions
     if directions is not None and dtype in (torch.float32, torch.float64):
         parts_A.insert(0, directions)
@@ -169,6 +173,7 @@ def build(
         directions=None if directions is None else directions.to(device),
         experts=len(mixed),
         present=None if present is None else present.to(device),
+        by_context=by_context,
     )
     if not ROUTERS.is_own(router):
         _probe(router, weights, name)
@@ -240,7 +245,11 @@ def tied_layer(tied: Tied, setting: Setting) -> Layer:
 
 
 def routed_update(
-    x_TK: torch.Tensor, weights: RoutedWeights, into: torch.Tensor | None = None
+    x_TK: torch.Tensor,
+    weights: RoutedWeights,
+    into: torch.Tensor | None = None,
+    contexts: Contexts | None = None,
+    name: str = "",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the routed update of each token, (T, D), and its coefficients, (T, E) or (1, E).
 
@@ -249,12 +258,18 @@ def routed_update(
         weights: What `build` prepared.
         into: (T, D) of the same type, to which the update is added in place; it is returned
             instead of the update. Only without gradients.
+        contexts: Which context each token belongs to, for one choice per context; None for one
+            choice per token.
+        name: The layer's name, under which `contexts` holds its choices.
     """
     tokens = _tokens(x_TK, weights)
     z_TM = tokens.inner
     stacked = weights.owner.shape[0]
     experts_TM = z_TM[:, :stacked]
-    c_TE = weights.router.coefficients(tokens)
+    if contexts is None:
+        c_TE = weights.router.coefficients(tokens)
+    else:
+        c_TE = contexts.coefficients(name, weights.router, tokens)
     if weights.rank:
         z_TER = experts_TM.reshape(-1, weights.experts, weights.rank)
         zbar_TR = (c_TE.unsqueeze(-1) * z_TER).sum(1)

@@ -106,6 +106,13 @@ class Setting(BaseModel):
             values |= checked(method.parameters, own).model_dump(exclude_unset=True)
         for name in loose.keys() - values.keys():  # of another method: ignored, but checked
             check_of_another(name, loose[name])
+        if loose.get("level") == "sequence" and router in ROUTERS:
+            fields = ROUTERS.get(router).parameters.fields()
+            if "top_k" in fields and "level" not in fields:
+                raise UsageError(
+                    f"router={router} makes one choice per token; leave level=sequence out, or use "
+                    "arrow, spectr or norm."
+                )
         joint = RULES.get(rule).joint is not None
         if values.get("experts") == "rescaled" and not joint and not values.get("subtract", True):
             values["subtract"] = ("avg",)  # the residuals give the norms
@@ -233,6 +240,11 @@ class Setting(BaseModel):
         chosen = self._parameters_of(STAND_INS)
         assert isinstance(chosen, StandIns)
         return chosen
+
+    @property
+    def by_context(self) -> bool:
+        """Whether the router makes one choice per context, not per token."""
+        return self.uses_library and self.router_method()[1].by_context
 
     def rule_method(self) -> tuple[Rule, Parameters]:
         """Return the rule and its parameters."""

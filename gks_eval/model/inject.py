@@ -11,13 +11,14 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from gks_eval.errors import UsageError
+from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.fit import check_fit, routable_layers
 from gks_eval.library.load import Library
 from gks_eval.library.starts import Starts, StartsTally
-from gks_eval.method.hook import Observer, RoutedUpdate
+from gks_eval.method.hook import Observer, RoutedUpdate, updates_of
 from gks_eval.method.routed import build
 from gks_eval.method.setting import Setting, as_setting
+from gks_eval.model.prompts import Prompts
 from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout
 from gks_eval.util.process_group import ProcessGroup
 
@@ -45,6 +46,7 @@ class Attachment:
         self.library = library
         self.setting: Setting | None = None
         self.starts: Starts | None = None
+        self._prompts: Prompts | None = None
         found = routable_layers(model)
         self.layers = {name: RoutedUpdate(found[name], name) for name in library.modules}
 
@@ -59,6 +61,8 @@ class Attachment:
             CompatibilityError: Its adapters do not allow the rule or combination.
         """
         setting = self.library.check(as_setting(setting))
+        if setting.by_context:
+            self._check_head()
         own = setting.subtract and not setting.stand_ins.used
         by_factors = own and setting.rule_method()[0].equal_factors
         experts = self.library.chosen_experts(setting)
@@ -79,8 +83,26 @@ class Attachment:
                 tied=self.library.tied_layers(name, setting),
             )
         self.setting = setting
+        self._follow_prompts(setting.by_context)
         self.starts = None if tally is None else tally.result()
         self._warn_of_shared_starts()
+
+    def _check_head(self) -> None:
+        head_of = getattr(self.model, "get_output_embeddings", None)
+        head = head_of() if callable(head_of) else None
+        for name, update in self.layers.items():
+            if update.layer is head:
+                raise CompatibilityError(
+                    f"library {self.library.name}: level=sequence needs all tokens of a prompt at "
+                    f"every layer, and {name} sees only the scored ones; use level=token, or "
+                    f"adapters without {name}."
+                )
+
+    def _follow_prompts(self, by_context: bool) -> None:
+        # Choices of the setting before are not continued.
+        if self._prompts is not None:
+            self._prompts.remove()
+        self._prompts = Prompts(self.model) if by_context else None
 
     def _warn_of_shared_starts(self) -> None:
         warning = self.starts and self.starts.warning(self.library.name)
@@ -95,6 +117,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Restore the base; further calls do nothing."""
+        self._follow_prompts(by_context=False)
         for update in self.layers.values():
             update.remove()
         self.layers = {}
@@ -129,8 +152,7 @@ def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attach
         UsageError: The library lacks what the setting names, or one is attached already.
     """
     setting = library.check(as_setting(setting))
-    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
-    if any(isinstance(hook, RoutedUpdate) for hook in hooks):
+    if updates_of(model):
         raise UsageError("the model already carries a library; detach that one first.")
     check_fit(library, model, getattr(model, "name_or_path", "") or type(model).__name__)
     _warn_of_loftq(library, model)

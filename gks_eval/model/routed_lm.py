@@ -14,6 +14,7 @@ from gks_eval.model.base_model import ResolvedBase, content_stamp
 from gks_eval.model.inject import Attachment, attach
 from gks_eval.model.packed_lm import PackedLM
 from gks_eval.scoring.request_cache import stamp
+from gks_eval.scoring.unscorable import without_context
 from gks_eval.util.digest import digest
 from gks_eval.util.versions import versions
 
@@ -77,6 +78,27 @@ class RoutedLM(PackedLM):
             if held is not None:
                 self.attachment = attach(self.model, held.library, self.setting)
             raise
+
+    def context_fault(self, requests: list[Any]) -> str | None:
+        """Return why a request cannot run with one choice per context; None if all can."""
+        return without_context(requests) if self.setting.by_context else None
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Score requests, see `PackedLM`.
+
+        Raises:
+            DataError: As `PackedLM`; or the setting makes one choice per context, and a request has
+                no context.
+            UsageError: The setting makes one choice per context, and the scorer is not the packed.
+        """
+        if self.setting.by_context and not (self.scoring == "packed" and self._packs()):
+            why = "scoring=plain was given"
+            if self._unpackable is not None:
+                why = f"this model does not support it, as {self._unpackable}"
+            raise UsageError(f"level=sequence needs packed scoring, and {why}; use level=token.")
+        return super().loglikelihood(requests, disable_tqdm)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take lm-eval's request cache, unless another setting filled it.

@@ -136,12 +136,19 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
         """
         fault = too_long(requests, pairs, self.max_length)
         fault = fault or self._beyond(requests, ([*context, *text] for context, text in pairs))
+        fault = fault or self.context_fault(requests)
         faults = self.group.gather(fault) if pools and self.group is not None else [fault]
         for sentence in filter(None, faults):
             raise DataError(sentence)
 
+    def context_fault(self, requests: list[Any]) -> str | None:
+        """Return why a request's context does not suit the setting; None if all do."""
+        del requests
+        return None
+
     def _check_texts(self, requests: list[Any]) -> None:
         fault = self._beyond(requests, (self.tok_encode(request.args[0]) for request in requests))
+        fault = fault or self.context_fault(requests)
         if fault is not None:
             raise DataError(fault)
 

@@ -28,6 +28,7 @@ from gks_eval.scoring.tree import (
     count_harness_tokens,
     halves,
     next_batch,
+    plan_contexts,
     plan_rows,
     to_sequences,
 )
@@ -81,6 +82,9 @@ def packed_log_likelihoods(
     continuation are kept, all of these but the last are the model's input, and the continuation
     is scored. A log-likelihood is the float64 sum of float32 log-probabilities. Results do not
     depend on the order of the requests, and depend on the sizes only by rounding.
+
+    If the model's routed layers make one choice per context, a row holds one context with its
+    continuations, and the choice is made from the context's tokens alone.
 
     Args:
         model: A causal LM that `supports_packed`.
@@ -158,7 +162,8 @@ class _Run:
             chosen = [one for one in sequences if self.tree.is_long(one.length) is long]
             self.counts.harness_tokens += count_harness_tokens(chosen)
             self.counts.distinct_tokens += count_distinct_tokens(chosen)
-            planned.append((long, chosen, plan_rows(chosen, self.limits)))
+            plan = plan_contexts if self.tree.by_context else plan_rows
+            planned.append((long, chosen, plan(chosen, self.limits)))
         work = sum(
             len(group.prefix) + sum(row.tokens for row in group.rows)
             for _, _, groups in planned

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from gks_eval.method.hook import suspended
 from gks_eval.scoring.tree import Sequence, build_row, to_sequences
 from gks_eval.scoring.tree_model import NotPackable, TreeModel
 
@@ -55,11 +56,12 @@ def tree_model(model: nn.Module, device: torch.device, max_length: int) -> TreeM
     except NotPackable as reason:
         return str(reason)
     if model not in _tried:
-        why_not = _try(model, tree, max_length)
-        if why_not is not None and tree.unpadded:
-            # Its own code may be the reason; padded rows need less of it.
-            tree.unpadded = False
+        with suspended(model):
             why_not = _try(model, tree, max_length)
+            if why_not is not None and tree.unpadded:
+                # Its own code may be the reason; padded rows need less of it.
+                tree.unpadded = False
+                why_not = _try(model, tree, max_length)
         _tried[model] = why_not, tree.unpadded
     why_not, tree.unpadded = _tried[model]
     return why_not or tree

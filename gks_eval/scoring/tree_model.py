@@ -8,17 +8,20 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from gks_eval.method.contexts import Contexts
+from gks_eval.method.hook import updates_of
 from gks_eval.scoring.head import Head
 from gks_eval.scoring.masks import AttentionWindow, additive, tree_mask
 from gks_eval.scoring.tree import TreeRow
 from gks_eval.scoring.unpadded import unpadded_batch
 
-__all__ = ["NotPackable", "SharedPrefix", "TreeModel", "cache_argument"]
+__all__ = ["CACHE_NAMES", "NotPackable", "SharedPrefix", "TreeModel", "cache_argument"]
 
 SharedPrefix: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of every layer, each (1, heads, P, width)."""
@@ -39,6 +42,8 @@ class TreeModel:
     Attributes:
         unpadded: Whether rows from the root are concatenated instead of padded.
         layers: Its decoder layers; empty if they are not found.
+        by_context: Whether its routed layers make one choice per context. A row must then be one
+            context and what continues it.
 
     Args:
         model: A transformers causal LM, a PEFT wrapping of one, or one with routed layers.
@@ -63,6 +68,8 @@ class TreeModel:
         self.unpadded = self.attention == "sdpa" and device.type in UNPADDED_ON
         self.long_from = _long_from(self.config, max_length)
         self.layers = _layers(self.base, self.config)
+        weights = [update.weights for update in updates_of(model)]
+        self.by_context = any(one is not None and one.by_context for one in weights)
         parameter = next(self.base.parameters())
         self.dtype = parameter.dtype if parameter.is_floating_point() else torch.bfloat16
 
@@ -116,7 +123,8 @@ class TreeModel:
         width = max(len(row.tokens) for row in rows)
         if not prefix and all(row.is_chain for row in rows):
             ids_BN = self._padded([row.tokens for row in rows], [0] * width)
-            hidden = self._call(input_ids=ids_BN, attention_mask=None, use_cache=False)
+            with self._routed(rows, width):
+                hidden = self._call(input_ids=ids_BN, attention_mask=None, use_cache=False)
             return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
         if self.device.type == "cuda":
             width += -(before + width) % 8  # the fused kernels need aligned masks
@@ -124,19 +132,20 @@ class TreeModel:
         spare = self.long_from if long and self.long_from is not None else 0
         positions_BN = self._padded([row.depths for row in rows], [spare] * width)
         ends_BN = self._padded([row.ends for row in rows], list(range(1, width + 1)))
-        hidden = self._call(
-            input_ids=ids_BN,
-            attention_mask=self._masks(ends_BN, positions_BN, before),
-            position_ids=positions_BN,
-            use_cache=bool(prefix),
-            **{self.cache_argument: _cache(prefix, len(rows)) if prefix else None},
-        )
+        with self._routed(rows, width):
+            hidden = self._call(
+                input_ids=ids_BN,
+                attention_mask=self._masks(ends_BN, positions_BN, before),
+                position_ids=positions_BN,
+                use_cache=bool(prefix),
+                **{self.cache_argument: _cache(prefix, len(rows)) if prefix else None},
+            )
         return hidden.flatten(0, 1), [number * width for number in range(len(rows))]
 
     def _hidden_unpadded(self, rows: Seq[TreeRow]) -> tuple[torch.Tensor, list[int]]:
         batch = unpadded_batch(rows, list(self.windows.values()), self.dtype, self.device)
         handles = dict(zip(self.windows, batch.handles(), strict=True))
-        with batch.attended(self.config):
+        with batch.attended(self.config), self._routed(rows):
             hidden = self._call(
                 input_ids=self._padded([[t for row in rows for t in row.tokens]], []),
                 attention_mask=handles if len(handles) > 1 else next(iter(handles.values())),
@@ -144,6 +153,14 @@ class TreeModel:
                 use_cache=False,
             )
         return hidden[0], batch.bounds[:-1]
+
+    def _routed(self, rows: Seq[TreeRow], width: int = 0) -> AbstractContextManager[None]:
+        # The last token of a row's context is the first whose successor is scored.
+        if not self.by_context:
+            return nullcontext()
+        own = [row.scored[0][0] + 1 for row in rows]
+        sizes = [len(row.tokens) for row in rows]
+        return Contexts.of_rows(own, sizes, width, self.device).active()
 
     def _call(self, **arguments: Any) -> torch.Tensor:
         with torch.no_grad():

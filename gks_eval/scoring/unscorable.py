@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gks_eval.errors import one_line
+from gks_eval.scoring.whole_text_protocol import is_whole_text
 
-__all__ = ["beyond_embeddings", "too_long", "warn_of"]
+__all__ = ["beyond_embeddings", "too_long", "warn_of", "without_context"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,27 @@ def beyond_embeddings(
                 f"{_item(request)}: its token {highest} exceeds the base model's {rows} "
                 "embeddings; use the tokenizer that the base was trained with, or a base whose "
                 "embeddings were resized for this one."
+            )
+    return None
+
+
+def without_context(requests: Sequence[Any]) -> str | None:
+    """Return a sentence about the first request without a context; None if there is none.
+
+    Args:
+        requests: lm-eval's requests, of any kind.
+    """
+    why = "level=sequence chooses experts by a request's context, and"
+    for request in requests:
+        if request.request_type == "loglikelihood_rolling" or is_whole_text(request.args):
+            return (
+                f"{_item(request)}: {why} here the whole text is scored; use level=token, or a "
+                "task that scores continuations."
+            )
+        if not request.args[0].strip():
+            return (
+                f"{_item(request)}: {why} this one is empty; use level=token, or leave the item "
+                "out with --samples."
             )
     return None
 

@@ -19,14 +19,14 @@ from gks_eval.method.routers.prototypes import (
     prototypes,
     scales,
 )
-from gks_eval.method.routers.top_k import TopK, top_k_softmax
+from gks_eval.method.routers.top_k import LevelledTopK, top_k_softmax
 
 __all__ = ["ArrowParameters", "LayerArrow", "arrow", "scaled_prototypes"]
 
 _SINCE: Final[JsonDict] = {"since": "0.2.0"}
 
 
-class ArrowParameters(TopK):
+class ArrowParameters(LevelledTopK):
     """Parameters of Arrow; the defaults are those of its authors' code, except `top_k`."""
 
     temperature: float = Field(
@@ -77,12 +77,20 @@ class LayerArrow:
         choose = cls(parameters.top_k, temperature, used, parameters.input_norm)
         return Prepared(choose, directions)
 
-    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+    def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
         scores_TE = tokens.scores.abs()
         if self.input_norm != "id":
             scores_TE = scores_TE / token_sizes(tokens.x, self.input_norm)
+        return scores_TE
+
+    def chosen(self, scores_TE: torch.Tensor) -> torch.Tensor:
+        """Return (T, E)."""
         return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
+
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+        """Return (T, E)."""
+        return self.chosen(self.scores(tokens))
 
 
 def scaled_prototypes(layer: Layer, parameters: ArrowParameters) -> torch.Tensor:

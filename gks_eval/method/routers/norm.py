@@ -9,17 +9,17 @@ from gks_eval.method.decorators import router
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.spectrum import spectral_pair, spectrum
-from gks_eval.method.routers.top_k import TopK
+from gks_eval.method.routers.top_k import LevelledTopK
 
 __all__ = ["norm"]
 
 
 @router(
     paper="Fleshman and Van Durme 2025, https://arxiv.org/abs/2509.18093",
-    parameters=TopK,
+    parameters=LevelledTopK,
     basis=spectral_pair,
 )
-def norm(layer: Layer, parameters: TopK) -> Prepared:
+def norm(layer: Layer, parameters: LevelledTopK) -> Prepared:
     """Softmax over the largest ``|dW_e x|``, the norm of the expert's update of the token.
 
     ``|dW_e x| = |S_e V_e^T x|`` with the SVD ``dW_e = U_e S_e V_e^T``, so no update is computed.
@@ -34,7 +34,8 @@ def norm(layer: Layer, parameters: TopK) -> Prepared:
             [_beyond_general(pair, layer.once) for pair in layer.mixed],
             _weighted(layer.once),
         )
-    return LayerNorms.at(layer, whole, own, common, **parameters.model_dump())
+    chosen = {"top_k": parameters.top_k, "temperature": parameters.temperature}
+    return LayerNorms.at(layer, whole, own, common, **chosen)
 
 
 def _weighted(pair: LoraPair) -> Rows:

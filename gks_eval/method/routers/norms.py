@@ -118,10 +118,17 @@ class LayerNorms:
         """Return the score of every expert, (T, E)."""
         return (products_TN * products_TN @ self.squares).clamp_min(_TINY).sqrt()
 
+    def scores(self, tokens: Tokens) -> torch.Tensor:
+        """Return (T, E)."""
+        return self.norms(self.products(tokens))
+
+    def chosen(self, scores_TE: torch.Tensor) -> torch.Tensor:
+        """Return (T, E)."""
+        return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
+
     def coefficients(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
-        norms_TE = self.norms(self.products(tokens))
-        return top_k_softmax(norms_TE, self.top_k, self.temperature, self.dead)
+        return self.chosen(self.scores(tokens))
 
 
 def _core(layer: Layer, own: Sequence[Rows], common: Rows | None) -> torch.Tensor:

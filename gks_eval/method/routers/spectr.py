@@ -14,7 +14,7 @@ from gks_eval.method.declaration import Layer, Prepared
 from gks_eval.method.decorators import router
 from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.spectrum import spectral_pair
-from gks_eval.method.routers.top_k import TopK
+from gks_eval.method.routers.top_k import LevelledTopK
 
 __all__ = ["spectr"]
 
@@ -22,7 +22,7 @@ __all__ = ["spectr"]
 _ROUNDING: Final = 1e-6
 
 
-class SpectrParameters(TopK):
+class SpectrParameters(LevelledTopK):
     """Parameters of a router whose chosen experts may have equal weights."""
 
     weights: Literal["softmax", "equal"] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -12,7 +12,7 @@ from typing_extensions import Self
 from gks_eval.errors import UsageError
 from gks_eval.method.declaration import Parameters
 
-__all__ = ["ALL", "TopK", "top_k_field", "top_k_softmax"]
+__all__ = ["ALL", "LevelledTopK", "TopK", "top_k_field", "top_k_softmax"]
 
 ALL: Final = -1
 """The `top_k` that stands for all experts."""
@@ -56,6 +56,24 @@ class TopK(Parameters):
                 f"top_k={self.top_k} is above the {experts} experts; use at most that many."
             )
         return self.model_copy(update={"top_k": experts})
+
+
+class LevelledTopK(TopK):
+    """Parameters of routers that choose per token or per sequence.
+
+    What such a router prepares is a `gks_eval.method.declaration.ContextRouter`.
+    """
+
+    level: Literal["token", "sequence"] = Field(
+        default="token",
+        description="One choice per token, or per sequence from its context's mean scores.",
+        json_schema_extra={"since": "0.2.0"},
+    )
+
+    @property
+    def by_context(self) -> bool:
+        """Whether there is one choice per context."""
+        return self.level == "sequence"
 
 
 def top_k_softmax(

@@ -47,6 +47,11 @@ class Sequence:
         return self.length - self.scored
 
     @property
+    def context(self) -> tuple[int, ...]:
+        """Return the tokens before the scored ones."""
+        return self.tokens[: len(self.tokens) - self.scored]
+
+    @property
     def targets(self) -> tuple[int, ...]:
         """Return the scored tokens."""
         return self.tokens[len(self.tokens) - self.scored :]

@@ -21,6 +21,7 @@ from gks_eval.method.lora import LoraPair, average_factors, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 from gks_eval.method.routed import build, routed_update, to_device
+from gks_eval.method.routers.top_k import LevelledTopK
 from gks_eval.method.setting import Setting
 from gks_eval.testing import check_merge, check_router, check_rule
 
@@ -87,6 +88,19 @@ def test_rules(name: str, parameters: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "parameters"), METHODS)
 def test_routers(name: str, parameters: dict[str, Any]) -> None:
     check_router(ROUTERS.get(name), **parameters)
+
+
+@pytest.mark.parametrize("name", ["arrow", "spectr", "norm", "random", "shuffled"])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_routers_that_make_one_choice_per_context(name: str, top_k: int) -> None:
+    check_router(ROUTERS.get(name), level="sequence", top_k=top_k)
+
+
+def test_a_router_that_cannot_make_one_choice_per_context_is_found() -> None:
+    faulty = replace(first_rows(""), parameters=LevelledTopK)
+    check_router(faulty)
+    with pytest.raises(AssertionError, match="without the methods scores and chosen"):
+        check_router(faulty, level="sequence", top_k=1)
 
 
 @pytest.mark.parametrize(("name", "parameters"), MERGE_ROWS)
