@@ -68,7 +68,8 @@ def reference_update(
         tokens.append(Tokens(x.unsqueeze(0), scores, inner))
     if router_parameters.by_context:
         assert isinstance(ready.choose, ContextRouter)
-        mean = sum(ready.choose.scores(token).double() for token in tokens) / len(tokens)
+        scores_TE = torch.cat([ready.choose.scores(token) for token in tokens]).double()
+        mean = scores_TE.mean(0, keepdim=True)
         shares = [ready.choose.chosen(mean)[0].double() for _ in tokens]
     else:
         shares = [ready.choose.coefficients(token)[0].double() for token in tokens]

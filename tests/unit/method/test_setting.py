@@ -29,6 +29,7 @@ def test_the_default_is_the_papers() -> None:
         "scale": 1.0,
         "top_k": 3,
         "temperature": 1.0,
+        "level": "token",
         "input_norm": "id",
         "proto_norm": "id",
         "proto_scale": "none",
