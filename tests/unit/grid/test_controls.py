@@ -12,6 +12,7 @@ from gks_eval.errors import UsageError
 from gks_eval.grid.controls import controls_of, read_treatment
 from gks_eval.grid.settings import parse_settings
 from gks_eval.library.load import load_library
+from gks_eval.method.setting import as_setting
 
 LibraryOf = Callable[..., Path]
 
@@ -66,6 +67,13 @@ def test_router_controls_mix_as_many_experts_as_the_treatment(tiny_library: Libr
     assert found["router random"] == ("random:avg;top_k=1;seed=0",)
     assert found["router shuffled"] == ("shuffled:avg;top_k=1;seed=0",)
     assert found["router uniform"] == ("uniform:avg",)
+
+
+def test_router_controls_choose_per_sequence_as_the_treatment(tiny_library: LibraryOf) -> None:
+    found, _ = written(tiny_library(), "gks:avg;level=sequence", seeds=1)
+    for name in ("router random", "router shuffled", "scale=-1", "experts=random"):
+        (text,) = found[name]
+        assert as_setting(text).by_context
 
 
 def test_router_and_languages_written_as_arguments(tiny_library: LibraryOf) -> None:
