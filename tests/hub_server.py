@@ -1,8 +1,9 @@
-"""A stand-in of the hub's API on this machine: what an upload by huggingface_hub asks for."""
+"""A stand-in of the hub's API: what uploads and downloads by huggingface_hub ask for."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -16,6 +17,7 @@ import yaml
 
 OWNER = "org"
 TOKEN = "hf_PlantedToken"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LICENSES = ("apache-2.0", "mit", "other", "unknown")
 
 
@@ -87,8 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(401, {"error": "Invalid credentials in Authorization header"})
         elif path == "/api/repos/create":
             self._create(**json.loads(body))
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(tree|preupload|commit)/main", path):
+        elif match := re.fullmatch(rf"/api/models/([^/]+/[^/]+)/(\w+)/(main|{COMMIT})", path):
             self._in_repo(match[1], match[2], body)
+        elif match := re.fullmatch(rf"/([^/]+/[^/]+)/resolve/{COMMIT}/(.+)", path):
+            self._send(self.server.repos[match[1]][match[2]])
         elif match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             objects = [
                 {**one, "actions": {"upload": {"href": f"{self.server.address}/blob/{one['oid']}"}}}
@@ -112,12 +116,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.repos[repo] = {".gitattributes": b""}
             self._answer(200, {"url": address, "name": repo, "id": repo})
 
+    def _send(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
     def _in_repo(self, repo: str, what: str, body: bytes) -> None:
         if repo not in self.server.repos:
             self._answer(404, {"error": "Repository not found"})
             return
         files = self.server.repos[repo]
-        if what == "tree":
+        if what == "revision":
+            self._answer(200, {"id": repo, "sha": COMMIT})
+        elif what == "tree":
             rows = [
                 {"type": "file", "path": path, "size": len(content), "oid": "0" * 40}
                 for path, content in files.items()
@@ -140,10 +155,9 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
                     files[value["path"]] = self.server.blobs[value["oid"]]
-            commit = "0123456789abcdef0123456789abcdef01234567"
             self._answer(200, {
-                "success": True, "commitOid": commit, "hookOutput": "",
-                "commitUrl": f"{self.server.address}/{repo}/commit/{commit}",
+                "success": True, "commitOid": COMMIT, "hookOutput": "",
+                "commitUrl": f"{self.server.address}/{repo}/commit/{COMMIT}",
             })  # fmt: skip
 
     def _validate(self, content: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gks_eval.errors import HubError, LibraryError, reason
 from gks_eval.library.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE
+from gks_eval.library.prepared import VECTORS_FILES, vectors_folder
 
 __all__ = ["HubSource", "fetch_adapter", "fetch_library"]
 
@@ -83,7 +84,9 @@ def fetch_library(source: HubSource, manifest: str) -> Path:
     from huggingface_hub import snapshot_download
 
     prefix = f"{source.folder}/" if source.folder else ""
-    patterns = [f"{prefix}*.yaml", f"{prefix}*{CONFIG_FILE}", f"{prefix}*{WEIGHTS_FILE}"]
+    prepared = [(vectors_folder(Path(), "*") / name).as_posix() for name in VECTORS_FILES]
+    patterns = [f"{prefix}{end}" for end in ("*.yaml", f"*{CONFIG_FILE}", f"*{WEIGHTS_FILE}")]
+    patterns += [prefix + path for path in prepared]
     with _hub_errors(source):
         folder = snapshot_download(source.repo, revision=source.revision, allow_patterns=patterns)
     path = Path(folder) / source.folder / manifest

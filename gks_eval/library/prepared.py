@@ -1,8 +1,9 @@
 """Vectors that were prepared for a router: one per expert and layer, stored with the library.
 
 ``prepared/ROUTER/`` next to ``library.yaml`` holds ``vectors.safetensors`` with keys
-``EXPERT/LAYER``, and ``prepared.json``. The vectors of bundled, downloaded and read-only libraries
-are in the cache folder.
+``EXPERT/LAYER``, and ``prepared.json``. For bundled, downloaded and read-only libraries
+`gks-eval prepare` writes them to the cache folder, where they come before those that a library from
+the hub brings.
 """
 
 from __future__ import annotations
@@ -116,8 +117,7 @@ def prepare_command(library: str, router: str) -> str:
 
 def home_of_vectors(library: Experts, router: str) -> Path:
     """Return the folder that the vectors of a router are written to."""
-    local = Path(library.name).expanduser().exists() and os.access(library.path.parent, os.W_OK)
-    return _places(library, router)[0 if local else 1]
+    return _places(library, router)[0]
 
 
 def prepared_vectors(library: Experts, router: str) -> PreparedVectors:
@@ -203,8 +203,11 @@ def vectors_folder(root: Path, router: str) -> Path:
 
 
 def _places(library: Experts, router: str) -> tuple[Path, Path]:
+    """Return the folder that `prepare` writes to, which is read first, and the other one."""
+    own = vectors_folder(library.path.parent, router)
     cached = cache_dir() / _FOLDER / library.content_hash / router
-    return vectors_folder(library.path.parent, router), cached
+    local = Path(library.name).expanduser().exists() and os.access(library.path.parent, os.W_OK)
+    return (own, cached) if local else (cached, own)
 
 
 @lru_cache(maxsize=4)

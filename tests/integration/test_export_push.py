@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from common import save_random_vectors
 from hub_server import OWNER, TOKEN, HubServer, hub_server
 
 from gks_eval.cli.main import main
 from gks_eval.library.load import load_library
+from gks_eval.library.prepared import vectors_folder
+from gks_eval.method.setting import Setting
 
 # The hub's client uploads bytes in a way that its HTTP client warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -25,6 +29,8 @@ REPO = f"{OWNER}/residuals"
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with hub_server() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+        files = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         # The transfer of large files by Xet speaks to another server.
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -82,6 +88,28 @@ def test_all_files_arrive_in_one_commit(hub: HubServer, push: Run, tmp_path: Pat
     for path in (tmp_path / "new").rglob("*"):
         assert path.is_dir() or b"Planted" not in path.read_bytes()
     assert "Planted" not in printed
+
+
+def test_prepared_vectors_come_back_with_a_library(
+    hub: HubServer, push: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("GKS_EVAL_CACHE", str(tmp_path / "own"))
+    save_random_vectors(Path("library"), "phatgoose")
+    status, printed = push(REPO, "--setting", "phatgoose:en;preset=exact")
+    assert status == 0, printed
+    routed = Setting(router="phatgoose", subtract=(), combine="outputs")
+    new, got = load_library("new"), load_library(REPO)
+    expected, found = new.vectors(routed), got.vectors(got.check(routed))
+    assert expected is not None
+    assert found is not None
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(found.tensors[name], expected.tensors[name]) for name in found.tensors)
+    assert got.content_of(routed) == new.content_of(routed)
+    # Vectors that a user prepares for the same library are written to the cache and come first.
+    save_random_vectors(Path(REPO), "phatgoose", seed=1)
+    assert (vectors_folder(tmp_path / "own", got.content_hash) / "phatgoose").is_dir()
+    assert got.content_of(routed) != new.content_of(routed)
 
 
 def test_nothing_but_the_export_is_uploaded(hub: HubServer, push: Run, tmp_path: Path) -> None:

@@ -259,5 +259,14 @@ def test_only_plain_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert wanted("lib/library.yaml")
     assert wanted("lib/experts/a/adapter_config.json")
     assert wanted("lib/experts/a/adapter_model.safetensors")
-    for name in ("lib/experts/a/adapter_model.bin", "lib/x.py", "other/library.yaml", "lib/x.pt"):
+    assert wanted("lib/prepared/phatgoose/prepared.json")
+    assert wanted("lib/prepared/phatgoose/vectors.safetensors")
+    for name in (
+        "lib/experts/a/adapter_model.bin",
+        "lib/x.py",
+        "other/library.yaml",
+        "lib/x.pt",
+        "lib/training.json",
+        "prepared/phatgoose/vectors.safetensors",
+    ):
         assert not wanted(name)
