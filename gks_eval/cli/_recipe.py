@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["recipe_of"]
 
 
-def recipe_of(library: Library, recipe: str | None) -> TrainingPlan:
+def recipe_of(library: Library, recipe: str | None, option: str = "--recipe") -> TrainingPlan:
     """Return the jobs of the recipe that was given, else of the library's own.
+
+    Args:
+        library: The library.
+        recipe: What the option names.
+        option: The option, for the error.
 
     Raises:
         UsageError: There is no recipe.
@@ -28,7 +33,7 @@ def recipe_of(library: Library, recipe: str | None) -> TrainingPlan:
 
     own = library.path.parent / RECIPE
     if recipe is None and not own.is_file():
-        raise UsageError(f"library {library.name} has no {RECIPE}; name one with --recipe.")
+        raise UsageError(f"library {library.name} has no {RECIPE}; name one with {option}.")
     plan = make_plan(own if recipe is None else find_recipe(recipe))
     trained = library.config.provenance.get("recipe")
     if trained is not None and trained != plan.recipe_hash:

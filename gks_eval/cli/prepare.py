@@ -87,23 +87,14 @@ def _prepare(
 
 def _data(library: Library, given: list[str], seed: int) -> TrainingPlan:
     """Return the jobs of the recipe or of the files that were given."""
-    from gks_eval.cli.train import find_recipe
-    from gks_eval.training.jobs import make_plan, plan_of
+    from gks_eval.cli._recipe import recipe_of
+    from gks_eval.training.jobs import plan_of
     from gks_eval.training.recipe import Recipe
-    from gks_eval.util.paths import RECIPE
 
-    if not given:
-        own = library.path.parent / RECIPE
-        if not own.is_file():
-            raise UsageError(
-                f"library {library.name} has no {RECIPE}; name one, or a file per expert, with "
-                "--data."
-            )
-        return make_plan(own)
     parts = [part.partition("=") for part in given]
     files = {name: file for name, _, file in parts if file and name in library.experts}
-    if not files and len(given) == 1:
-        return make_plan(find_recipe(given[0]))
+    if not files and len(given) < 2:
+        return recipe_of(library, given[0] if given else None, "--data")
     if len(files) != len(given):
         raise UsageError("--data: give one recipe, or EXPERT=FILE.jsonl once for every expert.")
     recipe = {

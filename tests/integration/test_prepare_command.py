@@ -121,3 +121,18 @@ def test_wrong_arguments_are_sentences(
     assert found.returncode == status, found.stderr
     assert words in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_without_a_recipe_the_option_is_named(folder: Path) -> None:
+    (folder / "recipe.yaml").unlink()
+    found = run("prepare", folder, "--router", "phatgoose")
+    assert found.returncode == 2, found.stderr
+    assert "has no recipe.yaml; name one with --data." in found.stderr
+
+
+def test_another_version_of_the_recipe_is_reported(folder: Path) -> None:
+    manifest = folder / "library.yaml"
+    manifest.write_text(manifest.read_text("utf-8") + "provenance: {recipe: other}\n", "utf-8")
+    found = run("prepare", folder, "--router", "mean_activation", "--dry-run")
+    assert found.returncode == 0, found.stderr
+    assert "another version of this recipe" in found.stderr
