@@ -41,6 +41,10 @@ def _grid(
     tasks: options.Tasks,
     output: options.Output,
     library: options.Library = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="The same as ';preset=...' after every setting that has none."),
+    ] = None,
     pretrained: options.Pretrained = None,
     model_args: options.ModelArgs = "",
     batch_size: options.BatchSize = "8",
@@ -53,8 +57,13 @@ def _grid(
     dry_run: options.DryRun = False,
 ) -> None:
     """Evaluate several settings with one load of the base; a killed run resumes."""
+    texts = [part for part in settings.split(",") if part.strip()]
+    if preset is not None:
+        from gks_eval.grid.settings import with_preset
+
+        texts = [with_preset(text, preset) for text in texts]
     grid = options.grid_of(
-        [part for part in settings.split(",") if part.strip()],
+        texts,
         tasks,
         output,
         library,

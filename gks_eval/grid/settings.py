@@ -14,7 +14,7 @@ from gks_eval.grid.short_names import split_name
 from gks_eval.method.setting import Setting, setting_arguments
 from gks_eval.util.digest import digest
 
-__all__ = ["Cell", "Grid", "parse_settings"]
+__all__ = ["Cell", "Grid", "parse_settings", "with_preset"]
 
 # Arguments after `;` that can change between two settings on one loaded base.
 _SWAPPABLE: Final = ("library", "scoring", "batch_size")
@@ -88,6 +88,13 @@ def parse_settings(texts: Iterable[str]) -> list[Cell]:
     if not cells:
         raise UsageError("--settings is empty; name at least one, such as arrow or gks:avg.")
     return cells
+
+
+def with_preset(text: str, preset: str) -> str:
+    """Return a setting with ``;preset=...`` after it, unless it is ``base`` or has a preset."""
+    _, setting = split_name(text, {*setting_arguments(), *_SWAPPABLE})
+    kind, *arguments = (part.partition("=")[0].strip() for part in setting.split(";"))
+    return text if kind == "base" or "preset" in arguments else f"{text};preset={preset}"
 
 
 def _slug(text: str) -> str:

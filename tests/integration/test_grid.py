@@ -23,10 +23,12 @@ from gks_eval.grid.cell import cell_request
 from gks_eval.grid.evaluate import _quiet_git
 from gks_eval.grid.kept import check_commit, differences
 from gks_eval.grid.runner import make_lm, prepare
+from gks_eval.grid.settings import with_preset
 from gks_eval.grid.table import accuracy_table
 from gks_eval.grid.task_index import grid_content, task_manager
 from gks_eval.grid.weightless import WeightlessLM
 from gks_eval.method.registry import MERGES, ROUTERS
+from gks_eval.method.setting import Setting
 from gks_eval.util.grid_order import read_order
 
 LibraryOf = Callable[..., Path]
@@ -545,6 +547,18 @@ def test_the_grammar_of_settings(settings: list[str], parts: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         parse_settings(settings)
     assert_sentence(caught.value, *parts)
+
+
+def test_one_preset_for_all_settings_is_as_if_written_after_each() -> None:
+    texts = ["base", "b=base", "gks:en", "s=spectr:en;top_k=2", "arrow;preset=peft", "x=merge:mean"]
+    written = ["base", "b=base", "gks:en;preset=exact", "s=spectr:en;top_k=2;preset=exact",
+               "arrow;preset=peft", "x=merge:mean;preset=exact"]  # fmt: skip
+    assert [with_preset(text, "exact") for text in texts] == written
+    cells = parse_settings([with_preset(text, "exact") for text in texts])
+    assert cells == parse_settings(written)
+    assert cells[2].setting.identity() == Setting.parse("gks:en;preset=exact")[0].identity()
+    with pytest.raises(UsageError, match="preset=exat is unknown; did you mean 'exact'"):
+        parse_settings([with_preset("gks:en", "exat")])
 
 
 @pytest.mark.parametrize(
