@@ -126,7 +126,7 @@ def _asked(grid: Grid, seeds: int, margin: float) -> tuple[Question, Grid]:
     question = Question(
         treatment=treatment.text,
         library=library.name,
-        library_hash=library.content_hash,
+        library_hash=library.content_of(treatment.setting) or "",
         tasks=tuple(grid.tasks),
         seeds=seeds,
         evaluation={name: str(value).removesuffix(".0") for name, value in grid.evaluation.items()},

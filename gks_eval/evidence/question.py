@@ -60,7 +60,8 @@ class Question(FrozenModel):
     Attributes:
         treatment: A setting in the grid's grammar.
         library: Its library's name.
-        library_hash: SHA-256 of the library's content.
+        library_hash: SHA-256 of the library's content, with the prepared vectors of the treatment's
+            router.
         tasks: Tasks and groups as given.
         seeds: Draws of each random control, with seeds 0, 1, ...
         evaluation: Limit, items, shots and chat template as given.
