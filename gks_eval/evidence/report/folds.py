@@ -56,7 +56,7 @@ class Body:
 
     Attributes:
         name: The first cell of all of them.
-        rows: The other cells, each with its mark.
+        rows: The other cells, each with its classes.
     """
 
     name: str
@@ -70,23 +70,30 @@ class Sheet:
     Attributes:
         title: As in `Table`.
         columns: As in `Table`.
+        words: By column, ``words`` where it has names or words, else empty.
         bodies: The rows by name.
         notes: As in `Table`.
     """
 
     title: str
     columns: Sequence[str]
+    words: Sequence[str]
     bodies: list[Body]
     notes: Sequence[str]
 
 
 def sheet(table: Table) -> Sheet:
     """Return the table with neighbouring rows of one name merged under that name."""
+    words = ["" if table.has_numbers(j) else "words" for j in range(len(table.columns))]
     marked = [
-        (row[0], [(cell, table.marks.get((i, j), "")) for j, cell in enumerate(row) if j])
+        (
+            row[0],
+            [(cell, f"{words[j]} {table.marks.get((i, j), '')}".strip())
+             for j, cell in enumerate(row) if j],
+        )
         for i, row in enumerate(table.rows)
-    ]
+    ]  # fmt: skip
     bodies = [
         Body(name, [cells for _, cells in rows]) for name, rows in groupby(marked, lambda r: r[0])
     ]
-    return Sheet(table.title, table.columns, bodies, table.notes)
+    return Sheet(table.title, table.columns, words, bodies, table.notes)

@@ -27,7 +27,7 @@ class Table:
 
     Attributes:
         title: What it shows.
-        columns: Headings; all but the first are numbers.
+        columns: Headings.
         rows: Cells.
         marks: By (row, column): ``best`` or ``second``.
         notes: Sentences below it.
@@ -46,6 +46,12 @@ class Table:
     keys: int = 1
     spare: int | None = None
     narrow: Table | None = None
+
+    def has_numbers(self, column: int) -> bool:
+        """Return whether a column is aligned to the right; columns of names and words are not."""
+        cells = [row[column] for row in self.rows if row[column] not in ("", "–")]
+        numbers = any(cell[0] in "0123456789+-<[" for cell in cells)
+        return column >= max(1, self.keys) and (numbers or not cells)
 
 
 def number(value: float | None, binary: bool, signed: bool = False) -> str:

@@ -16,7 +16,8 @@ def to_markdown(tables: list[Table]) -> str:
     for table in tables:
         lines = [f"### {markdown(table.title)}", ""]
         lines.append(_line([markdown(column) for column in table.columns]))
-        lines.append(_line([":--"] + ["--:"] * (len(table.columns) - 1)))
+        every = range(len(table.columns))
+        lines.append(_line(["--:" if table.has_numbers(index) else ":--" for index in every]))
         for position, row in enumerate(table.rows):
             cells = []
             for index, cell in enumerate(row):

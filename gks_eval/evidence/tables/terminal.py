@@ -64,7 +64,7 @@ def _grid(table: Table, columns: list[int], title: str, first: int | None) -> Ri
     for index in columns:
         grid.add_column(
             Text(plain(table.columns[index])),
-            justify="right" if index and _numeric(table, index) else "left",
+            justify="right" if table.has_numbers(index) else "left",
             no_wrap=bool(table.keys) and not (tight and not index),
             overflow="fold",
             max_width=first if not index else None,
@@ -131,7 +131,3 @@ def render(tables: list[Table], width: int = 160) -> str:
     out = io.StringIO()
     print_tables(tables, Console(file=out, width=width, emoji=False))
     return out.getvalue()
-
-
-def _numeric(table: Table, index: int) -> bool:
-    return any(row[index][:1] in "0123456789+-<–[" for row in table.rows if row[index])

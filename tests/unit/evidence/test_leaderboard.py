@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from itertools import product
 
 import numpy as np
@@ -150,6 +151,13 @@ def comparison(forty):
     return compare(find_runs([str(forty)]), CompareOptions(draws=199))
 
 
+@pytest.fixture(scope="module")
+def section(forty):
+    """The page's leaderboard."""
+    page = build_page(find_runs([str(forty)]), [forty])
+    return page[page.index('<section id="leaderboard"') : page.index('<section id="scores"')]
+
+
 def test_forty_settings_have_rank_mean_time_and_needs(comparison):
     places = {place.run: place for place in comparison.leaderboard.places}
     assert {place.rank for place in places.values() if place.family == "routers"} == {1}
@@ -182,7 +190,7 @@ def test_forty_settings_are_readable_in_a_terminal(comparison, width):
         assert len(lines) < 60  # one line per setting
 
 
-def test_every_format_has_the_leaderboard(comparison, forty):
+def test_every_format_has_the_leaderboard(comparison, section):
     rows = list(csv.DictReader(io.StringIO(to_csv(comparison))))
     ranked = [row for row in rows if row["kind"] == "leaderboard"]
     assert len(ranked) == 40
@@ -193,10 +201,20 @@ def test_every_format_has_the_leaderboard(comparison, forty):
     latex = to_latex(comparison)
     assert latex.count(r"\begin{tabular}") == 2
     assert r"\multicolumn{6}{l}{controls}" in latex
-    page = build_page(find_runs([str(forty)]), [forty])
-    section = page[page.index('<section id="leaderboard"') : page.index('<section id="scores"')]
     assert section.count("<tbody>") == 5
     assert section.count("<tr>") == 41
+
+
+def test_names_and_words_are_aligned_left_and_numbers_right(comparison, section):
+    (table,) = leaderboard_tables(comparison)
+    assert table.columns == ["family", "setting", "rank", "mean", "95% interval", "time", "needs"]
+    aligned = ":-- | :-- | --: | --: | --: | --: | :--"
+    assert f"| {aligned} |" in to_markdown([table])
+    heads = re.findall(r'<th scope="col"( class="words")?>', section)
+    assert [bool(head) for head in heads] == [sign.startswith(":") for sign in aligned.split(" | ")]
+    for row in re.findall(r"<tr>(.*?)</tr>", section)[1:]:
+        cells = [cell.split() for cell in re.findall(r"<td(?: class=\"([^\"]*)\")?>", row)]
+        assert ["words" in cell for cell in cells] == [True, *[False] * 4, True]
 
 
 def test_a_few_runs_are_ranked_on_request_only(factory, tmp_path):
