@@ -26,8 +26,9 @@ def build_app() -> typer.Typer:
 
 def _bench(
     rows: Annotated[
-        str, typer.Option(help="Comma-separated: layer, model, evaluation, startup, growth.")
-    ] = "layer,model,evaluation,startup,growth",
+        str,
+        typer.Option(help="Comma-separated: layer, router, model, evaluation, startup, growth."),
+    ] = "layer,router,model,evaluation,startup,growth",
     json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="File for the picture of growth: .png, .svg or .pdf.")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.record import Bar, Evaluation, LayerRow, ModelRow, Startup
+from benchmarks.record import Bar, Evaluation, LayerRow, ModelRow, RouterRow, Startup
 
 __all__ = ["bars_of"]
 
 LAYER_TOKENS = 512
 LAYER_SPEED_UP = {(3072, 9216): 15.0, (3072, 3072): 10.0}
 LAYER_MEMORY = 8.0
+ROUTERS = ("spectr", "norm")
+ROUTER_RANK = 4
+ROUTER_COST = 1.15
 SLICE_WIDTH = "Phi-3, width 3072"
 SLICE_COST = 1.06
 MIX_SPEED_UP = 4.0
@@ -26,12 +29,13 @@ STARTUP_SECONDS = 0.5
 
 def bars_of(
     layer: Sequence[LayerRow] = (),
+    router: Sequence[RouterRow] = (),
     model: Sequence[ModelRow] = (),
     evaluation: Sequence[Evaluation] = (),
     startup: Startup | None = None,
 ) -> list[Bar]:
     """Return the goals that these rows have values for."""
-    found = [*_layer(layer), *_model(model)]
+    found = [*_layer(layer), *_router(router), *_model(model)]
     for collection in evaluation:
         found += _evaluation(collection)
     if startup is not None:
@@ -59,6 +63,13 @@ def _layer(rows: Sequence[LayerRow]) -> Iterable[Bar]:
         )
         share = row.peak_bytes["peft"] / row.peak_bytes["routed"]
         yield _at_least(f"{name}: PEFT's peak memory over ours", share, LAYER_MEMORY)
+
+
+def _router(rows: Sequence[RouterRow]) -> Iterable[Bar]:
+    for row in rows:
+        for name in ROUTERS if row.rank == ROUTER_RANK else ():
+            what = f"{name} at {row.width_in}->{row.width_out}, {row.rule}: times arrow's update"
+            yield _at_most(what, row.over_arrow[name].median_of_rounds, ROUTER_COST)
 
 
 def _model(rows: Sequence[ModelRow]) -> Iterable[Bar]:

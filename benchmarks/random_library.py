@@ -16,7 +16,7 @@ from gks_eval.library.load import MANIFEST, Library, load_library
 from gks_eval.library.writer import write_adapter
 from gks_eval.method.lora import LoraPair
 
-__all__ = ["random_library"]
+__all__ = ["random_library", "random_pairs"]
 
 GAIN = 0.2
 
@@ -52,7 +52,7 @@ def random_library(
         for name in members:
             write_adapter(
                 folder / kind / name,
-                _random_adapter(shapes, rank, generator),
+                random_pairs(shapes, rank, generator),
                 base_model=base_model,
                 # Without a task type, PEFT also loads it onto a single layer.
                 config={"target_modules": targets, "task_type": None},
@@ -65,9 +65,10 @@ def random_library(
     return load_library(str(folder))
 
 
-def _random_adapter(
+def random_pairs(
     shapes: Mapping[str, tuple[int, int]], rank: int, generator: torch.Generator
 ) -> dict[str, LoraPair]:
+    """Return one random adapter: its update of every linear layer of `shapes`, (D, K)."""
     pairs = {}
     for module, (width_out, width_in) in shapes.items():
         A_RK = torch.randn(rank, width_in, generator=generator) / width_in**0.5

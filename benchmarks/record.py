@@ -18,7 +18,8 @@ from gks_eval.util.yaml import FrozenModel
 
 __all__ = [
     "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "Growth", "GrowthPoint",
-    "LayerRow", "ModelRow", "PlainForward", "Ratio", "Record", "Startup", "Timing", "read_record",
+    "LayerRow", "ModelRow", "PlainForward", "Ratio", "Record", "RouterRow", "Startup", "Timing",
+    "read_record",
 ]  # fmt: skip
 
 SCHEMA: Final = "gks_eval.bench/1"
@@ -81,6 +82,30 @@ class LayerRow(FrozenModel):
     peak_bytes: dict[str, int]
     max_difference: float
     largest: float
+
+
+class RouterRow(FrozenModel):
+    """The routed update of one linear layer under several routers, one general adapter subtracted.
+
+    Attributes:
+        width_in: K.
+        width_out: D.
+        tokens: T.
+        rank: Rank of all adapters.
+        rule: How the general adapter is subtracted.
+        seconds: By router.
+        over_uniform: By router.
+        over_arrow: By router.
+    """
+
+    width_in: int
+    width_out: int
+    tokens: int
+    rank: int
+    rule: str
+    seconds: dict[str, Timing]
+    over_uniform: dict[str, Ratio]
+    over_arrow: dict[str, Ratio]
 
 
 class ModelRow(FrozenModel):
@@ -255,6 +280,7 @@ class Record(FrozenModel):
         versions: Versions of Python and packages.
         hardware: See `benchmarks.machine`.
         layer: The rows `layer`; rows that were not requested are empty, as below.
+        router: The rows `router`.
         model: The rows `model`.
         evaluation: The rows `evaluation`.
         startup: The row `startup`.
@@ -270,6 +296,7 @@ class Record(FrozenModel):
     versions: dict[str, str]
     hardware: dict[str, str | int]
     layer: tuple[LayerRow, ...] = ()
+    router: tuple[RouterRow, ...] = ()
     model: tuple[ModelRow, ...] = ()
     evaluation: tuple[Evaluation, ...] = ()
     startup: Startup | None = None

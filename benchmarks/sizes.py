@@ -1,16 +1,16 @@
 """Sizes of the benchmark's cases: the real ones, and small ones that take seconds.
 
 Phi-3-mini's attention has linear layers 3072 -> 9216 (qkv) and 3072 -> 3072 (o), Phi-2's
-2560 -> 2560.
+2560 -> 2560. SmolLM2-135M's is 576 wide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FULL", "QUICK", "ROWS", "Sizes", "Slice"]
+__all__ = ["FULL", "QUICK", "ROWS", "RouterCase", "Sizes", "Slice"]
 
-ROWS = ("layer", "model", "evaluation", "startup", "growth")
+ROWS = ("layer", "router", "model", "evaluation", "startup", "growth")
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -26,6 +26,16 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class RouterCase:
+    """A linear layer, K -> D, with adapters of one rank and the rule of the subtraction."""
+
+    width_in: int
+    width_out: int
+    rank: int
+    rule: str
+
+
+@dataclass(frozen=True)
 class Sizes:
     """The cases of a run.
 
@@ -35,6 +45,8 @@ class Sizes:
         layers: (K, D) of the layer rows.
         layer_tokens: T of the layer rows.
         many_tokens: Layer rows with more tokens use a third of the rounds.
+        router_cases: Layers of the router rows.
+        router_tokens: T of the router rows.
         slice: The model of Phi-3's width.
         prefill: (rows, tokens) of whole forwards.
         cached: Tokens before the one that is decoded.
@@ -55,6 +67,8 @@ class Sizes:
     layers: Shapes
     layer_tokens: tuple[int, ...]
     many_tokens: int
+    router_cases: tuple[RouterCase, ...]
+    router_tokens: int
     slice: Slice
     prefill: Shapes
     cached: int
@@ -76,6 +90,13 @@ FULL = Sizes(
     layers=((3072, 9216), (3072, 3072), (2560, 2560)),
     layer_tokens=(1, 512, 4096),
     many_tokens=2048,
+    router_cases=tuple(
+        RouterCase(width_in, width_out, rank, rule)
+        for width_in, width_out in ((3072, 9216), (3072, 3072), (576, 576))
+        for rank in (4, 16)
+        for rule in ("factors", "delta")
+    ),
+    router_tokens=512,
     slice=Slice(hidden=3072, intermediate=8192, heads=32, layers=2, vocabulary=1000),
     prefill=((1, 512), (4, 256)),
     cached=256,
@@ -96,6 +117,8 @@ QUICK = Sizes(
     layers=((64, 192), (64, 64)),
     layer_tokens=(1, 16),
     many_tokens=8,
+    router_cases=(RouterCase(64, 192, 4, "factors"), RouterCase(64, 64, 4, "delta")),
+    router_tokens=16,
     slice=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
     prefill=((1, 16), (2, 8)),
     cached=8,

@@ -41,12 +41,16 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
     dtype = getattr(torch, request.dtype)
-    found: dict[str, Any] = {"layer": [], "model": [], "evaluation": []}
+    found: dict[str, Any] = {"layer": [], "router": [], "model": [], "evaluation": []}
     with _out_of_memory(request.device):
         if "layer" in request.rows:
             from benchmarks.layer import layer_rows
 
             found["layer"] = layer_rows(sizes, dtype=dtype, **how)
+        if "router" in request.rows:
+            from benchmarks.routers import router_rows
+
+            found["router"] = router_rows(sizes, dtype=dtype, **how)
         if "model" in request.rows:
             from benchmarks.whole_model import slice_rows
 
@@ -57,7 +61,7 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
         from benchmarks.startup import startup_row
 
         found["startup"] = startup_row(warm_up=not request.quick, **how)
-    bars = bars_of(found["layer"], found["model"], found["evaluation"], found.get("startup"))
+    bars = bars_of(**{name: found[name] for name in found if name != "growth"})
     return Record(
         arguments=asdict(request),
         date=date.isoformat(timespec="seconds"),

@@ -18,6 +18,7 @@ from benchmarks.record import (
     LayerRow,
     ModelRow,
     Record,
+    RouterRow,
     Startup,
     Timing,
 )
@@ -65,6 +66,8 @@ def sections(record: Record) -> list[TableSection]:
     found: list[TableSection] = []
     if record.layer:
         found.append(_layer(record.layer))
+    if record.router:
+        found.append(_router(record.router))
     if record.model:
         found.append(_model(record.model))
     for evaluation in record.evaluation:
@@ -123,6 +126,26 @@ def _layer(rows: Sequence[LayerRow]) -> TableSection:
         "PEFT/ours: median of the rounds' ratios. MB: the peak that a call allocates, with its "
         "result.\nDifference: largest entry, relative to PEFT's largest. Prototypes: the part of "
         "ours that is the\nfloat32 product with the prototypes, which 16-bit layers do separately.",
+    )
+
+
+def _router(rows: Sequence[RouterRow]) -> TableSection:
+    others = [name for name in rows[0].seconds if name != "uniform"]
+    table = _table("|".join(["layer", "rule", "rank", "uniform", *others]), words=2)
+    for row in rows:
+        ratios = [(row.over_uniform[name], row.over_arrow[name]) for name in others]
+        table.add_row(
+            f"{row.width_in}->{row.width_out}",
+            row.rule,
+            str(row.rank),
+            _milliseconds(row.seconds["uniform"]),
+            *(" / ".join(f"{one.median_of_rounds:.2f}" for one in pair) for pair in ratios),
+        )
+    return TableSection(
+        f"Routers: the routed update alone of {rows[0].tokens} tokens, one adapter subtracted",
+        table,
+        "uniform: milliseconds per call, median (range). Others: times uniform / times arrow, "
+        "medians of the\nrounds' ratios.",
     )
 
 

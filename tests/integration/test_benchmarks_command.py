@@ -35,6 +35,7 @@ def test_every_row_end_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = read_record(tmp_path / "b.json")
     assert len(record.layer) == 4
+    assert len(record.router) == 2
     assert len(record.model) == 6
     (demo,) = record.evaluation
     assert len(demo.alone) == 6
@@ -47,8 +48,9 @@ def test_every_row_end_to_end(tmp_path: Path) -> None:
     assert record.hardware["cpu"]
     assert record.arguments["quick"] is True
     assert "start-up" in " ".join(bar.what for bar in record.bars)
-    for title in ("Layer:", "Model:", "Evaluation demo:", "Start-up:", "Growth:", "Goals"):
-        assert f"\n{title}" in done.stdout
+    for title in ("Layer", "Routers", "Model", "Evaluation demo", "Start-up", "Growth"):
+        assert f"\n{title}:" in done.stdout
+    assert "\nGoals" in done.stdout
     assert "…" not in done.stdout
     assert (tmp_path / "g.png").read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "g.png"]

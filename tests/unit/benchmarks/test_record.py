@@ -20,6 +20,7 @@ from benchmarks.record import (
     PlainForward,
     Ratio,
     Record,
+    RouterRow,
     Startup,
     Timing,
     read_record,
@@ -96,6 +97,20 @@ def model(phase: str, cost: float) -> ModelRow:
     )
 
 
+def router(rank: int, norm: float) -> RouterRow:
+    times = seconds(uniform=0.5, arrow=1.0, spectr=1.1, norm=norm)
+    return RouterRow(
+        width_in=576,
+        width_out=192,
+        tokens=8,
+        rank=rank,
+        rule="delta",
+        seconds=times,
+        over_uniform={name: ratio(one, times["uniform"]) for name, one in times.items()},
+        over_arrow={name: ratio(one, times["arrow"]) for name, one in times.items()},
+    )
+
+
 STARTUP = Startup(
     seconds={"hf": timing_of([10.0]), "gks_arrow": timing_of([10.4])},
     difference=0.4,
@@ -107,6 +122,7 @@ STARTUP = Startup(
 def whole() -> Record:
     rows = {
         "layer": (layer(3072, 9216, 512, 20.0, 10), layer(3072, 3072, 512, 9.0, 7)),
+        "router": (router(4, 1.2), router(16, 2.0)),
         "model": (model("prefill", 1.05), model("decode", 1.5)),
         "evaluation": (evaluation("mix"),),
         "startup": STARTUP,
@@ -165,6 +181,8 @@ def test_goals_are_compared_with_what_was_measured() -> None:
         (10.0, True),  # its memory
         (9.0, False),  # 3072->3072
         (7.0, False),
+        (1.1, True),  # spectr over arrow at rank 4; rank 16 has no goal
+        (1.2, False),  # norm
         (1.05, True),  # the slice, prefill; decoding has no goal
         (4.0, True),  # the mix
         (0.8, False),  # its slowest set
@@ -172,7 +190,7 @@ def test_goals_are_compared_with_what_was_measured() -> None:
         (1.0, True),  # predictions
         (0.4, True),  # start-up
     ]
-    slowest = record.bars[6]
+    slowest = record.bars[8]
     assert "boolq" in slowest.what
     assert slowest.wanted == "at least 1"
 
@@ -191,6 +209,7 @@ def test_tables_hold_the_numbers_and_no_line_is_cut() -> None:
     for part in (
         "3072->9216",
         "10 (10-10)",  # milliseconds
+        "2.40 / 1.20",  # norm over uniform, over arrow
         "decode 1x512 after 256",
         "10 of 10",
         "boolq",
