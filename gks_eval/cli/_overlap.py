@@ -65,6 +65,7 @@ def overlap(
         from gks_eval.training.overlap import overlap_record, training_texts
         from gks_eval.util.files import write_text
         from gks_eval.util.quiet import quiet_libraries
+        from gks_eval.util.schemas import OVERLAP
         from gks_eval.util.versions import versions
 
         quiet_libraries()
@@ -77,7 +78,7 @@ def overlap(
         found = overlap_record(items, texts, n, advance)
     if output is not None:
         record = {
-            "schema": "gks_eval.overlap/1",
+            "schema": OVERLAP,
             "library": loaded.name,
             "n": n,
             "tasks": found,

@@ -23,8 +23,8 @@ def report(
         list[str],
         typer.Argument(
             help="Folders, results files or globs; the first run is the baseline. Controls "
-            "(controls.json), routing shares (routes*.json) and library geometry (geometry*.json) "
-            "in a folder are shown too."
+            "(controls.json), routing shares (routes*.json), library geometry (geometry*.json) and "
+            "overlap (overlap*.json) in a folder are shown too."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the page.")] = Path(

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field, model_validator
 
 from gks_eval.errors import ResultsError
+from gks_eval.evidence.observed import files_named
 from gks_eval.util.json_file import JsonFile
 from gks_eval.util.schemas import AccuracySchema
 from gks_eval.util.yaml import FrozenModel
@@ -77,8 +78,4 @@ def find_accuracy(folder: Path) -> list[RoutingAccuracy]:
     Raises:
         ResultsError: A file is broken or of another schema.
     """
-    return [
-        _FILE.read_as(path, RoutingAccuracy)
-        for path in sorted(folder.rglob("accuracy*.json"))
-        if path.stem == "accuracy" or path.stem.startswith("accuracy_")
-    ]
+    return [_FILE.read_as(path, RoutingAccuracy) for path in files_named(folder, "accuracy")]

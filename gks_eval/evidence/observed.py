@@ -17,7 +17,7 @@ from gks_eval.util.json_file import JsonFile
 from gks_eval.util.schemas import GeometrySchema, RoutingSchema
 from gks_eval.util.yaml import FrozenModel
 
-__all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "find_observed"]
+__all__ = ["LibraryGeometry", "RoutingShares", "TaskRouting", "files_named", "find_observed"]
 
 Share = Annotated[float, Field(ge=-1e-6, le=1.0 + 1e-6)]
 Cosine = Annotated[float, Field(ge=-1.0 - 1e-4, le=1.0 + 1e-4)]
@@ -136,14 +136,13 @@ def find_observed(folder: Path) -> tuple[list[RoutingShares], list[LibraryGeomet
     Raises:
         ResultsError: A file is broken or of another schema.
     """
-    routes = [
-        _ROUTES.read_as(path, RoutingShares)
-        for path in sorted(folder.rglob("routes*.json"))
-        if path.stem == "routes" or path.stem.startswith("routes_")
-    ]
+    routes = [_ROUTES.read_as(path, RoutingShares) for path in files_named(folder, "routes")]
     geometry = [
-        _GEOMETRY.read_as(path, LibraryGeometry)
-        for path in sorted(folder.rglob("geometry*.json"))
-        if path.stem == "geometry" or path.stem.startswith("geometry_")
+        _GEOMETRY.read_as(path, LibraryGeometry) for path in files_named(folder, "geometry")
     ]
     return routes, geometry
+
+
+def files_named(folder: Path, stem: str) -> list[Path]:
+    """Return ``STEM.json`` and ``STEM_*.json`` anywhere under a folder, sorted."""
+    return sorted([*folder.rglob(f"{stem}.json"), *folder.rglob(f"{stem}_*.json")])

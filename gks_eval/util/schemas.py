@@ -10,9 +10,11 @@ from typing import Final, Literal
 __all__ = [
     "ACCURACY",
     "GEOMETRY",
+    "OVERLAP",
     "ROUTING",
     "AccuracySchema",
     "GeometrySchema",
+    "OverlapSchema",
     "RoutingSchema",
 ]
 
@@ -22,3 +24,5 @@ GeometrySchema = Literal["gks_eval.geometry/1"]
 GEOMETRY: Final[GeometrySchema] = "gks_eval.geometry/1"
 AccuracySchema = Literal["gks_eval.routing_accuracy/1"]
 ACCURACY: Final[AccuracySchema] = "gks_eval.routing_accuracy/1"
+OverlapSchema = Literal["gks_eval.overlap/1"]
+OVERLAP: Final[OverlapSchema] = "gks_eval.overlap/1"

@@ -69,6 +69,9 @@ def test_names_from_outside_stay_texts(tmp_path):
     found = {"layers": [bad], "tokens": [0.25], "sequences": [0.5], "confusion": [[0.25]]}
     accuracy |= {"settings": {bad: {**found, "all_tokens": 0.25, "all_sequences": 0.5}}}
     (tmp_path / "accuracy.json").write_text(json.dumps(accuracy))
+    overlap = {"items": 40, "short": 1, "ngram": 0.125, "question": 0.0, "adapters": {bad: {}}}
+    overlap = {"schema": "gks_eval.overlap/1", "library": bad, "n": 13, "tasks": {bad: overlap}}
+    (tmp_path / "overlap_a.json").write_text(json.dumps(overlap))
     geometry = {"schema": "gks_eval.geometry/1", "library": bad, "experts": [bad]}
     geometry |= {"general": [bad], "layers": [bad], "norm": {bad: [1.0]}}
     geometry |= {"residual_norm": {bad: {bad: [1.0]}}, "cosine_general": [[0.1]]}
@@ -82,6 +85,7 @@ def test_names_from_outside_stay_texts(tmp_path):
     scores = html[html.index('id="scores"') : html.index('id="changes"')]
     assert "Routing accuracy" in scores
     assert ">25.0<" in "".join(scores.split())
+    assert ">12.5/<wbr>0.0<" in "".join(scores.split())
 
 
 def test_real_runs_of_lm_eval_make_a_page(tmp_path):

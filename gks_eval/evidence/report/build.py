@@ -19,6 +19,7 @@ from gks_eval.evidence.accuracy import find_accuracy
 from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import find_observed
+from gks_eval.evidence.overlap import find_overlaps
 from gks_eval.evidence.paper import Family, load_paper, side_by_side
 from gks_eval.evidence.question import ControlsFile, read_controls
 from gks_eval.evidence.report.folds import Fold, Sheet, folds, sheet
@@ -60,7 +61,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
 
     Args:
         runs: The runs, the baseline first.
-        folders: Where to look for controls, routing shares and library geometry.
+        folders: Where to look for controls, routing shares, library geometry and overlap.
         options: What to show.
 
     Raises:
@@ -75,6 +76,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     observed = [find_observed(folder) for folder in folders]
     routes = [found for group, _ in observed for found in group]
     geometry = [found for _, group in observed for found in group]
+    overlaps = [found for folder in folders for found in find_overlaps(folder)]
     book = collect(runs, comparison, options.most, options.max_text)
     environment = Environment(
         loader=PackageLoader("gks_eval.evidence", "report"),
@@ -120,7 +122,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         ],
         comparison=comparison,
         ranking=ranking,
-        boards=[(fold, sheet(score_table(fold.comparison))) for fold in parted],
+        boards=[(fold, sheet(score_table(fold.comparison, overlaps))) for fold in parted],
         accuracies=[accuracy_part(found) for folder in folders for found in find_accuracy(folder)],
         changes=changes,
         shifts=[sheet(table) for table in shift_tables(comparison)],

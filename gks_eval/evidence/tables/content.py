@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gks_eval.evidence.comparison import Comparison, Difference, Row, Score, titled
+from gks_eval.evidence.overlap import Overlap
 
 __all__ = [
     "Table",
@@ -50,8 +51,9 @@ class Table:
     def has_numbers(self, column: int) -> bool:
         """Return whether a column is aligned to the right; columns of names and words are not."""
         cells = [row[column] for row in self.rows if row[column] not in ("", "–")]
-        numbers = any(cell[0] in "0123456789+-<[" for cell in cells)
-        return column >= max(1, self.keys) and (numbers or not cells)
+        numbers = [cell[0] in "0123456789+-<[" for cell in cells]
+        # A name may begin with a digit; numbers may stand next to words such as nan.
+        return column > 0 and (not cells or (all if column < self.keys else any)(numbers))
 
 
 def number(value: float | None, binary: bool, signed: bool = False) -> str:
@@ -80,14 +82,20 @@ def best_two(row: Row) -> dict[str, str]:
     return {label: names[places.index(v)] for label, v in shown.items() if v in places}
 
 
-def score_table(comparison: Comparison) -> Table:
-    """Return the runs' values with n and interval, one row per task or group."""
+def score_table(comparison: Comparison, overlaps: Sequence[Overlap] = ()) -> Table:
+    """Return the runs' values with n and interval, one row per task or group.
+
+    Args:
+        comparison: The runs.
+        overlaps: Overlap of libraries' training rows with the tasks, a column for each.
+    """
     labels = [run.label for run in comparison.runs]
     rows: list[list[str]] = []
     marks: dict[tuple[int, int], str] = {}
     for position, row in enumerate(comparison.rows):
         places = best_two(row)
         cells = [row.title, _counts(row), _metric(row)]
+        cells += [_overlap(row, overlap) for overlap in overlaps]
         for label in labels:
             if label in places:
                 marks[position, len(cells)] = places[label]
@@ -95,10 +103,20 @@ def score_table(comparison: Comparison) -> Table:
         rows.append(cells)
     percent = f"{100 * comparison.confidence:g}%"
     notes = [f"In brackets the {percent} interval. Accuracies in percent."]
-    columns = ["task", "n", "metric", *labels]
+    notes[0] += "".join(
+        f" Overlap, {one.library}: percent of items that share {one.n} words in a row with a "
+        "training row / whose whole question occurs in one."
+        for one in overlaps
+    )
+    columns = ["task", "n", "metric", *(f"overlap, {one.library}" for one in overlaps), *labels]
     return Table(
         "Scores", columns, rows, marks, notes, keys=2, narrow=_scores_by_task(comparison, percent)
     )
+
+
+def _overlap(row: Row, overlap: Overlap) -> str:
+    found = overlap.tasks.get(row.name) if row.kind == "task" else None
+    return f"{100 * found.ngram:.1f} / {100 * found.question:.1f}" if found else "–"
 
 
 def _scores_by_task(comparison: Comparison, percent: str) -> Table:

@@ -13,6 +13,7 @@ from rich.console import Console
 from gks_eval.evidence.compare import compare
 from gks_eval.evidence.comparison import Comparison, Row, RunInfo, Score
 from gks_eval.evidence.excerpts import excerpts
+from gks_eval.evidence.overlap import Overlap
 from gks_eval.evidence.runs import find_runs, one_run
 from gks_eval.evidence.tables.content import best_two, difference_table, number, score_table
 from gks_eval.evidence.tables.csv_file import to_csv
@@ -51,6 +52,27 @@ def _comparison(values: dict[str, float], higher: bool | None = True) -> Compari
         flips=[],
         notes=[],
     )
+
+
+def _overlap(library: str, ngram: float, question: float) -> Overlap:
+    task = {"items": 50, "short": 0, "ngram": ngram, "question": question, "adapters": {}}
+    made = {"schema": "gks_eval.overlap/1", "library": library, "n": 13, "tasks": {"a_b": task}}
+    return Overlap.model_validate(made)
+
+
+def test_overlap_is_a_column_next_to_the_scores():
+    comparison = _comparison({"x": 0.5, "y": 0.6})
+    rows = [*comparison.rows, comparison.rows[0].model_copy(update={"name": "other"})]
+    comparison = comparison.model_copy(update={"rows": rows})
+    plain_table = score_table(comparison)
+    table = score_table(comparison, [_overlap("one", 0.26, 0.041), _overlap("two", 0, 1)])
+    assert table.columns == ["task", "n", "metric", "overlap, one", "overlap, two", "x", "y"]
+    assert [row[3:5] for row in table.rows] == [["26.0 / 4.1", "0.0 / 100.0"], ["–", "–"]]
+    assert [row[:3] + row[5:] for row in table.rows] == plain_table.rows
+    moved = {(row, column + 2): mark for (row, column), mark in plain_table.marks.items()}
+    assert table.marks == moved
+    assert moved[0, 6] == "best"
+    assert "share 13 words in a row with a training row" in table.notes[0]
 
 
 def test_best_and_second_are_marked_with_ties_as_shown():

@@ -14,6 +14,7 @@ import pytest
 from common import save_two_expert_recipe
 
 from gks_eval.cli.main import main
+from gks_eval.evidence.overlap import find_overlaps
 from gks_eval.tasklib.item_words import ItemWords, item_words, without_frame, words_of
 from gks_eval.training.jobs import make_plan
 from gks_eval.training.overlap import overlap_record, training_texts
@@ -131,12 +132,12 @@ def test_a_planted_copy_is_found_by_the_command(
     printed = capsys.readouterr().out
     assert not ended.value.code, printed
     assert "experts/two" in printed
-    found = json.loads(output.read_text("utf-8"))
-    assert found["schema"] == "gks_eval.overlap/1"
-    task = found["tasks"]["gks_demo_goals_en"]
-    assert (task["items"], task["ngram"], task["question"]) == (4, 0.25, 0.25)
-    assert task["adapters"]["experts/two"] == {"ngram": 1, "question": 1}
-    assert task["adapters"]["experts/one"] == {"ngram": 0, "question": 0}
+    (found,) = find_overlaps(tmp_path)  # as the report reads it
+    assert found.library == str(folder)
+    task = found.tasks["gks_demo_goals_en"]
+    assert (task.items, task.ngram, task.question) == (4, 0.25, 0.25)
+    assert task.adapters["experts/two"] == {"ngram": 1, "question": 1}
+    assert task.adapters["experts/one"] == {"ngram": 0, "question": 0}
 
 
 def test_held_out_rows_are_no_training_rows(
