@@ -87,6 +87,8 @@ class LayerRow(FrozenModel):
 class RouterRow(FrozenModel):
     """The routed update of one linear layer under several routers, one general adapter subtracted.
 
+    Seconds are processor time on a CPU.
+
     Attributes:
         width_in: K.
         width_out: D.

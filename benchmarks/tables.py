@@ -144,8 +144,8 @@ def _router(rows: Sequence[RouterRow]) -> TableSection:
     return TableSection(
         f"Routers: the routed update alone of {rows[0].tokens} tokens, one adapter subtracted",
         table,
-        "uniform: milliseconds per call, median (range). Others: times uniform / times arrow, "
-        "medians of the\nrounds' ratios.",
+        "uniform: milliseconds per call, median (range); on a CPU processor time of all threads. "
+        "Others:\ntimes uniform / times arrow, medians of the rounds' ratios.",
     )
 
 
