@@ -26,9 +26,11 @@ MULTILINGUAL = ("arc_challenge", "hellaswag", "mmlu", "xnli")
 SETS = [*ENGLISH, *(f"{name}_{lang}" for name in MULTILINGUAL for lang in ("de", "fr")), "xnli_en"]
 DEMO = [f"demo_{name}_{lang}" for name in ("science", "goals") for lang in ("en", "de", "fr")]
 SUBTASKS = [f"bbh_{name}" for name in (*CHOICE_SUBTASKS, *OPEN_SUBTASKS)]
-TASKS = [f"gks_{name}" for name in (*SETS, *SUBTASKS, *DEMO)] + [f"gks_paper_{s}" for s in SETS]
+PEFT = "arc_challenge arc_easy winogrande boolq openbookqa hellaswag".split()
+PUBLISHED = [*(f"gks_paper_{name}" for name in SETS), *(f"gks_peft_{name}" for name in PEFT)]
+TASKS = [f"gks_{name}" for name in (*SETS, *SUBTASKS, *DEMO)] + PUBLISHED
 GROUPS = ["gks_english", "gks_german", "gks_french", "gks_all", "gks_demo"]
-GROUPS += ["gks_paper_english", "gks_paper_german", "gks_paper_french"]
+GROUPS += ["gks_paper_english", "gks_paper_german", "gks_paper_french", "gks_peft"]
 METRICS = ("acc", "acc_norm", "acc_bytes", "acc_token_norm")
 
 BUILT_IN = {name: name for name in ENGLISH if name != "bbh"}

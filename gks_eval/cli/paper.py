@@ -1,4 +1,4 @@
-"""`gks-eval paper`: the paper's tables, next to your own runs or with their commands."""
+"""`gks-eval paper`: the published tables, next to your own runs or with their commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def paper(
     ] = None,
     family: Annotated[
         PaperTasks,
-        typer.Option(help="gks_paper_*: the authors' protocol; gks_*: lm-eval's prompts."),
+        typer.Option(
+            help="gks_paper: tasks in the table's protocol (gks_paper_*; gks_peft_* for PEFT's); "
+            "gks: with lm-eval's prompts."
+        ),
     ] = PaperTasks.GKS_PAPER,
     plan: Annotated[
         str | None, typer.Option(help="Print the commands that reproduce this table, and stop.")
@@ -53,7 +56,7 @@ def paper(
         Path | None, typer.Option("--output", "-o", help="Write to a file instead.")
     ] = None,
 ) -> None:
-    """Show the paper's Tables 1 to 4 next to your own runs."""
+    """Show the paper's Tables 1 to 4 and that of PEFT's example next to your own runs."""
     from gks_eval.cli._bar import working
     from gks_eval.cli._extras import need_evidence
 
@@ -77,9 +80,10 @@ def paper(
     if results and not table:
         with_ours = {cell.table for cell in cells if cell.ours is not None}
         if not with_ours:
+            wanted = "gks_*" if family is PaperTasks.GKS else "gks_paper_* or gks_peft_*"
             raise ResultsError(
-                f"the runs have no {family.value}_* task of the paper's tables; run them, or name "
-                "the other --family."
+                f"the runs have no {wanted} task of the published tables; run them, or name the "
+                "other --family."
             )
         cells = [cell for cell in cells if cell.table in with_ours]
     tables = paper_tables(published, cells, family.value)
@@ -91,7 +95,9 @@ def paper(
 
         from gks_eval.evidence.paper import SCHEMA
 
-        content = {"schema": SCHEMA, "source": published.source}
+        shown = dict.fromkeys(cell.table for cell in cells)
+        sources = {name: published.tables[name].source or published.source for name in shown}
+        content = {"schema": SCHEMA, "source": published.source, "sources": sources}
         text = json.dumps({**content, "cells": [cell.model_dump() for cell in cells]}, indent=1)
         text += "\n"
     else:

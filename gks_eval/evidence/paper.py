@@ -1,4 +1,4 @@
-"""The paper's tables as data, and your own runs next to them."""
+"""The tables of the paper and of PEFT's example as data, and your own runs next to them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ __all__ = [
 ]
 
 SCHEMA: Final = "gks_eval.paper/1"
-Family = Literal["gks_paper", "gks"]
+Protocol = Literal["gks_paper", "gks_peft"]
+Family = Literal["gks_paper", "gks_peft", "gks"]
 
 
 class PaperRow(FrozenModel):
-    """One setting of a published table: values in percent, and the printed average."""
+    """One setting of a published table: values in percent, and the average if one is printed."""
 
     values: list[float]
-    printed_avg: float
+    printed_avg: float | None = None
 
     @property
     def mean(self) -> float:
@@ -48,20 +49,41 @@ class PaperRow(FrozenModel):
     @property
     def average_is_off(self) -> bool:
         """Return whether the printed average differs from its row's mean by more than rounding."""
-        return abs(self.mean - self.printed_avg) > 0.0101
+        return self.printed_avg is not None and abs(self.mean - self.printed_avg) > 0.0101
 
 
 class PaperTable(FrozenModel):
-    """One published table."""
+    """One published table.
+
+    Attributes:
+        title: Heading.
+        source: Where it is printed, if not in the paper.
+        model: Part of the model's name on the hub.
+        library: Bundled library with the adapters.
+        protocol: Family of tasks that score as the table does.
+        group: Part of the name of the group of tasks; empty for the family's only group.
+        settings: Setting of each row that is named by a short name.
+        full_split: Number of items of the full split by column, where it is known.
+        inferred: Number of items that the values of a column fit.
+        columns: The sets.
+        rows: The settings.
+    """
 
     title: str
+    source: str = ""
     model: str
     library: str
-    group: str
+    protocol: Protocol = "gks_paper"
+    group: str = ""
+    settings: dict[str, str] = Field(default_factory=dict)
     full_split: dict[str, int] = Field(default_factory=dict)
     inferred: dict[str, int] = Field(default_factory=dict)
     columns: list[str]
     rows: dict[str, PaperRow]
+
+    def family(self, asked: Family) -> Family:
+        """Return the tasks to read: the table's own, or those with lm-eval's prompts."""
+        return "gks" if asked == "gks" else self.protocol
 
 
 class PaperTables(FrozenModel):
@@ -154,8 +176,8 @@ def side_by_side(
     """Put runs next to the paper's cells.
 
     The label or folder of a run names its row: ``gks-avg`` is ``gks_avg``. A verdict needs a known
-    or inferred n of the paper, a run of the table's model, and a task of the authors' protocol
-    (``gks_paper_*``).
+    or inferred n of the paper, a run of the table's model, and a task of the table's protocol
+    (``gks_paper_*``, ``gks_peft_*``). `family` is ``gks`` for the tasks with lm-eval's prompts.
 
     Raises:
         ResultsError: Runs are given and none is named as a row.
@@ -214,7 +236,7 @@ def _cell(
         paper_n=known or guess,
         inferred=known is None and guess is not None,
     )
-    task_name = f"{family}_{column}"
+    task_name = f"{table.family(family)}_{column}"
     task = run.tasks.get(task_name) if run else None
     key = pick_key(task.metrics, "acc") if task else None
     if run is None or task is None or key is None:
@@ -266,10 +288,10 @@ def _same_model(table: PaperTable, run: Run) -> bool:
 
 
 def _untestable(cell: PaperCell, family: Family) -> str:
-    if family != "gks_paper":
-        return "another protocol than the authors'"
+    if family == "gks":
+        return "another protocol than the table's"
     if cell.other_model:
-        return "another model than the paper's"
+        return "another model than the table's"
     return "" if cell.paper_n else "the paper's n is unknown"
 
 

@@ -1,8 +1,8 @@
-"""Plan for reproducing one of the paper's tables: command, downloads, time."""
+"""Plan for reproducing a published table: command, downloads, time."""
 
 from __future__ import annotations
 
-from gks_eval.evidence.paper import PaperTable
+from gks_eval.evidence.paper import Family, PaperTable
 
 __all__ = ["plan"]
 
@@ -34,15 +34,21 @@ _TOKENS_PER_ITEM = 250
 _FLOPS = 2e14
 
 
-def plan(name: str, table: PaperTable, family: str = "gks_paper", output: str = "results") -> str:
+def plan(
+    name: str, table: PaperTable, family: Family = "gks_paper", output: str = "results"
+) -> str:
     """Return the plan as text, with an estimate of the time and its assumptions."""
-    settings = ",".join(row.replace("gks_", "gks:") for row in table.rows)
+    settings = ",".join(
+        f"{row}={table.settings[row]}" if row in table.settings else row.replace("gks_", "gks:")
+        for row in table.rows
+    )
+    settings = f"'{settings}'" if ";" in settings else settings  # a shell would end the command
     model, parameters, size = _MODELS[table.model]
     sources = list(dict.fromkeys(_SOURCES[column] for column in table.columns))
     lines = [
         f"# {table.title}",
         f"gks-eval grid --library {table.library} --settings {settings} "
-        f"--tasks {family}_{table.group} --batch-size auto --output {output}/{name}",
+        f"--tasks {_tasks(table, table.family(family))} --batch-size auto --output {output}/{name}",
         "",
         f"then:      gks-eval paper --table {name} --results {output}/{name}"
         + (" --family gks" if family == "gks" else ""),
@@ -68,3 +74,11 @@ def plan(name: str, table: PaperTable, family: str = "gks_paper", output: str = 
     else:
         lines.append("items:     not known beforehand; add --limit 100 for a first look")
     return "\n".join(lines) + "\n"
+
+
+def _tasks(table: PaperTable, family: Family) -> str:
+    if table.group:
+        return f"{family}_{table.group}"
+    if family == table.protocol:
+        return family
+    return ",".join(f"{family}_{column}" for column in table.columns)

@@ -10,7 +10,12 @@ from lm_eval.models.utils import has_bos_prefix
 
 from gks_eval.errors import DataError
 from gks_eval.scoring.unscorable import beyond_embeddings, too_long, warn_of
-from gks_eval.scoring.whole_text_protocol import is_whole_text, max_tokens, split_tokens
+from gks_eval.scoring.whole_text_protocol import (
+    is_whole_text,
+    max_tokens,
+    scores_choice,
+    split_tokens,
+)
 from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["TokenPair", "TokenRequest", "TokenizingLM"]
@@ -91,6 +96,7 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
         # of the time, and choices of one item share their context.
         texts = {arguments[0] + arguments[1]: None for arguments in block}
         texts |= {arguments[0].rstrip(): None for arguments in block if len(arguments) == 2}
+        texts |= {arguments[0]: None for arguments in block if scores_choice(arguments)}
         beginning = self.tokenizer.decode(self.prefix_token_id)
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         known: dict[str, list[int]] = {}
@@ -118,7 +124,8 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
     def _whole_text_request(self, arguments: tuple[Any, ...]) -> TokenRequest:
         limit = min(max_tokens(arguments), self.max_length + 1)
         tokens = self.tok_encode(arguments[0] + arguments[1])
-        context, scored = split_tokens(tokens, limit)
+        alone = len(self.tok_encode(arguments[0])) if scores_choice(arguments) else 0
+        context, scored = split_tokens(tokens, limit, alone)
         return arguments, context, scored
 
     def check_pairs(

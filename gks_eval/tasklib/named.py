@@ -46,8 +46,8 @@ def check_named(manager: Any, names: Sequence[str], asked: Mapping[str, Any]) ->
         asked: Arguments of `lm_eval.simple_evaluate`, by name.
 
     Raises:
-        UsageError: Few-shot examples are asked for where there are none, or the authors' protocol
-            is to be changed.
+        UsageError: Few-shot examples are asked for where there are none, or a published
+            protocol is to be changed.
     """
     from gks_eval.tasklib.task import no_examples
     from gks_eval.tasklib.whole_text import refuse_changes
@@ -55,7 +55,7 @@ def check_named(manager: Any, names: Sequence[str], asked: Mapping[str, Any]) ->
     for name in [leaf for asked_for in names for leaf in leaves(manager, asked_for)]:
         entry = manager.task_index.get(name)
         config = (entry.cfg if entry is not None else None) or {}
-        if str(config.get("class")).endswith("gks_eval.tasklib.whole_text.WholeTextTask"):
+        if "gks_eval.tasklib.whole_text." in str(config.get("class")):
             refuse_changes(name, asked)
         sampler = (config.get("fewshot_config") or {}).get("sampler")
         shots = asked.get("num_fewshot")

@@ -1,43 +1,48 @@
-r"""The authors' evaluation protocol: the choice whose whole text has the lowest mean token loss.
+r"""Two protocols that score the text of prompt and choice: the authors' and PEFT's example.
 
 The text of a choice is ``<|user|>\n{content}<|end|>\n<|assistant|>{choice}<|end|>\n``, written
 out in these words whatever the model. It is tokenised as one text, with a BOS only if the
-tokenizer adds one, and cut on the right at 512 tokens; all tokens but the first are scored, the
-prompt's too. The loss of a text is the sum over its tokens, divided by the number of tokens whose
-loss is not exactly 0 in float32; if all are 0, so is the loss of the text. The choice of lowest
-loss is the prediction, the first one on a tie. So a prompt of 512 tokens or more makes all choices
-equal, and the first one is predicted.
+tokenizer adds one, and cut on the right at 512 tokens. The loss of a text is the sum over the
+scored tokens, divided by the number of these whose loss is not exactly 0 in float32; if all are 0,
+so is the loss of the text. The choice of lowest loss is the prediction, the first one on a tie.
 
-Source: the published evaluation code of GenKnowSub, which differs from lm-eval's convention of
-scoring the continuation alone.
+* `WholeTextTask`, the authors' protocol: all tokens but the first are scored, the prompt's too.
+* `ChoiceTextTask`, PEFT's protocol: the tokens from the prompt's last one on are scored. With
+  Phi-3's tokenizer that one is ``<|assistant|>``.
+
+A prompt of 512 tokens or more makes all choices equal, and the first one is predicted.
+
+Sources: the published evaluation code of GenKnowSub, and PEFT's
+``examples/arrow_multitask/arrow_phi3_mini.py``.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from lm_eval.api.instance import Instance
 
 from gks_eval.errors import UsageError
-from gks_eval.scoring.whole_text_protocol import PROTOCOL
+from gks_eval.scoring.whole_text_protocol import CHOICE_TEXT, WHOLE_TEXT
 from gks_eval.tasklib.faults import gold_index
 from gks_eval.tasklib.metrics import best_choice, token_counts
 from gks_eval.tasklib.task import GksTask
 
-__all__ = ["MAX_TOKENS", "WholeTextTask", "refuse_changes", "whole_text"]
+__all__ = ["MAX_TOKENS", "ChoiceTextTask", "WholeTextTask", "refuse_changes", "whole_text"]
 
 MAX_TOKENS = 512
 
 
 def whole_text(content: str, choice: str) -> tuple[str, str]:
-    """Return the prompt and the continuation whose concatenation is scored."""
+    """Return the prompt and the continuation whose concatenation is tokenised."""
     return f"<|user|>\n{content}<|end|>\n<|assistant|>", f"{choice}<|end|>\n"
 
 
 def refuse_changes(task: str, asked: Mapping[str, Any]) -> None:
-    """Refuse whatever would change the text that a task of the authors' protocol scores.
+    """Refuse whatever would change the text that a task of these protocols scores.
 
     Args:
         task: Its name.
@@ -51,9 +56,9 @@ def refuse_changes(task: str, asked: Mapping[str, Any]) -> None:
             continue
         argument = f"--{name} {asked[name]}" if name == "num_fewshot" else f"--{name}"
         raise UsageError(
-            f"{task} is the authors' protocol, which has its own chat text and no examples, so "
+            f"{task} follows a published protocol with its own chat text and no examples, so "
             f"{argument} cannot be used with it; leave it out, or run "
-            f"{task.replace('gks_paper_', 'gks_')}."
+            f"{re.sub('^gks_(paper|peft)_', 'gks_', task)}."
         )
 
 
@@ -61,8 +66,10 @@ class WholeTextTask(GksTask):
     """A task of the family ``gks_paper_*``.
 
     ``doc_to_text`` gives the content, ``doc_to_choice`` the choices. Requests carry a third
-    argument that asks for whole-text scoring, which only the model class ``gks_arrow`` knows.
+    argument with the protocol, which only the model class ``gks_arrow`` knows.
     """
+
+    protocol: ClassVar[str] = WHOLE_TEXT
 
     def check_evaluation(self, asked: Mapping[str, Any]) -> None:
         """Refuse what would change the text; see `GksTask.check_evaluation`.
@@ -97,7 +104,7 @@ class WholeTextTask(GksTask):
             refuse_changes(self.config.task, {"apply_chat_template": True})
         kwargs.pop("chat_template", None)
         self._check_model()
-        protocol = {"protocol": PROTOCOL, "max_tokens": MAX_TOKENS}
+        protocol = {"protocol": self.protocol, "max_tokens": MAX_TOKENS}
         return [
             Instance(
                 request_type="loglikelihood",
@@ -136,3 +143,9 @@ class WholeTextTask(GksTask):
         divisors = [max(1, count) for count in counts]
         predicted = best_choice([float(result[0]) for result in results], divisors)
         return {"acc": float(predicted == gold)} if "acc" in self._metric_fn_list else {}
+
+
+class ChoiceTextTask(WholeTextTask):
+    """A task of the family ``gks_peft_*``."""
+
+    protocol: ClassVar[str] = CHOICE_TEXT

@@ -141,6 +141,19 @@ def grid(place: Place, command: str) -> None:
     assert "gks_paper_english" in json.loads(found[0].read_text("utf-8"))["groups"]
 
 
+def peft_grid(place: Place, command: str) -> None:
+    place.run(f"{command} --limit 1")
+    found = results_of(place.folder / "results-peft")
+    assert sorted(path.parent.name for path in found) == ["base", "peft_arrow", "peft_gks"]
+    assert "gks_peft" in json.loads(found[0].read_text("utf-8"))["groups"]
+
+
+def peft_paper(place: Place, command: str) -> None:
+    place.run(command)
+    assert "PEFT's example" in place.printed
+    assert "peft_gks arc_challenge" in place.printed
+
+
 def dry_run(place: Place, command: str) -> None:
     place.run(command)
     assert not (place.folder / "my-library").exists()
@@ -213,12 +226,14 @@ RULES = [
     Rule("pip install ", pip),
     Rule("lm_eval --model gks_arrow --model_args pretrained=microsoft/", evaluate),
     Rule("lm_eval --model gks_arrow --model_args library=path/to/folder", own_library),
+    Rule("gks-eval grid --library phi3-mini --settings 'base", peft_grid),
     Rule("gks-eval grid --library phi3-mini ", grid),
     Rule("gks-eval train smollm2-demo --output my-library --dry-run", dry_run, MODEL),
     Rule("gks-eval train smollm2-demo --output my-library", train),
     Rule("gks-eval library show my-library", show),
     Rule("gks-eval compare results/", compare),
     Rule("gks-eval gate --baseline results/", gate),
+    Rule("gks-eval paper --results results-peft", peft_paper),
     Rule("gks-eval paper --results results", paper),
     Rule("gks-eval routes --library smollm2-demo ", routes, MODEL),
     Rule("gks-eval report results ", report),

@@ -88,7 +88,9 @@ def test_the_invented_rows_have_no_faults(data_hub: Path) -> None:
     from gks_eval.tasklib.lint import lint_tasks
 
     counts: dict[str, int] = defaultdict(int)
-    for lint in lint_tasks(["gks_all", "gks_demo", "gks_bbh_subtasks", "gks_paper_english"]):
+    for lint in lint_tasks(
+        ["gks_all", "gks_demo", "gks_bbh_subtasks", "gks_paper_english", "gks_peft"]
+    ):
         assert not lint.faults, lint
         counts[lint.task] = lint.items
     assert counts["gks_bbh"] == counts["gks_paper_bbh"] == 46

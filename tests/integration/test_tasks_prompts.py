@@ -11,7 +11,7 @@ import lm_eval
 import pytest
 from common import certain, token_losses
 from lm_eval.tasks import TaskManager
-from task_pack import BUILT_IN, ENGLISH, NO_EXAMPLES, SETS, evaluate, load, on_this_hub
+from task_pack import BUILT_IN, ENGLISH, NO_EXAMPLES, PEFT, SETS, evaluate, load, on_this_hub
 
 from gks_eval.errors import UsageError
 from gks_eval.model.lm import GksArrowLM
@@ -68,7 +68,7 @@ def test_examples_are_refused_where_no_split_is_left(
 
 
 # ---------------------------------------------------------------------- the authors' protocol
-PAPER = {
+CHAT = {
     "piqa": ("Remove a candle stain from a tablecloth.", "Freeze the wax, then lift it off."),
     "boolq": (
         "[passage]The ferry runs from six in the morning until eight in the evening."
@@ -77,6 +77,7 @@ PAPER = {
     ),
     "swag": ("A girl sits down at the piano. She", "plays a slow tune."),
     "hellaswag": ("A woman kneads dough on a table. she", "puts it into a tin and covers it."),
+    "arc_challenge": ("Which object gives off its own light?", "a mirror"),
     "arc_easy": ("Which object gives off its own light?", "a mirror"),
     "winogrande": ("Tom asked Ben for salt, but _ had none left.", "Tom"),
     "openbookqa": ("To see in a dark cave one needs", "a torch"),
@@ -95,20 +96,23 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(PAPER))
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*(("paper", name) for name in sorted(CHAT)), *(("peft", name) for name in PEFT)],
+)
 @pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
-def test_the_paper_requests_are_whole_texts(
-    name: str, data_hub: Path, pack: TaskManager, our_model_made: None
+def test_the_published_protocols_score_chat_texts(
+    family: str, name: str, data_hub: Path, pack: TaskManager, our_model_made: None
 ) -> None:
-    task = load(pack, [f"gks_paper_{name}"])["tasks"][f"gks_paper_{name}"]
+    task = load(pack, [f"gks_{family}_{name}"])["tasks"][f"gks_{family}_{name}"]
     task.build_all_requests()
-    content, choice = PAPER[name]
+    content, choice = CHAT[name]
     first = task.instances[0]
     assert first.request_type == "loglikelihood"
     assert first.arguments == (
         f"<|user|>\n{content}<|end|>\n<|assistant|>",
         f"{choice}<|end|>\n",
-        {"protocol": "whole_text", "max_tokens": 512},
+        {"protocol": {"paper": "whole_text", "peft": "choice_text"}[family], "max_tokens": 512},
     )
 
 
@@ -138,24 +142,26 @@ def test_the_paper_predicts_the_lowest_mean_loss(
         task.process_results(doc, [(-1.0, False), (-2.0, False)])
 
 
-@pytest.mark.parametrize("data_hub", ["invented"], indirect=True)
-def test_the_paper_predicts_as_a_naive_loop_does(
-    data_hub: Path, pack: TaskManager, tiny_base: Any
+@pytest.mark.parametrize(("family", "sets"), [("paper", SETS), ("peft", PEFT)])
+def test_the_published_protocols_predict_as_a_naive_loop_does(
+    family: str, sets: list[str], data_hub: Path, pack: TaskManager, tiny_base: Any
 ) -> None:
-    """Every set, on a model that is certain of some tokens: the loop divides as the authors do."""
+    """Every set, on a model that is certain of some tokens: tokens of loss 0 do not count."""
     lm = GksArrowLM(str(tiny_base("phi3")), router=None, dtype="float32")
-    names = [f"gks_paper_{name}" for name in on_this_hub(data_hub, SETS)]
+    names = [f"gks_{family}_{name}" for name in on_this_hub(data_hub, sets)]
     tasks = load(pack, names)
     seen = {"items": 0, "changed": 0}
     with certain(lm, "e"):
-        found = lm_eval.evaluate(lm=lm, task_dict=tasks, bootstrap_iters=0, log_samples=True)
+        found = lm_eval.evaluate(
+            lm=lm, task_dict=tasks, bootstrap_iters=0, log_samples=True, limit=12
+        )
         assert found is not None
         for name in names:
             task = tasks["tasks"][name]
             for sample in found["samples"][name]:
                 losses = [
-                    token_losses(lm, context + continuation)
-                    for context, continuation, _ in sample["arguments"]
+                    scored_losses(lm, family, prompt, text)
+                    for prompt, text, _ in sample["arguments"]
                 ]
                 predicted = best_of(losses, [sum(loss != 0 for loss in one) for one in losses])
                 gold = gold_index(task.doc_to_choice(sample["doc"]), sample["target"])
@@ -164,6 +170,13 @@ def test_the_paper_predicts_as_a_naive_loop_does(
                 seen["changed"] += predicted != best_of(losses, [len(one) for one in losses])
     assert seen["items"] >= len(names)
     assert seen["changed"] > 0, "dividing by all tokens would predict the same"
+
+
+def scored_losses(lm: GksArrowLM, family: str, prompt: str, text: str) -> list[float]:
+    """Return the losses that a protocol looks at: all, or those from the prompt's last token on."""
+    losses = token_losses(lm, prompt + text)
+    before = len(lm.tokenizer.encode(prompt)) - 1 if family == "peft" else 1
+    return [loss for position, loss in enumerate(losses, start=1) if position >= before]
 
 
 def best_of(losses: list[list[float]], divisors: list[int]) -> int:

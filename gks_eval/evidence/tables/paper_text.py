@@ -1,11 +1,11 @@
-"""The paper's cells next to your own, as tables."""
+"""Published cells next to your own, as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from gks_eval.evidence.paper import PaperCell, PaperTables
+from gks_eval.evidence.paper import Family, PaperCell, PaperTables
 from gks_eval.evidence.tables.content import Table
 
 __all__ = ["paper_tables"]
@@ -15,21 +15,21 @@ _INFERRED: Final = (
 )
 
 
-def paper_tables(paper: PaperTables, cells: Sequence[PaperCell], family: str) -> list[Table]:
-    """Return one table for each of the paper's."""
+def paper_tables(paper: PaperTables, cells: Sequence[PaperCell], family: Family) -> list[Table]:
+    """Return one table for each published one."""
     tables = []
     for name in dict.fromkeys(cell.table for cell in cells):
         of_table = [cell for cell in cells if cell.table == name]
         ours = any(cell.ours is not None for cell in of_table)
         tables.append(_beside(of_table) if ours else _published(paper, name, of_table))
-        title = paper.tables[name].title
-        source = f"; ours: {family}_*" if ours else ""
+        table = paper.tables[name]
+        ours_are = f"; ours: {table.family(family)}_*" if ours else ""
         tables[-1] = Table(
-            f"{title}{source}",
+            f"{table.title}{ours_are}",
             tables[-1].columns,
             tables[-1].rows,
             {},
-            [*tables[-1].notes, f"Paper's values: {paper.source}."],
+            [*tables[-1].notes, f"Published values: {table.source or paper.source}."],
         )
     return tables
 
@@ -70,9 +70,9 @@ def _beside(cells: Sequence[PaperCell]) -> Table:
                 cell.verdict or "–",
             ]
         )
-    columns = ["cell", "paper", "paper n", "ours", "n", "points", "p Holm", "verdict"]
+    columns = ["cell", "published", "its n", "ours", "n", "points", "p Holm", "verdict"]
     notes = [
-        "Verdict at 5%, unpaired score test, Holm over the table; only where the paper's n is "
+        "Verdict at 5%, unpaired score test, Holm over the table; only where the published n is "
         "known. agrees: no significant difference.",
         *(f"[{mark}] {note}." for note, mark in remarks.items()),
     ]

@@ -174,7 +174,8 @@ def test_kept_prompts_and_a_part_of_the_items_exclude_each_other(
     [
         (["gks_demo"], {"num_fewshot": 5}, "--num_fewshot 5 asks for examples, but gks_demo_"),
         ("gks_bbh", {"num_fewshot": 1}, "but gks_bbh has no split"),
-        (["gks_paper_german"], {"num_fewshot": 2}, "gks_paper_arc_challenge_de is the authors'"),
+        (["gks_paper_german"], {"num_fewshot": 2}, "gks_paper_arc_challenge_de follows a "),
+        (["gks_peft"], {"num_fewshot": 2}, "or run gks_arc_challenge."),
         (["gks_paper_piqa"], {"apply_chat_template": True}, "--apply_chat_template cannot be"),
         (["gks_paper_piqa"], {"system_instruction": "x"}, "--system_instruction cannot be used"),
     ],

@@ -16,7 +16,7 @@ PHI3 = "pretrained=microsoft/Phi-3-mini-4k-instruct"
 
 
 def test_every_table_is_whole():
-    assert [len(t.rows) for t in PAPER.tables.values()] == [6, 6, 6, 4, 4, 4]
+    assert [len(t.rows) for t in PAPER.tables.values()] == [6, 6, 6, 4, 4, 4, 3]
     for table in PAPER.tables.values():
         assert all(len(row.values) == len(table.columns) for row in table.rows.values())
     assert PAPER.tables["phi3_english"].rows["gks_avg"].values[0] == 80.03
@@ -116,13 +116,31 @@ def test_no_verdict_without_the_paper_s_n_protocol_or_model(factory, tmp_path):
     assert (cell.verdict, cell.p_holm, cell.note) == ("", None, "the paper's n is unknown")
     other = _runs(factory, tmp_path / "b", 900, model="pretrained=smollm2")
     assert _piqa(side_by_side(PAPER, ["phi3_english"], other)).note == (
-        "another model than the paper's"
+        "another model than the table's"
     )
     usual = _runs(factory, tmp_path / "c", 900, task="gks_piqa")
     cell = _piqa(side_by_side(PAPER, ["phi3_english"], usual, "gks"))
     assert cell.verdict == ""
     assert "another protocol" in cell.note
     assert _piqa(side_by_side(PAPER, ["phi3_english"], usual)).ours is None
+
+
+def test_peft_s_table_reads_its_own_tasks(factory, tmp_path):
+    """ARC-C: 167 of 299 right, as PEFT's example prints (0.5585); the paper's table has no run."""
+    right = {"gks_peft_arc_challenge": [1.0] * 167 + [0.0] * 132}
+    factory.write_run(tmp_path / "peft_gks", right, model_args=PHI3)
+    runs = find_runs([str(tmp_path / "peft_gks")])
+    cells = side_by_side(PAPER, list(PAPER.tables), runs)
+    (cell,) = [cell for cell in cells if cell.ours is not None]
+    assert (cell.table, cell.row, cell.column) == ("phi3_peft", "peft_gks", "arc_challenge")
+    assert (cell.paper, cell.paper_n, cell.verdict) == (55.85, 299, "agrees")
+    assert cell.difference == pytest.approx(100 * 167 / 299 - 55.85)
+    tables = paper_tables(PAPER, [c for c in cells if c.table == "phi3_peft"], "gks_paper")
+    assert "ours: gks_peft_*" in tables[0].title
+    assert "PEFT's repository" in tables[0].notes[-1]
+    # Every value is a count out of the full split.
+    peft = PAPER.tables["phi3_peft"]
+    assert [paper_n(peft, column) for column in peft.columns] == list(peft.full_split.values())
 
 
 def test_a_limited_run_says_so(factory, tmp_path):
@@ -164,6 +182,17 @@ def test_the_plan_is_the_grid_s_command():
     assert "43,303 x 6 settings" in text
     assert "estimated, not measured" in text
     assert all(plan(name, table) for name, table in PAPER.tables.items())
+
+
+def test_the_plan_of_peft_s_table_names_its_settings_and_tasks():
+    peft = PAPER.tables["phi3_peft"]
+    assert plan("phi3_peft", peft).splitlines()[1] == (
+        "gks-eval grid --library phi3-mini "
+        "--settings 'base,peft_arrow=arrow;preset=peft,peft_gks=gks:avg;preset=peft' "
+        "--tasks gks_peft --batch-size auto --output results/phi3_peft"
+    )
+    usual = plan("phi3_peft", peft, "gks")
+    assert "--tasks gks_arc_challenge,gks_arc_easy,gks_winogrande,gks_boolq," in usual
 
 
 def test_an_unknown_table_is_refused_with_the_near_name():

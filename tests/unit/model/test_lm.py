@@ -187,6 +187,28 @@ def test_tokens_whose_loss_is_exactly_zero_are_counted(scoring: str, gks: GksArr
     assert all(0 < result.nonzero <= result.tokens for result in found[len(texts) :])
 
 
+@pytest.mark.parametrize("limit", [512, 11, 9, 5])
+@pytest.mark.parametrize("scoring", ["packed", "plain"])
+def test_choice_text_scores_from_the_prompts_last_token(
+    scoring: str, limit: int, gks: GksArrowLM
+) -> None:
+    """The prompt has 9 tokens: cut there, only its last one is scored, and before it nothing."""
+    gks.apply(Setting.from_arguments())
+    gks.choose_scoring(scoring)
+    prompt, texts = "<|user|>\nGoal<|end|>\n<|assistant|>", {"yes<|end|>\n": 5, "no": 2, "": 0}
+    protocol = {"protocol": "choice_text", "max_tokens": limit}
+    asked = [(prompt, text, dict(protocol)) for text in texts]
+    found: list[Any] = gks.loglikelihood(requests([*asked, PAIRS[0], ("", "ab", dict(protocol))]))
+    gks.choose_scoring(None)
+    for (text, tokens), result in zip(texts.items(), found, strict=False):
+        assert result.tokens == max(0, min(limit, 9 + tokens) - 8)
+        # The loss of token 8, from 0, is number 7: the first token has none.
+        losses = token_losses(gks, prompt + text, limit)[7:]
+        expected = -sum(losses) if losses else float("-inf")
+        assert result[0] == pytest.approx(expected, abs=1e-3)
+    assert found[-1].tokens == 1
+
+
 def test_whole_texts_are_summed_in_float32(tiny_base: Base) -> None:
     """In bfloat16 a sum of hundreds of tokens would come in steps of several nats."""
     lm = GksArrowLM(str(tiny_base("phi3")), router=None, dtype="bfloat16")
