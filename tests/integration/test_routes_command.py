@@ -62,6 +62,16 @@ def test_both_protocols_are_routed(
         assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in task["mean_coefficient"])
 
 
+def test_one_choice_per_sequence_needs_a_context(routes: Callable[..., tuple[int, str]]) -> None:
+    setting = ("--setting", "gks:avg;level=sequence", "--limit", "1")
+    status, printed = routes("--tasks", "gks_arc_easy", *setting)
+    assert status == 0, printed
+    status, printed = routes("--tasks", "gks_paper_piqa", *setting)
+    assert status == 6
+    assert "gks_paper_piqa, item 0" in printed
+    assert "here the whole text is scored" in printed
+
+
 @pytest.mark.usefixtures("no_model")
 def test_a_task_that_only_generates_has_nothing_to_route(
     routes: Callable[..., tuple[int, str]],
