@@ -82,6 +82,8 @@ DESIGNS: Final[Mapping[str, Design]] = {
     "3 tasks of 200, 500 and 2,000 items": Design(
         [200, 500, 2000], [0.15] * 3, _lone([200, 500, 2000])
     ),
+    "1 task of 300 items, 2% change": Design([300], [0.02], _lone([300])),
+    "tasks of 50 and 400 items, 2% change": Design([50, 400], [0.02] * 2, _lone([50, 400])),
     "400 questions in 3 languages, r = 0": _siblings(0.0),
     "400 questions in 3 languages, r = 0.3": _siblings(0.3),
     "400 questions in 3 languages, r = 0.6": _siblings(0.6),

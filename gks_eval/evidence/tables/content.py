@@ -154,14 +154,18 @@ def difference_table(comparison: Comparison) -> Table:
                 mark = "best" if _better(row, d) else "second"
                 marks[len(rows), len(names)] = nested_marks[len(nested), 1] = mark
             cells = _difference(d, row.binary)
-            cells += [p_value(d.p_equal_holm or d.p_equal), d.verdict or "–"] if equality else []
+            if equality:  # a narrow terminal leaves out the last columns, but not the answer
+                cells.insert(4, d.verdict or "–")
+                cells.append(p_value(d.p_equal_holm or d.p_equal))
             cells += _links(d) if links else []
             rows.append([*names, *cells])
             nested.append([f"  {d.candidate}{remark}", *cells])
     columns = ["change", f"{100 * comparison.confidence:g}% interval", "p", "n", "p Holm", "+/−"]
     columns.append("detectable")
     within = f"{100 * (comparison.equivalence or 0.0):g} points"
-    columns += [f"p within {within}", "verdict"] if equality else []
+    if equality:
+        columns.insert(4, "verdict")
+        columns.append(f"p within {within}")
     columns += ["clusters", "design effect"] if links else []
     methods = {d.method for row in comparison.rows for d in row.differences}
     mcnemar = "mid-p" if "mid-p" in methods else "exact"
@@ -185,7 +189,7 @@ def difference_table(comparison: Comparison) -> Table:
         )
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"
-    spare = 3 + 2 * (equality + links)
+    spare = 3 + equality + 2 * links
     if not several:
         return Table(title, ["task", *columns], rows, marks, notes, spare=spare)
     by_task = Table(title, ["task / run", *columns], nested, nested_marks, notes, spare=spare)

@@ -60,13 +60,20 @@ def verdict_table(verdict: Verdict, plan: bool = False) -> Table:
     outcomes = sorted(verdict.outcomes, key=lambda outcome: order[outcome.status])
     shown = verdict.policy.require == "shown"
     links = any(outcome.check.clusters for outcome in outcomes)
-    rows = [_cells(outcome) for outcome in outcomes]
-    if shown:
-        rows = [[*row, _p(o.check.p_shown)] for row, o in zip(rows, outcomes, strict=True)]
+    rows, columns = [_cells(outcome) for outcome in outcomes], [*_COLUMNS]
+    # A narrow terminal leaves out the last columns, but not what was asked for.
+    for wanted, after, title, cell in (
+        (plan, "n", "n needed", _needed),
+        (shown, "p", "p shown", lambda outcome: _p(outcome.check.p_shown)),
+    ):
+        if wanted:
+            place = columns.index(after) + 1
+            columns.insert(place, title)
+            for row, outcome in zip(rows, outcomes, strict=True):
+                row.insert(place, cell(outcome))
     if links:
+        columns += ["clusters", "design effect"]
         rows = [[*row, *_linked(o)] for row, o in zip(rows, outcomes, strict=True)]
-    if plan:
-        rows = [[*row, _needed(o)] for row, o in zip(rows, outcomes, strict=True)]
     marks = {(i, 1): "best" for i, o in enumerate(outcomes) if o.status != "pass"}
     adjusted = "Holm over all checks" if verdict.policy.correction == "holm" else "unadjusted"
     notes = [
@@ -78,10 +85,7 @@ def verdict_table(verdict: Verdict, plan: bool = False) -> Table:
         *(f"{o.check.name}: {'; '.join(o.reasons)}." for o in outcomes if o.reasons),
         *(f"{note}." for note in verdict.notes),
     ]
-    columns = [*_COLUMNS, *(["p shown"] if shown else [])]
-    columns += ["clusters", "design effect"] if links else []
-    columns += ["n needed"] if plan else []
-    return Table(headline(verdict), columns, rows, marks, notes, spare=2 + len(columns) - 9)
+    return Table(headline(verdict), columns, rows, marks, notes, spare=2 + 2 * links)
 
 
 def _p(p: float | None) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from benchmarks.item_score import DESIGNS, draw, rates
+from gks_eval.evidence.stats.item_score import item_score
 
 REPEATS = 600
 # Of 600 draws of 5%: more than 5% + 2.7 standard errors with a probability of 0.5%.
@@ -19,6 +21,18 @@ def test_alarms_and_coverage_hold(name: str) -> None:
     assert found.alarm <= 0.058 + ERROR
     assert found.covers >= 0.935 - ERROR
     assert found.shown <= 0.075 + ERROR
+
+
+def test_with_few_changes_the_normal_score_alone_would_pass_too_many_drops() -> None:
+    design = DESIGNS["1 task of 300 items, 2% change"]
+    rng = np.random.default_rng(3)
+    shown = {"normal": 0, "bound": 0}
+    for _ in range(REPEATS):
+        score = item_score(draw(design, rng, drop=0.02), [1.0])
+        shown["normal"] += norm.sf(score.z(0.02)) <= 0.05
+        shown["bound"] += score.shown_p(0.02) <= 0.05
+    assert shown["normal"] / REPEATS > 0.05 + ERROR
+    assert shown["bound"] / REPEATS <= 0.05 + ERROR
 
 
 def test_without_the_clusters_linked_items_raise_false_alarms() -> None:

@@ -567,8 +567,9 @@ def test_a_margin_adds_two_columns(four):
     from gks_eval.evidence.tables.content import difference_table
 
     table = difference_table(compare(four, CompareOptions(equivalence=0.02)))
-    assert table.columns[-2:] == ["p within 2 points", "verdict"]
-    assert [row[-1] for row in table.rows[:4]] == list(COUNTS)
+    assert table.columns[4:6] == ["n", "verdict"]
+    assert table.columns[-1] == "p within 2 points"
+    assert [row[5] for row in table.rows[:4]] == list(COUNTS)
     assert "verdict" not in difference_table(compare(four)).columns
 
 

@@ -194,8 +194,11 @@ def test_a_plan_shows_the_items_needed(factory, tmp_path):
     assert check.needed == pairs_to_show(0.1, 0.02)
     assert check.p_shown == CountTest(8, 12, 200).shown_p(0.02)
     table = verdict_table(verdict, plan=True)
-    assert table.columns[-2:] == ["p shown", "n needed"]
-    assert table.rows[0][-2:] == [f"{check.p_shown:.4f}", f"{check.needed:,}"]
+    assert table.columns[5:9] == ["p", "p shown", "n", "n needed"]
+    assert table.rows[0][6:9] == [f"{check.p_shown:.4f}", "200", f"{check.needed:,}"]
+    out = io.StringIO()
+    print_tables([table], Console(file=out, width=80))
+    assert f"{check.needed:,}" in out.getvalue()
     assert verdict.exit_code == 2
 
 
