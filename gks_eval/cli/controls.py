@@ -118,7 +118,7 @@ def _asked(grid: Grid, seeds: int, margin: float) -> tuple[Question, Grid]:
     quiet_libraries()
     with working("reading the library"):
         from gks_eval.evidence.question import Question, QuestionControl, check_question
-        from gks_eval.grid.runner import prepare
+        from gks_eval.grid.prepare import prepare
 
         _, (library,), _ = prepare(grid)
         assert library is not None  # a treatment routes

@@ -13,11 +13,13 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gks_eval.errors import ResourceError, ResultsError
 from gks_eval.grid.evaluate import evaluate
+from gks_eval.grid.profile import profile_of
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.library.load import Library
 from gks_eval.method.declaration import Merge, Router, Rule
@@ -27,7 +29,9 @@ from gks_eval.tasklib.task_content import code_digest
 from gks_eval.util.files import disk_errors, write_text
 from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.process_group import ProcessGroup
+from gks_eval.util.profile_file import write_profile
 from gks_eval.util.result_files import CELL_FILE, RESULTS, samples_of
+from gks_eval.util.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
@@ -50,7 +54,7 @@ def cell_request(
     Args:
         cell: The setting.
         library: Its library.
-        base: As `gks_eval.grid.runner.base_record` gives it.
+        base: As `gks_eval.grid.prepare.base_record` gives it.
         content: The content of the tasks, as `gks_eval.grid.task_index.grid_content` gives it.
         grid: The grid that the cell belongs to.
     """
@@ -113,6 +117,7 @@ def evaluate_cell(
     request: Mapping[str, Any],
     grid: Grid,
     group: ProcessGroup,
+    watch: Stopwatch | None = None,
 ) -> None:
     """Run one setting, which `lm` has applied already, and put its folder in place.
 
@@ -123,6 +128,7 @@ def evaluate_cell(
         request: As `cell_request` gives it.
         grid: The grid that the cell belongs to.
         group: The processes that run the grid together.
+        watch: Its times go into the folder; None measures nothing.
 
     Raises:
         ResourceError: The results could not be written.
@@ -168,9 +174,12 @@ def evaluate_cell(
         chat_template=None,
         fewshot_as_multiturn=bool(grid.evaluation.get("fewshot_as_multiturn")),
     )
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for task, rows in samples.items():
-        tracker.save_results_samples(task_name=task, samples=rows)
+    with nullcontext() if watch is None else watch.phase("writing"):
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task, rows in samples.items():
+            tracker.save_results_samples(task_name=task, samples=rows)
+    if watch is not None:
+        write_profile(written, profile_of(watch, lm.counts))
     rows = {task: len(found) for task, found in samples.items()}
     commit = getattr(lm.config, "_commit_hash", None)
     record = {"label": cell.label, "request": request, "commit": commit, "spent": spent}

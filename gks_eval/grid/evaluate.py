@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def evaluate(lm: GksArrowLM, tasks: Any, grid: Grid, **how: Any) -> dict[str, An
     """
     import lm_eval
 
-    with _quiet_git():
+    with _quiet_git(), _environment_once():
         results: dict[str, Any] | None = lm_eval.simple_evaluate(
             model=lm, tasks=list(grid.tasks), task_manager=tasks, **{**grid.evaluation, **how}
         )
@@ -62,3 +63,21 @@ def _quiet_git() -> Iterator[None]:
         yield
     finally:
         evaluator.get_git_commit_hash = original
+
+
+@contextmanager
+def _environment_once() -> Iterator[None]:
+    """Describe the environment once per process, not for every setting: torch calls pip for it."""
+    from torch.utils import collect_env
+
+    original = collect_env.get_pretty_env_info
+    collect_env.get_pretty_env_info = partial(_called_once, original)
+    try:
+        yield
+    finally:
+        collect_env.get_pretty_env_info = original
+
+
+@cache
+def _called_once(describe: Callable[[], str]) -> str:
+    return describe()

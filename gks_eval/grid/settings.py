@@ -50,6 +50,7 @@ class Grid:
         model_arguments: For the model class, shared by all settings.
         evaluation: For `lm_eval.simple_evaluate`: limit, samples, num_fewshot, ...
         include_paths: Further folders of task YAMLs.
+        profile: Whether to measure where each setting spends its time.
     """
 
     settings: Sequence[str]
@@ -59,6 +60,7 @@ class Grid:
     model_arguments: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     include_paths: Sequence[str] = ()
+    profile: bool = False
 
 
 def parse_settings(texts: Iterable[str]) -> list[Cell]:

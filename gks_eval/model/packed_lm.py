@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from gks_eval.scoring import (
     supports_packed,
 )
 from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
+from gks_eval.scoring.plans import PlanMemo
 from gks_eval.scoring.request_cache import CountingHook
 from gks_eval.scoring.whole_text_protocol import is_whole_text
 from gks_eval.util.process_group import ProcessGroup
@@ -52,6 +54,10 @@ class PackedLM(ProgressLM):
     softmax_dtype: torch.dtype | None
     batch_size_per_gpu: Any
     batch_schedule: float
+
+    @cached_property
+    def _plans(self) -> PlanMemo:
+        return PlanMemo()
 
     def choose_scoring(self, scoring: str | None) -> None:
         """Use another scorer from now on; None selects the default.
@@ -240,6 +246,7 @@ class PackedLM(ProgressLM):
             progress=None if progress is None else advance,
             emit=keep,
             counts=self.counts,
+            memo=self._plans if self.keeps_requests else None,
         )
 
     def _plain(

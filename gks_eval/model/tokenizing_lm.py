@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -31,9 +32,13 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
 
     Attributes:
         group: The processes that share the work; None for a single process.
+        keeps_requests: Whether the tokens and the plan of the last requests are kept for a next
+            run of the same requests, as by the next setting of a grid.
     """
 
     group: ProcessGroup | None = None
+    keeps_requests: bool = False
+    _kept: tuple[list[Any], list[tuple[list[int], list[int]]]] | None = None
     _known: dict[str, list[int]]
 
     def token_pairs(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
@@ -46,6 +51,15 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
         - A continuation without text has no tokens. A warning counts these, too.
         - A context of white space counts as an empty one.
         """
+        asked = [self.max_length, *(request.args for request in requests)]
+        if self._kept is None or self._kept[0] != asked:
+            pairs = self._tokenized(requests)
+            if not self.keeps_requests:
+                return pairs
+            self._kept = asked, pairs
+        return self._kept[1]
+
+    def _tokenized(self, requests: list[Any]) -> list[tuple[list[int], list[int]]]:
         pairs = []
         merged: list[Any] = []
         for start in range(0, len(requests), TOKENIZED_AT_ONCE):
@@ -159,10 +173,15 @@ class TokenizingLM(HFLM):  # type: ignore[misc]
         if fault is not None:
             raise DataError(fault)
 
+    @cached_property
+    def _largest_token(self) -> int:
+        largest: int = max(self.tokenizer.get_vocab().values())
+        return largest
+
     def _beyond(self, requests: list[Any], tokens: Iterable[list[int]]) -> str | None:
         embeddings = self.model.get_input_embeddings()
         rows = getattr(embeddings, "num_embeddings", None) or embeddings.weight.shape[0]
         # A larger tokenizer, such as one with tokens for images, is no fault by itself.
-        if max(self.tokenizer.get_vocab().values()) < rows:
+        if self._largest_token < rows:
             return None
         return beyond_embeddings(requests, list(tokens), rows)

@@ -16,6 +16,7 @@ from torch import nn
 from gks_eval.errors import ResourceError, UsageError
 from gks_eval.scoring.batch_sizes import choose_limits
 from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
+from gks_eval.scoring.plans import Plan, PlanMemo
 from gks_eval.scoring.progress import Progress
 from gks_eval.scoring.support import tree_model
 from gks_eval.scoring.tree import (
@@ -24,13 +25,8 @@ from gks_eval.scoring.tree import (
     RowLimits,
     Sequence,
     build_row,
-    count_distinct_tokens,
-    count_harness_tokens,
     halves,
     next_batch,
-    plan_contexts,
-    plan_rows,
-    to_sequences,
 )
 from gks_eval.scoring.tree_model import SharedPrefix, TreeModel
 
@@ -75,6 +71,7 @@ def packed_log_likelihoods(
     progress: Callable[[int], None] | None = None,
     emit: Callable[[int, TokenLogLikelihood], None] | None = None,
     counts: PackedCounts | None = None,
+    memo: PlanMemo | None = None,
 ) -> list[TokenLogLikelihood]:
     """Score continuations after their contexts, each distinct prefix computed once per row.
 
@@ -99,6 +96,7 @@ def packed_log_likelihoods(
             up to all requests.
         emit: Called with a request's index and result as soon as it is known.
         counts: Counters to add to.
+        memo: Keeps the plan of the rows for the next call with equal requests.
 
     Returns:
         One result per request, in the order of `requests`.
@@ -108,27 +106,24 @@ def packed_log_likelihoods(
         DataError: A context is empty, or a continuation exceeds `max_length`.
         ResourceError: A single request does not fit into memory.
     """
-    sequences = to_sequences(requests, max_length)
     results = {n: NOTHING_SCORED for n, (_, text) in enumerate(requests) if not text}
-    if not sequences:
+    if len(results) == len(requests):
         return list(results.values())
     tree = tree_model(model, torch.device(device), max_length)
     if isinstance(tree, str):
         raise UsageError(f"packed scoring does not work on this model, as {tree}; use plain.")
-    run = _Run(
-        tree,
-        choose_limits(
-            tree.base,
-            tree.config,
-            tree.device,
-            unpadded=tree.unpadded,
-            batch_tokens=batch_tokens,
-            row_tokens=row_tokens,
-        ),
-        counts if counts is not None else PackedCounts(),
+    limits = choose_limits(
+        tree.base,
+        tree.config,
+        tree.device,
+        unpadded=tree.unpadded,
+        batch_tokens=batch_tokens,
+        row_tokens=row_tokens,
     )
+    plan = (memo or PlanMemo()).plan(requests, max_length, tree.long_from, limits, tree.by_context)
+    run = _Run(tree, limits, counts if counts is not None else PackedCounts())
     run.counts.requests += len(requests)
-    for scored, log_probs, greedy in run.score(sequences, progress, len(requests)):
+    for scored, log_probs, greedy in run.score(plan, progress, len(requests)):
         result = TokenLogLikelihood(
             log_probs.double().sum().item(),
             bool(greedy.all()),
@@ -152,27 +147,15 @@ class _Run:
         self.progress: Progress | None = None
 
     def score(
-        self, sequences: list[Sequence], report: Callable[[int], None] | None, requests: int
+        self, plan: Plan, report: Callable[[int], None] | None, requests: int
     ) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
         """Yield each sequence with its scored tokens' log-probabilities and greedy marks."""
-        # LongRoPE rotates every position differently in texts beyond its bound, so texts on both
-        # sides of it share no prefix.
-        planned: list[tuple[bool, list[Sequence], list[Group]]] = []
-        for long in (True, False):
-            chosen = [one for one in sequences if self.tree.is_long(one.length) is long]
-            self.counts.harness_tokens += count_harness_tokens(chosen)
-            self.counts.distinct_tokens += count_distinct_tokens(chosen)
-            plan = plan_contexts if self.tree.by_context else plan_rows
-            planned.append((long, chosen, plan(chosen, self.limits)))
-        work = sum(
-            len(group.prefix) + sum(row.tokens for row in group.rows)
-            for _, _, groups in planned
-            for group in groups
-        )
-        self.progress = report and Progress(report, requests, work)
-        for long, chosen, groups in planned:
-            for group in groups:
-                yield from self._score_group(chosen, group, long)
+        self.counts.harness_tokens += plan.harness_tokens
+        self.counts.distinct_tokens += plan.distinct_tokens
+        self.progress = report and Progress(report, requests, plan.work)
+        for part in plan.parts:
+            for group in part.groups:
+                yield from self._score_group(part.sequences, group, part.long)
         if self.progress is not None:
             self.progress.close()
 

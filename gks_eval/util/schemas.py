@@ -11,10 +11,12 @@ __all__ = [
     "ACCURACY",
     "GEOMETRY",
     "OVERLAP",
+    "PROFILE",
     "ROUTING",
     "AccuracySchema",
     "GeometrySchema",
     "OverlapSchema",
+    "ProfileSchema",
     "RoutingSchema",
 ]
 
@@ -26,3 +28,5 @@ AccuracySchema = Literal["gks_eval.routing_accuracy/1"]
 ACCURACY: Final[AccuracySchema] = "gks_eval.routing_accuracy/1"
 OverlapSchema = Literal["gks_eval.overlap/1"]
 OVERLAP: Final[OverlapSchema] = "gks_eval.overlap/1"
+ProfileSchema = Literal["gks_eval.profile/1"]
+PROFILE: Final[ProfileSchema] = "gks_eval.profile/1"

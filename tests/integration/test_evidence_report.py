@@ -21,6 +21,7 @@ from gks_eval.evidence.report.forest import Forest, difference_forest, ticks
 from gks_eval.evidence.report.library import routing_heat
 from gks_eval.evidence.runs import find_runs
 from gks_eval.evidence.tables.content import difference_table
+from gks_eval.util.profile_file import CellProfile, write_profile
 
 TESTS = Path(__file__).parents[1]
 
@@ -49,6 +50,22 @@ def test_hostile_texts_stay_texts(page):
     items = json.loads(data.group(1))["items"]
     assert len(items) == 900
     assert items[0][2] == f"{HOSTILE}\nAnswer:"
+
+
+def test_times_are_shown_where_a_run_has_them(tmp_path):
+    for label in ("base", "arrow"):
+        write_run(tmp_path / label, {"toy": [1.0, 0.0] * 10})
+    runs = find_runs([str(tmp_path)])
+    assert 'id="time"' not in build_page(runs, [tmp_path])
+    phases = {"transformer": 2.25, "router": 0.5, "other": 0.25}
+    profile = CellProfile(seconds=3.0, phases=phases, tokens=12_721, distinct_tokens=5_508)
+    write_profile(tmp_path / "arrow", profile)
+    html = build_page(runs, [tmp_path])
+    assert '<a href="#time">Time</a>' in html
+    shown = re.search(r'<table id="times".*?</table>', html, re.S)
+    assert shown
+    values = re.findall(r'<span class="value">(.*?)</span>', shown.group())
+    assert values == ["3.0", *["0.0"] * 4, "2.2", "0.5", "0.0", "0.0", "0.2", "12,721", "5,508"]
 
 
 def test_names_from_outside_stay_texts(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +18,29 @@ from typing import Any
 
 import pytest
 from common import MIXED, assert_sentence
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from torch.utils import collect_env
 
 from gks_eval.errors import CompatibilityError, GksError, ResourceError, ResultsError, UsageError
+from gks_eval.evidence.runs import find_runs
+from gks_eval.evidence.tables.time_table import time_table
 from gks_eval.grid import CELL_FILE, Grid, parse_settings, run_grid
 from gks_eval.grid.cell import cell_request
 from gks_eval.grid.evaluate import _quiet_git
 from gks_eval.grid.kept import check_commit, differences
-from gks_eval.grid.runner import make_lm, prepare
+from gks_eval.grid.prepare import make_lm, prepare
 from gks_eval.grid.settings import with_preset
 from gks_eval.grid.table import accuracy_table
 from gks_eval.grid.task_index import grid_content, task_manager
 from gks_eval.grid.weightless import WeightlessLM
+from gks_eval.method.hook import RoutedUpdate
 from gks_eval.method.registry import MERGES, ROUTERS
 from gks_eval.method.setting import Setting
+from gks_eval.model.tokenizing_lm import TokenizingLM
+from gks_eval.scoring import plans
 from gks_eval.util.grid_order import read_order
+from gks_eval.util.profile_file import PHASES, read_profile
 
 LibraryOf = Callable[..., Path]
 TASKS = ["gks_demo_goals_en", "gks_demo_science_de"]
@@ -130,6 +141,66 @@ def test_the_command_runs_adapters_of_different_layers(
     refused = command(["gks:avg"])
     assert refused.returncode == CompatibilityError.exit_code
     assert "which 'alpha' does not update: combine=factors needs" in refused.stderr
+
+
+def test_requests_are_made_once_for_all_settings(
+    tiny_library: LibraryOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Counter[str] = Counter()
+    for owner, name in (
+        (TaskManager, "load"),
+        (Task, "build_all_requests"),
+        (TokenizingLM, "_encode_many"),
+        (plans, "make_plan"),
+        (collect_env, "get_pretty_env_info"),
+    ):
+        monkeypatch.setattr(owner, name, _counted(getattr(owner, name), made))
+    settings = ["base", "arrow", "gks:avg", "uniform;scoring=plain", "expert:alpha"]
+    folders = run_grid(grid(tiny_library("phi3"), tmp_path / "all", settings))
+    # One load is for the content of the tasks, which says whether a finished setting is kept.
+    expected = {"load": 2, "build_all_requests": len(TASKS), "_encode_many": 1, "make_plan": 1}
+    assert made == expected | {"get_pretty_env_info": 1}
+    for folder, setting in zip(folders, settings, strict=True):
+        (alone,) = run_grid(grid(tiny_library("phi3"), tmp_path / folder.name, [setting]))
+        assert numbers(folder) == numbers(alone)
+        assert results(folder)["results"] == results(alone)["results"]
+        assert (
+            json.loads((folder / CELL_FILE).read_text("utf-8"))["request"]
+            == json.loads((alone / CELL_FILE).read_text("utf-8"))["request"]
+        )
+
+
+def _counted(function: Callable[..., Any], calls: Counter[str]) -> Callable[..., Any]:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[function.__name__] += 1
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def test_a_profile_adds_up_and_changes_no_number(tiny_library: LibraryOf, tmp_path: Path) -> None:
+    settings, hook = ["base", "arrow"], RoutedUpdate.__call__
+    asked = grid(tiny_library("phi3"), tmp_path / "measured", settings, profile=True)
+    measured = run_grid(asked)
+    assert RoutedUpdate.__call__ is hook
+    for folder, plain in zip(
+        measured, run_grid(grid(tiny_library("phi3"), tmp_path / "plain", settings)), strict=True
+    ):
+        assert numbers(folder) == numbers(plain)
+        assert read_profile(plain) is None
+        found = read_profile(folder)
+        assert found is not None
+        assert list(found.phases) == list(PHASES)
+        assert math.fsum(found.phases.values()) <= found.seconds * (1 + 1e-9)
+        assert all(found.phases[name] > 0 for name in ("transformer", "head", "writing"))
+        assert (found.phases["router"] > 0) == (folder.name == "arrow")
+        assert (found.phases["prompts"] > 0) == (folder.name == "base")  # the first makes them
+        spent = json.loads((folder / CELL_FILE).read_text("utf-8"))["spent"]
+        assert found.distinct_tokens == spent["distinct_tokens"] < found.tokens
+    table = time_table(find_runs([str(tmp_path / "measured")]))
+    assert table is not None
+    assert [row[0] for row in table.rows] == settings
+    assert time_table(find_runs([str(tmp_path / "plain")])) is None
 
 
 def test_a_rerun_keeps_what_is_done(tiny_library: LibraryOf, tmp_path: Path) -> None:

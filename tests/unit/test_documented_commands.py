@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -54,10 +55,19 @@ def headers(path: Path) -> list[Command]:
     return [Command(name, 1, text) for text in found if not text.startswith("hf download ")]
 
 
+def job_commands(path: Path) -> list[Command]:
+    """Return the grids that a job's script starts, without srun."""
+    whole = path.read_text("utf-8").replace("\\\n", " ")
+    name = path.relative_to(ROOT).as_posix()
+    return [Command(name, 1, text) for text in re.findall(r"((?:torchrun|gks-eval) .*)", whole)]
+
+
+JOBS = sorted((ROOT / "docs/examples").glob("*.sbatch"))
 COMMANDS = [
     *(command for path in DOCUMENTS for command in block_commands(path)),
     *(command for path in DOCUMENTS for command in inline_commands(path)),
     *(command for path in HEADED for command in headers(path)),
+    *(command for path in JOBS for command in job_commands(path)),
 ]
 
 
@@ -211,6 +221,14 @@ def test_a_command_can_be_parsed(
         monkeypatch.setattr(ROUTERS, "_added", {})
         run_extending_blocks()
     check(shlex.split(command.text), command, app, known_tasks)
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_a_job_s_script_is_a_shell_s(path: Path) -> None:
+    bash = shutil.which("bash")
+    assert bash
+    subprocess.run([bash, "-n", path], check=True)
+    assert len(job_commands(path)) == 1
 
 
 @pytest.mark.parametrize(

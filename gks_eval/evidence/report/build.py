@@ -31,6 +31,7 @@ from gks_eval.evidence.tables.content import difference_table, score_table, shif
 from gks_eval.evidence.tables.controls_text import answers, controls_table
 from gks_eval.evidence.tables.leaderboard import leaderboard_tables
 from gks_eval.evidence.tables.paper_text import paper_tables
+from gks_eval.evidence.tables.time_table import time_table
 
 __all__ = ["Options", "build_page"]
 
@@ -92,12 +93,14 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     ranking = [sheet(table) for table in leaderboard_tables(comparison)]
     controls = [part for folder in folders for part in _controls(read_controls(folder))]
     paper = _paper(runs, options.family)
+    times = time_table(runs)
     parts = {
         "changes": changes,
         "controls": controls,
         "paper": paper,
         "routing": routes,
         "geometry": geometry,
+        "time": times,
     }
     names = {
         "changes": "Change",
@@ -105,6 +108,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         "paper": "Paper",
         "routing": "Routing",
         "geometry": "Library",
+        "time": "Time",
     }
     return environment.get_template("page.html.j2").render(
         title=options.title,
@@ -130,6 +134,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         paper=paper,
         routes=[routing_part(found) for found in routes],
         geometry=[geometry_part(found) for found in geometry],
+        times=sheet(times) if times else None,
         data=_json({"runs": [run.label for run in runs], **asdict(book)}),
         version=gks_eval.__version__,
     )

@@ -9,7 +9,7 @@ from common import assert_sentence, load_tiny, tiny_config
 from one_by_one import one_by_one, random_requests
 
 from gks_eval.errors import DataError, ResourceError, UsageError
-from gks_eval.scoring import PackedCounts, packed_log_likelihoods, requests_worth
+from gks_eval.scoring import PackedCounts, packed_log_likelihoods, plans, requests_worth
 from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 from gks_eval.scoring.tree import count_distinct_tokens, to_sequences
 from gks_eval.scoring.tree_model import TreeModel
@@ -46,6 +46,27 @@ def test_results_are_told_as_they_come(model):
     assert sum(steps) == len(REQUESTS)
     assert len(steps) > 5
     assert score(model) == results
+
+
+def test_a_kept_plan_serves_equal_requests_only(model, monkeypatch):
+    made = []
+    make = plans.make_plan
+    monkeypatch.setattr(plans, "make_plan", lambda *key: made.append(key) or make(*key))
+    memo, again = plans.PlanMemo(), [(list(a), list(b)) for a, b in REQUESTS]
+    calls: list[tuple[Any, dict[str, Any], int]] = [
+        (REQUESTS, {}, 1),
+        (again, {}, 1),  # equal, not the same
+        (REQUESTS[1:], {}, 2),
+        (REQUESTS, {}, 3),
+        (REQUESTS, {"batch_tokens": 100}, 4),
+    ]
+    for requests, options, count in calls:
+        counts, expected = PackedCounts(), PackedCounts()
+        found = score(model, requests, memo=memo, counts=counts, **options)
+        assert len(made) == count
+        assert found == score(model, requests, counts=expected, **options)
+        del made[count:]  # the call without a memo plans for itself
+        assert counts == expected
 
 
 def test_progress_follows_the_layers_of_one_long_forward(model):
