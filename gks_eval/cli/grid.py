@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,12 @@ import typer
 from gks_eval.cli import _complete
 from gks_eval.cli import _grid_options as options
 from gks_eval.cli._grid_run import plan, run
+from gks_eval.errors import UsageError
+from gks_eval.util.ray_cluster import check_ray
 
 if TYPE_CHECKING:
     from gks_eval.grid import Grid
+    from gks_eval.grid.on_ray import RayOptions
 
 __all__ = ["register"]
 
@@ -55,8 +59,33 @@ def _grid(
     apply_chat_template: options.ChatTemplate = False,
     include_path: options.IncludePath = None,
     dry_run: options.DryRun = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Measure where each setting spends its time; `report` shows it."
+        ),
+    ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Run on a Ray cluster: its address, or `local` to start one."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --ray: how many load the base; default: as --gpus allows, or per host.",
+        ),
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0.0, help="With --ray: GPUs per worker; default: 0.")
+    ] = None,
 ) -> None:
     """Evaluate several settings with one load of the base; a killed run resumes."""
+    if ray is None and (workers is not None or gpus is not None):
+        name = "--workers" if workers is not None else "--gpus"
+        raise UsageError(f"{name} belongs to --ray; add --ray local, or leave it out.")
+    if ray is not None:
+        check_ray()
     texts = [part for part in settings.split(",") if part.strip()]
     if preset is not None:
         from gks_eval.grid.settings import with_preset
@@ -78,7 +107,10 @@ def _grid(
     if dry_run:
         plan(grid)
     else:
-        _run(grid)
+        from gks_eval.grid.on_ray import RayOptions
+
+        how = None if ray is None else RayOptions(ray, workers, gpus=gpus or 0.0)
+        _run(replace(grid, profile=profile), how)
 
 
 def _demo(
@@ -107,11 +139,11 @@ def _demo(
     )
 
 
-def _run(grid: Grid) -> None:
+def _run(grid: Grid, ray: RayOptions | None = None) -> None:
     from rich.console import Console
 
     started = time.monotonic()
-    folders = run(grid)
+    folders = run(grid, ray=ray)
     if folders is None:
         return
 

@@ -62,16 +62,16 @@ def train(
     with working("reading the recipe and its data"):
         from gks_eval.cli._training_view import TrainingView, quiet_training, show_estimate
         from gks_eval.training.estimate import estimate
-        from gks_eval.training.fan_out import need_ray
         from gks_eval.training.jobs import make_plan
         from gks_eval.training.loss_table import check_measurable
         from gks_eval.training.whole_library import train_library
+        from gks_eval.util.ray_cluster import check_ray
 
         plan = make_plan(recipe_file)
         if loss_table:
             check_measurable(plan, folder, plan.select(names))
         if ray is not None:
-            need_ray()
+            check_ray()
         if dry_run:
             quiet_training()
         expected = estimate(plan, names, folder, here=ray is None) if dry_run else None
@@ -86,9 +86,8 @@ def train(
         else:
             from gks_eval.training.fan_out import train_on_ray
 
-            address = None if ray == "local" else ray
             outcome = train_on_ray(
-                recipe_file, folder, only=names, address=address, gpus=gpus, report=typer.echo
+                recipe_file, folder, only=names, address=ray, gpus=gpus, report=typer.echo
             )
     view.table(outcome, folder)
     if loss_table:

@@ -1,12 +1,16 @@
 """Many settings on one loaded base model, each in its own folder; a killed run is resumed.
 
 - `settings`: what a grid is, and the grammar of its settings
+- `prepare`: what is checked before the base is loaded
 - `runner`: runs all settings on one loaded base
+- `on_ray`: runs them on the workers of a Ray cluster
+- `shared_tasks`: tasks and requests, made once for all settings
 - `cell`: one setting, from its evaluation to its folder
 - `kept`: which settings are finished already
 - `grid_plan`: the size of a grid before it runs, counted by `weightless`, a model without weights
 - `evaluate`: lm-eval's evaluation, called by `cell` and `grid_plan`
 - `task_index`: lm-eval's index with the package's tasks, and the content of a grid's tasks
+- `profile`: where a setting spends its time
 - `table`: the table of accuracies
 """
 

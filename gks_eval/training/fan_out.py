@@ -6,11 +6,10 @@ its last checkpoint, which is in the library's folder on a file system that all 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gks_eval.errors import GksError, ResourceError, UsageError, reason
+from gks_eval.errors import GksError, ResourceError, reason
 from gks_eval.training.jobs import make_plan
 from gks_eval.training.library_writer import check_library_output
 from gks_eval.training.whole_library import (
@@ -19,11 +18,9 @@ from gks_eval.training.whole_library import (
     missing_adapters,
     train_library,
 )
+from gks_eval.util.ray_cluster import RETRIES, check_ray, ray_cluster
 
-__all__ = ["need_ray", "train_on_ray"]
-
-RETRIES = 5
-"""How often a task is restarted after its worker died."""
+__all__ = ["train_on_ray"]
 
 
 def train_on_ray(
@@ -52,7 +49,7 @@ def train_on_ray(
         ResourceError: A task's workers died repeatedly.
         GksError: As `train_library`; the first error of a task.
     """
-    need_ray()
+    check_ray()
     import ray
     from ray.exceptions import RayError
 
@@ -63,16 +60,7 @@ def train_on_ray(
     lacking = [job.key for job in missing_adapters(plan, output) if job.key in wanted]
     for remark in plan.remarks():
         report(remark)
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(address=address, log_to_driver=False)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"--ray {address or 'local'}: cannot be reached ({reason(error, last=True)}); "
-                "check the address with `ray status`, or use `--ray local`."
-            ) from error
-    try:
+    with ray_cluster(address):
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train_one)
         where = (str(recipe_file.resolve()), str(output.resolve()))
         pending = {task.remote(*where, key): key for key in lacking}
@@ -90,21 +78,8 @@ def train_on_ray(
                 raise fault
             lacks = any(job.key == key for job in missing_adapters(plan, output))
             report(f"{key}: {'another process is training it' if lacks else 'trained'}")
-    finally:
-        if started:
-            ray.shutdown()
     still = {job.key for job in missing_adapters(plan, output)}
     return finish_library(plan, output, tuple(key for key in lacking if key not in still))
-
-
-def need_ray() -> None:
-    """Check that Ray is installed.
-
-    Raises:
-        UsageError: Ray is not installed.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.")
 
 
 def _train_one(recipe_file: str, output: str, key: str) -> GksError | None:
