@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gks_eval.cli._cluster import Cluster
+
+if TYPE_CHECKING:
+    from gks_eval.evidence.tables.content import Table
 
 __all__ = ["register"]
 
@@ -74,6 +78,14 @@ def compare(
     shift: Annotated[
         bool, typer.Option("--shift", help="Add how much surer of the gold choices the runs are.")
     ] = False,
+    replicates: Annotated[
+        bool,
+        typer.Option(
+            "--replicates",
+            help="Compare methods over seeds: each argument is LABEL=PATTERN, in which * matches "
+            "the seed.",
+        ),
+    ] = False,
     cluster: Cluster = "declared",
     mid_p: Annotated[
         bool, typer.Option("--mid-p", help="Test a task's accuracies by the mid-p, not exactly.")
@@ -100,6 +112,19 @@ def compare(
     from gks_eval.cli._extras import need_evidence
 
     need_evidence()
+    wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    if replicates:
+        only = {
+            "--baseline": baseline,
+            "--equivalence": equivalence,
+            "--flips": flips,
+            "--shift": shift,
+            "--mid-p": mid_p,
+            "--leaderboard": leaderboard,
+            "--force": force,
+        }
+        _over_seeds(runs, metric, wanted, confidence, cluster, fmt, output, only)
+        return
     from gks_eval.evidence.clusters import with_clusters
     from gks_eval.evidence.compare import CompareOptions
     from gks_eval.evidence.compare import compare as build
@@ -113,10 +138,8 @@ def compare(
         shift_tables,
     )
     from gks_eval.evidence.tables.leaderboard import leaderboard_tables
-    from gks_eval.util.files import write_text
 
     found = with_clusters(baseline_first(find_runs(runs), baseline), cluster)
-    wanted = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     options = CompareOptions(
         metric=tuple(metric) if metric else None,
         tasks=wanted,
@@ -138,18 +161,7 @@ def compare(
     if flips:
         texts = excerpts(found[0], flips_to_show(comparison, flips))
         tables.append(flip_table(comparison, texts, flips))
-    if fmt is CompareFormat.TERMINAL:
-        from gks_eval.evidence.tables.terminal import render, show
-
-        if output is None:
-            show(tables)
-            return
-        text = render(tables)
-    elif fmt is CompareFormat.MARKDOWN:
-        from gks_eval.evidence.tables.markdown import to_markdown
-
-        text = to_markdown(tables)
-    elif fmt is CompareFormat.CSV:
+    if fmt is CompareFormat.CSV:
         from gks_eval.evidence.tables.csv_file import to_csv
 
         text = to_csv(comparison)
@@ -157,9 +169,68 @@ def compare(
         from gks_eval.evidence.tables.latex_table import to_latex
 
         text = to_latex(comparison)
-    else:
+    elif fmt is CompareFormat.JSON:
         text = comparison.to_json()
+    else:
+        _put_tables(tables, fmt, output)
+        return
+    _put(text, output)
+
+
+def _over_seeds(
+    sources: list[str],
+    metrics: list[str] | None,
+    tasks: tuple[str, ...],
+    confidence: float,
+    cluster: str,
+    fmt: CompareFormat,
+    output: Path | None,
+    only: Mapping[str, object],
+) -> None:
+    """Compare methods over seeds; `only` holds the options that do not apply."""
+    from gks_eval.cli._bar import working
+    from gks_eval.errors import UsageError
+    from gks_eval.evidence.replicates import find, replicates
+    from gks_eval.evidence.tables.replicates_text import replicates_table, verdicts
+
+    if given := [name for name, value in only.items() if value]:
+        raise UsageError(f"{given[0]} does not apply to --replicates; leave it out.")
+    if fmt in (CompareFormat.CSV, CompareFormat.LATEX):
+        raise UsageError(
+            f"--replicates has no {fmt.value} output; use --format terminal, markdown or json."
+        )
+    if metrics and len(metrics) > 1:
+        raise UsageError("--replicates takes one --metric; run the command once for each.")
+    with working("reading samples"):
+        found = replicates(
+            find(sources, cluster), metrics[0] if metrics else None, tasks, confidence
+        )
+    if fmt is CompareFormat.JSON:
+        _put(found.to_json(), output)
+        return
+    table = replicates_table(found)
+    table.notes[:0] = verdicts(found)
+    _put_tables([table], fmt, output)
+
+
+def _put_tables(tables: list[Table], fmt: CompareFormat, output: Path | None) -> None:
+    if fmt is CompareFormat.MARKDOWN:
+        from gks_eval.evidence.tables.markdown import to_markdown
+
+        _put(to_markdown(tables), output)
+        return
+    from gks_eval.evidence.tables.terminal import render, show
+
+    if output is None:
+        show(tables)
+    else:
+        _put(render(tables), output)
+
+
+def _put(text: str, output: Path | None) -> None:
     if output is None:
         typer.echo(text, nl=False)
-    else:
-        write_text(output, text)
+        return
+    from gks_eval.util.files import write_text
+
+    write_text(output, text)

@@ -260,5 +260,6 @@ def _info(raw: _Raw) -> dict[str, str]:
         "limit": raw.config.get("limit"),
         "family": ours.get("family"),
         "needs": ours.get("needs"),
+        "seed": ours.get("seed"),
     }
     return {n: str(_without_secrets(fact)) for n, fact in facts.items() if fact not in (None, "")}

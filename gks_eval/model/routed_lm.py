@@ -139,6 +139,9 @@ class RoutedLM(PackedLM):
             "library": library.describe(self.setting)
             if library and self.setting.uses_library
             else None,
+            "seed": library.config.provenance.get("seed")
+            if library and self.setting.uses_library
+            else None,
             "starts": starts.record() if starts else None,
             "base_model": base.name if base else str(self.model.name_or_path),
             "revision": base.revision or "main" if base else None,

@@ -264,3 +264,27 @@ def test_the_evidence_wing_never_imports_the_model_s():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_methods_are_compared_over_seeds(factory, tmp_path):
+    first, second = factory.planted(100, 20, 5, 40)
+    for seed in range(3):
+        factory.write_run(tmp_path / f"s{seed}" / "arrow", {"a": first})
+        factory.write_run(tmp_path / f"s{seed}" / "gks", {"a": second})
+    sources = [f"arrow={tmp_path}/s*/arrow", f"gks={tmp_path}/s*/gks"]
+    done = run("compare", "--replicates", *sources)
+    assert done.returncode == 0, done.stderr
+    assert "+15.00" in done.stdout
+    assert "3 seeds" in done.stdout
+    done = run("compare", "--replicates", *sources, "-f", "json", "-o", tmp_path / "x.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["schema"] == "gks_eval.replicates/1"
+    assert found["rows"][0]["by_seed"] == pytest.approx({"0": 0.15, "1": 0.15, "2": 0.15})
+    for more, said in (
+        (["--flips", "3"], "--flips does not apply"),
+        (["-f", "csv"], "has no csv output"),
+    ):
+        done = run("compare", "--replicates", *sources, *more)
+        assert done.returncode == 2
+        assert said in done.stderr
