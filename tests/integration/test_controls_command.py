@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common import save_random_vectors
 
+from gks_eval.cli.controls import _asked
 from gks_eval.cli.main import main
+from gks_eval.errors import ResultsError
+from gks_eval.evidence.question import CONTROLS_FILE, ControlsFile
 from gks_eval.evidence.report.build import build_page
 from gks_eval.evidence.runs import find_runs
+from gks_eval.grid import Grid
+from gks_eval.library.load import load_library
+from gks_eval.util.files import write_text
 
 TASKS = ("gks_demo_goals_en", "gks_demo_science_de")
 
@@ -93,3 +101,20 @@ def _as_a_loop_has_it(folder: Path, question: Any, finding: Any) -> None:
 
 def _doc_id(row: Any) -> int:
     return int(row["doc_id"])
+
+
+def test_changed_vectors_of_the_router_are_another_question(
+    tmp_path: Path, tiny_library: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "library"
+    shutil.copytree(tiny_library(), folder)
+    save_random_vectors(folder, "phatgoose")
+    treatment = "phatgoose:avg;preset=exact"
+    grid = Grid([treatment], ["gks_demo_goals_en"], tmp_path / "out", library=str(folder))
+    question, _ = _asked(grid, 1, 0.02)
+    assert question.library_hash != load_library(str(folder)).content_hash
+    write_text(grid.output / CONTROLS_FILE, ControlsFile(question=question).to_json())
+    assert _asked(grid, 1, 0.02)[0] == question
+    save_random_vectors(folder, "phatgoose", seed=1)
+    with pytest.raises(ResultsError, match=r"another question \(other library hash\)"):
+        _asked(grid, 1, 0.02)

@@ -231,7 +231,7 @@ LINKED = {
     **{f"{family}xnli_{lang}": "doc_id" for family in ("gks_", "gks_paper_")
        for lang in ("de", "en", "fr")},
     **{f"gks_{name}": "id" for name in DEMO},
-    "gks_boolq": "passage", "gks_paper_boolq": "passage",
+    **{f"gks_{family}boolq": "passage" for family in ("", "paper_", "peft_")},
 }  # fmt: skip
 
 
