@@ -11,7 +11,7 @@ __all__ = ["Cluster"]
 Cluster = Annotated[
     str,
     typer.Option(
-        help="Which items are linked: 'declared' by their tasks, 'none', or a field of the "
-        "documents, 'doc_id' or 'task', for tasks that declare nothing."
+        help="Items that count as one cluster: 'declared' by their tasks, 'none', or items with "
+        "the same 'doc_id', 'task' or field of the document, for tasks that declare nothing."
     ),
 ]

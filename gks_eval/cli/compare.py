@@ -76,7 +76,7 @@ def compare(
         ),
     ] = None,
     shift: Annotated[
-        bool, typer.Option("--shift", help="Add how much surer of the gold choices the runs are.")
+        bool, typer.Option("--shift", help="Add the change of the confidence in the gold choices.")
     ] = False,
     replicates: Annotated[
         bool,
@@ -88,7 +88,7 @@ def compare(
     ] = False,
     cluster: Cluster = "declared",
     mid_p: Annotated[
-        bool, typer.Option("--mid-p", help="Test a task's accuracies by the mid-p, not exactly.")
+        bool, typer.Option("--mid-p", help="Test accuracies by McNemar's mid-p, not exactly.")
     ] = False,
     leaderboard: Annotated[
         bool | None,

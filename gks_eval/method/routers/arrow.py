@@ -41,7 +41,7 @@ class ArrowParameters(LevelledTopK):
     )
     proto_norm: ProtoNorm = Field(
         default="id",
-        description="Norm of a prototype: id (none), layer, unit, or over experts.",
+        description="Norm of a prototype: id (none), layer, unit or experts.",
         json_schema_extra=_SINCE,
     )
     proto_scale: ProtoScale = Field(
