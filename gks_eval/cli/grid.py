@@ -73,7 +73,7 @@ def _grid(
         int | None,
         typer.Option(
             min=1,
-            help="With --ray: how many load the base; default: as --gpus allows, or per host.",
+            help="With --ray: number of workers; default: all that --gpus allows, or 1 per host.",
         ),
     ] = None,
     gpus: Annotated[
