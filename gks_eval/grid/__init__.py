@@ -5,7 +5,8 @@
 - `runner`: runs all settings on one loaded base
 - `on_ray`: runs them on the workers of a Ray cluster
 - `shared_tasks`: tasks and requests, made once for all settings
-- `cell`: one setting, from its evaluation to its folder
+- `cell`: one setting, from its evaluation to its folder; `cell_files` writes it
+- `parts`: one setting whose items are read in parts
 - `kept`: which settings are finished already
 - `grid_plan`: the size of a grid before it runs, counted by `weightless`, a model without weights
 - `evaluate`: lm-eval's evaluation, called by `cell` and `grid_plan`

@@ -89,6 +89,7 @@ class GridRun:
         cells: Its settings.
         folders: Their folders.
         requests: Of each setting, see `gks_eval.grid.cell.cell_request`.
+        tasks: lm-eval's index, with tasks and requests made once.
         group: The processes that run the grid together.
 
     Raises:
@@ -112,7 +113,7 @@ class GridRun:
         grid = self.grid
         tasks = task_manager(grid.tasks, grid.include_paths)
         content = grid_content(tasks, grid)
-        self._tasks = SharedTasks(tasks)
+        self.tasks = SharedTasks(tasks)
         base = base_record(self._base, grid)
         self.requests = [
             cell_request(cell, library, base, content, grid)
@@ -137,10 +138,15 @@ class GridRun:
         cell = self.cells[at]
         with profiling() if self.grid.profile else nullcontext() as watch:
             with watch.phase("loading") if watch else nullcontext():
-                lm = self._applied(at)
-            evaluate_cell(lm, self._tasks, cell, self.requests[at], self.grid, self.group, watch)
+                lm = self.applied(at)
+            evaluate_cell(lm, self.tasks, cell, self.requests[at], self.grid, self.group, watch)
 
-    def _applied(self, at: int) -> GksArrowLM:
+    def applied(self, at: int) -> GksArrowLM:
+        """Return the model at one setting; the first call loads the base.
+
+        Args:
+            at: Its number in `cells`.
+        """
         from gks_eval.model.lm import GksArrowLM
 
         cell, grid, lm = self.cells[at], self.grid, self._lm

@@ -1,0 +1,188 @@
+"""The files of a setting: written in a temporary folder, then put in place.
+
+While a setting runs, every scored request goes into lm-eval's request cache in the temporary
+folder, so that a killed run is resumed where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gks_eval.errors import ResourceError
+from gks_eval.grid.evaluate import evaluate
+from gks_eval.grid.profile import profile_of
+from gks_eval.grid.settings import Cell, Grid
+from gks_eval.util.files import disk_errors, write_text
+from gks_eval.util.json_file import read_or_empty
+from gks_eval.util.process_group import ProcessGroup
+from gks_eval.util.profile_file import write_profile
+from gks_eval.util.result_files import CELL_FILE, RESULTS, samples_of
+from gks_eval.util.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from gks_eval.model.lm import GksArrowLM
+
+__all__ = ["SECRET", "Written", "prepare_partial", "publish", "write_results"]
+
+SECRET: Final = ("token", "use_auth_token")
+"""Arguments that are never written to a file."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: rows of samples per task, and what the evaluation took."""
+
+    rows: Mapping[str, int]
+    spent: Mapping[str, Any]
+
+
+def write_results(
+    partial: Path,
+    lm: GksArrowLM,
+    tasks: Any,
+    cell: Cell,
+    grid: Grid,
+    group: ProcessGroup,
+    watch: Stopwatch | None = None,
+    **how: Any,
+) -> Written | None:
+    """Evaluate one setting and write its results below `partial`, where its requests are kept.
+
+    Args:
+        partial: As `prepare_partial` made it.
+        lm: The model, at this setting.
+        tasks: lm-eval's index of tasks.
+        cell: The setting.
+        grid: The grid that the cell belongs to.
+        group: The processes that run the grid together.
+        watch: Its times go into the folder; None measures nothing.
+        how: Further arguments of `lm_eval.simple_evaluate`; they override the grid's.
+
+    Returns:
+        What was written; None in all processes but process 0.
+    """
+    from lm_eval.api.model import CacheHook
+    from lm_eval.loggers import EvaluationTracker
+
+    # Several processes divide all requests again in each call, so a cache per process cannot be
+    # used: a killed grid then starts its unfinished cell again.
+    cache = str(partial / "requests") if group.size == 1 else None
+    written = partial / "written"
+    # A name that ends in .json makes the tracker write without a folder for the model. It measures
+    # the time from here.
+    tracker = EvaluationTracker(output_path=str(written / "results.json"))
+    began = time.monotonic()
+    with _cache_errors(partial):
+        results = evaluate(lm, tasks, grid, use_cache=cache, log_samples=True, **how)
+    spent = {
+        "seconds": round(time.monotonic() - began, 1),
+        "distinct_tokens": sum(group.gather(lm.counts.distinct_tokens)),
+    }
+    if cache is not None:
+        with _cache_errors(partial):
+            lm.cache_hook.dbdict.close()
+        lm.cache_hook = CacheHook(None)
+    if results is None:
+        return None
+
+    shown = ",".join(f"{name}={value}" for name, value in _shown_arguments(lm, cell, grid).items())
+    results["config"]["model"] = "gks_arrow"
+    results["config"]["model_args"] = shown
+    results["config"]["use_cache"] = None
+    samples = results.pop("samples")
+    shutil.rmtree(written, ignore_errors=True)
+    tracker.general_config_tracker.log_experiment_args(
+        model_source="gks_arrow",
+        model_args=shown,
+        system_instruction=grid.evaluation.get("system_instruction"),
+        chat_template=None,
+        fewshot_as_multiturn=bool(grid.evaluation.get("fewshot_as_multiturn")),
+    )
+    with contextlib.nullcontext() if watch is None else watch.phase("writing"):
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task, rows in samples.items():
+            tracker.save_results_samples(task_name=task, samples=rows)
+    if watch is not None:
+        write_profile(written, profile_of(watch, lm.counts))
+    return Written({task: len(found) for task, found in samples.items()}, spent)
+
+
+@contextlib.contextmanager
+def _cache_errors(partial: Path) -> Iterator[None]:
+    # SQLite has its own errors for a full disk.
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise ResourceError(
+            f"{partial}: scored requests could not be written ({error}); make room and run the "
+            "same command again to resume."
+        ) from error
+
+
+def prepare_partial(partial: Path, identity: str, request: Mapping[str, Any]) -> None:
+    """Keep the folder of a killed run with the same request, or start an empty one."""
+    marker = partial / "request.json"
+    mark = json.dumps({"identity": identity, **request}, sort_keys=True, default=str)
+    try:
+        usable = marker.read_text(encoding="utf-8") == mark
+        for database in partial.glob("requests*.db") if usable else ():
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                usable = connection.execute("pragma quick_check").fetchone() == ("ok",)
+    except (OSError, ValueError, sqlite3.DatabaseError):
+        usable = False
+    if usable:
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    write_text(marker, mark)
+
+
+def publish(
+    partial: Path,
+    lm: GksArrowLM,
+    cell: Cell,
+    request: Mapping[str, Any],
+    grid: Grid,
+    found: Written,
+) -> None:
+    """Put what `write_results` wrote in place, as the folder of the setting."""
+    written, folder = partial / "written", grid.output / cell.slug
+    commit = getattr(lm.config, "_commit_hash", None)
+    record = {"label": cell.label, "request": request, "commit": commit, "spent": found.spent}
+    if not _is_complete(written, found.rows):
+        raise ResourceError(f"results for {folder} could not be written; is the disk full?")
+    with disk_errors(folder):
+        write_text(written / CELL_FILE, json.dumps(record, indent=2) + "\n")
+        written.replace(folder)
+
+
+def _is_complete(written: Path, rows: Mapping[str, int]) -> bool:
+    # lm-eval only logs a warning if a write fails, so the files are read back.
+    try:
+        (results,) = written.glob(RESULTS)
+        if not read_or_empty(results):
+            return False
+        for task, count in rows.items():
+            path = samples_of(results, task)
+            text = path.read_bytes() if path else b""
+            if text.count(b"\n") != count or not text.endswith(b"\n"):
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _shown_arguments(lm: GksArrowLM, cell: Cell, grid: Grid) -> dict[str, Any]:
+    shown = {name: value for name, value in grid.model_arguments.items() if name not in SECRET}
+    if lm.base is not None:
+        shown = {"pretrained": lm.base.name, **shown}
+    if not cell.setting.uses_library or lm.library is None:
+        return {**shown, "router": "none", **cell.others}
+    return {**shown, "library": lm.library.name, **cell.setting.arguments(), **cell.others}
