@@ -7,23 +7,29 @@ from typing import NamedTuple
 
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.averages import is_weighted, weighted_mean
+from gks_eval.evidence.looks import reading
 from gks_eval.evidence.measure import Changes, Measurement, measure_group, measure_task, pair
 from gks_eval.evidence.policy import Limits
 from gks_eval.evidence.runs import Run
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import Scores, load_scores
+from gks_eval.evidence.stats.item_score import ItemScore
 from gks_eval.evidence.verdict import Check
 
 __all__ = ["Find", "Found", "find_scores", "group_check", "task_check"]
 
 
 class Found(NamedTuple):
-    """Both runs' scores of a task, paired, or why they cannot be judged."""
+    """Both runs' scores of a task, paired, or why they cannot be judged.
+
+    Of a `part`, the candidate has read only some of the items.
+    """
 
     first: Scores | None
     second: Scores | None
     changes: Changes | None
     problem: str
+    part: bool = False
 
     @property
     def higher_is_better(self) -> bool | None:
@@ -35,8 +41,15 @@ class Found(NamedTuple):
 Find = Callable[[str, str | None], Found]
 
 
-def find_scores(name: str, key: str | None, both: tuple[Run, Run]) -> Found:
-    """Return both runs' scores and their pairing, or why they cannot be judged."""
+def find_scores(name: str, key: str | None, both: tuple[Run, Run], part: bool = False) -> Found:
+    """Return both runs' scores and their pairing, or why they cannot be judged.
+
+    Args:
+        name: The task's.
+        key: The metric's.
+        both: The baseline and the candidate.
+        part: Whether only the candidate's items of the baseline count.
+    """
     loaded: list[Scores | None] = []
     problem = ""
     for run, role in zip(both, ("baseline", "candidate"), strict=True):
@@ -56,6 +69,8 @@ def find_scores(name: str, key: str | None, both: tuple[Run, Run]) -> Found:
     first, second = loaded
     if first is None or second is None:
         return Found(first, second, None, problem)
+    if part and second.items is not None:
+        first = first.only({item.key for item in second.items})
     paired = pair(first, second)
     first, second, changes = paired.first, paired.second, paired.changes
     if changes is None:
@@ -67,7 +82,7 @@ def find_scores(name: str, key: str | None, both: tuple[Run, Run]) -> Found:
     directions = {first.metric.higher_is_better, second.metric.higher_is_better}
     if len(directions) > 1 or None in directions:
         faults.append(f"the results do not say whether a higher {first.metric.name} is better")
-    return Found(first, second, changes, ", ".join(faults))
+    return Found(first, second, changes, ", ".join(faults), part)
 
 
 def task_check(name: str, title: str, key: str | None, limits: Limits, find: Find) -> Check:
@@ -87,7 +102,10 @@ def task_check(name: str, title: str, key: str | None, limits: Limits, find: Fin
     )
     if found.changes is None or found.problem:
         return check
-    return _measured(check, measure_task(found.changes.times(_sign(found)), mid=limits.mid_p))
+    changes = found.changes.times(_sign(found))
+    if found.part:
+        return _measured(check, measure_group({name: changes}, weighted=False), (name,))
+    return _measured(check, measure_task(changes, mid=limits.mid_p))
 
 
 def group_check(
@@ -137,11 +155,18 @@ def group_check(
         higher_is_better=sign > 0,
         binary=measured.binary,
     )
-    return _measured(check, measured)
+    return _measured(check, measured, tuple(parts) if any(p.part for p in parts.values()) else ())
 
 
-def _measured(check: Check, measured: Measurement) -> Check:
-    """Return a check with its measurement, in which negative changes are worse."""
+def _measured(check: Check, measured: Measurement, looked_at: tuple[str, ...] = ()) -> Check:
+    """Return a check with its measurement, in which negative changes are worse.
+
+    Args:
+        check: The check.
+        measured: Its measurement.
+        looked_at: The check's tasks, if only a part of their items is read.
+    """
+    score = measured.test if looked_at and isinstance(measured.test, ItemScore) else None
     tolerance, alpha = check.limits.max_drop or 0.0, check.limits.alpha or 0.05
     return check.model_copy(
         update={
@@ -155,6 +180,7 @@ def _measured(check: Check, measured: Measurement) -> Check:
             "detectable": measured.detectable(alpha, two_sided=False),
             "clusters": measured.clusters,
             "design_effect": measured.design_effect,
+            "reading": reading(score, tolerance, looked_at) if score else None,
         }
     )
 

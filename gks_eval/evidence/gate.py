@@ -30,8 +30,17 @@ def gate(baseline: Run, candidate: Run, policy: GatePolicy) -> Verdict:
     return judge(checks, policy, str(baseline.folder), str(candidate.folder), notes)
 
 
-def measure_checks(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Check]:
-    """Return a check for every task and group that the policy covers."""
+def measure_checks(
+    baseline: Run, candidate: Run, policy: GatePolicy, part: bool = False
+) -> list[Check]:
+    """Return a check for every task and group that the policy covers.
+
+    Args:
+        baseline: The baseline.
+        candidate: The candidate.
+        policy: The policy.
+        part: Whether only the candidate's items of the baseline count.
+    """
     both = (baseline, candidate)
     groups = {name for run in both for name in run.groups}
     required_groups = [name for name in policy.required if name in groups]
@@ -50,7 +59,7 @@ def measure_checks(baseline: Run, candidate: Run, policy: GatePolicy) -> list[Ch
             for name in dict.fromkeys(tasks)
         ]
     # Groups need their tasks' scores again, and each file of samples is read once.
-    find = cache(lambda name, key: find_scores(name, key, both))
+    find = cache(lambda name, key: find_scores(name, key, both, part))
     checks = []
     for name in dict.fromkeys(tasks):
         limits = policy.limits("task", name)

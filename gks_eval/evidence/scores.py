@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from gks_eval.errors import ResultsError
 from gks_eval.evidence.aggregation import aggregation_of, ratio_of_sums
 from gks_eval.evidence.records import GroupResult, Metric, TaskResult
 from gks_eval.evidence.runs import Run
-from gks_eval.evidence.samples import Item, TaskSamples
+from gks_eval.evidence.samples import Item, ItemKey, TaskSamples
 from gks_eval.evidence.stats.streams import Floats
 
 __all__ = [
@@ -79,6 +79,18 @@ class Scores:
     def successes(self) -> int:
         """Return how many items score 1; only for accuracies."""
         return round(self.metric.value * self.n)
+
+    def only(self, keys: Collection[ItemKey]) -> Scores:
+        """Return the scores of the items with one of these keys."""
+        items = [item for item in self.items or () if item.key in keys]
+        value = float(self.values_of(items).mean()) if items else math.nan
+        return replace(
+            self,
+            task=replace(self.task, n=len(items)),
+            metric=replace(self.metric, value=value, stderr=None),
+            items=None if self.items is None else items,
+            n=len(items),
+        )
 
     def values_of(self, items: Sequence[Item]) -> Floats:
         """Return one value for each of `items`, whose mean is the metric over them."""

@@ -7,11 +7,23 @@ from typing import Literal
 
 from pydantic import Field
 
+from gks_eval.evidence.looks import Reading
 from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.util.yaml import FrozenModel
 
-__all__ = ["EXIT_CODES", "SCHEMA", "Check", "Outcome", "Verdict", "judge", "unjudgeable"]
+__all__ = [
+    "EXIT_CODES",
+    "SCHEMA",
+    "Check",
+    "Outcome",
+    "Verdict",
+    "conclude",
+    "judge",
+    "missed_floor",
+    "unjudgeable",
+    "worse_by",
+]
 
 SCHEMA = "gks_eval.gate/1"
 Status = Literal["pass", "regression", "unjudged"]
@@ -38,6 +50,7 @@ class Check(FrozenModel):
         detectable: Drop beyond the tolerance that is detected with 80% power.
         clusters: Number of clusters of linked items; None if no items are linked.
         design_effect: Factor by which the links change the variance.
+        reading: What a look of a gate that stops early needs; None for other gates.
         problem: Why it cannot be judged; empty if it can.
     """
 
@@ -59,16 +72,26 @@ class Check(FrozenModel):
     detectable: float | None = None
     clusters: int | None = None
     design_effect: float | None = None
+    reading: Reading | None = None
     problem: str = ""
 
 
 class Outcome(FrozenModel):
-    """One check judged."""
+    """One check judged.
+
+    Attributes:
+        check: The check.
+        status: What it is.
+        p_adjusted: Its p-value after correction; None without one, as in a gate that stops early.
+        reasons: Why it does not pass.
+        shown: Whether a gate that stops early showed that it is within the tolerance.
+    """
 
     check: Check
     status: Status
     p_adjusted: float | None
     reasons: list[str]
+    shown: bool = False
 
 
 class Verdict(FrozenModel):
@@ -117,6 +140,17 @@ def judge(
         adjusted = dict(zip(adjusted, holm(list(adjusted.values())), strict=True))
     shown = policy.require == "shown"
     outcomes = [_outcome(check, adjusted.get(i), shown) for i, check in enumerate(checks)]
+    return conclude(outcomes, policy, baseline, candidate, notes)
+
+
+def conclude(
+    outcomes: Sequence[Outcome],
+    policy: GatePolicy,
+    baseline: str,
+    candidate: str,
+    notes: Sequence[str],
+) -> Verdict:
+    """Return the verdict that follows from the checks' outcomes."""
     statuses = {outcome.status for outcome in outcomes}
     status: Status = "pass"
     if "regression" in statuses:
@@ -129,7 +163,7 @@ def judge(
         baseline=baseline,
         candidate=candidate,
         policy=policy,
-        outcomes=outcomes,
+        outcomes=list(outcomes),
         notes=list(notes) if outcomes else [*notes, "there was nothing to check"],
     )
 
@@ -151,17 +185,10 @@ def _problem(check: Check) -> str:
 
 
 def _outcome(check: Check, p_adjusted: float | None, must_show: bool) -> Outcome:
-    reasons = []
     alpha = check.limits.alpha or 0.05
-    floor = check.limits.floor
-    if floor is not None and check.candidate is not None and _misses(check, check.candidate, floor):
-        reasons.append(f"{check.candidate:.4g} misses the floor of {floor:.4g}")
+    reasons = missed_floor(check)
     if p_adjusted is not None and p_adjusted <= alpha:
-        tolerated = check.limits.max_drop
-        beyond = f" beyond the tolerated {tolerated:.4g}" if tolerated else ""
-        reasons.append(
-            f"worse by {-(check.change or 0.0):.4g}{beyond} (p = {p_adjusted:.2g}, n = {check.n})"
-        )
+        reasons.append(f"{worse_by(check)} (p = {p_adjusted:.2g}, n = {check.n})")
     if reasons:
         return Outcome(check=check, status="regression", p_adjusted=p_adjusted, reasons=reasons)
     if problem := _problem(check):
@@ -169,6 +196,21 @@ def _outcome(check: Check, p_adjusted: float | None, must_show: bool) -> Outcome
     if must_show and (problem := _not_shown(check, alpha)):
         return Outcome(check=check, status="unjudged", p_adjusted=p_adjusted, reasons=[problem])
     return Outcome(check=check, status="pass", p_adjusted=p_adjusted, reasons=[])
+
+
+def worse_by(check: Check) -> str:
+    """Return by how much a candidate is worse, in words."""
+    tolerated = check.limits.max_drop
+    beyond = f" beyond the tolerated {tolerated:.4g}" if tolerated else ""
+    return f"worse by {-(check.change or 0.0):.4g}{beyond}"
+
+
+def missed_floor(check: Check) -> list[str]:
+    """Return that the candidate misses its floor, if it does."""
+    floor = check.limits.floor
+    if floor is None or check.candidate is None or not _misses(check, check.candidate, floor):
+        return []
+    return [f"{check.candidate:.4g} misses the floor of {floor:.4g}"]
 
 
 def _not_shown(check: Check, alpha: float) -> str:

@@ -18,6 +18,7 @@ from gks_eval.errors import ResultsError
 from gks_eval.evidence.accuracy import find_accuracy
 from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
+from gks_eval.evidence.looks_file import read_looks
 from gks_eval.evidence.observed import find_observed
 from gks_eval.evidence.overlap import find_overlaps
 from gks_eval.evidence.paper import Family, load_paper, side_by_side
@@ -30,6 +31,7 @@ from gks_eval.evidence.runs import Run
 from gks_eval.evidence.tables.content import difference_table, score_table, shift_tables
 from gks_eval.evidence.tables.controls_text import answers, controls_table
 from gks_eval.evidence.tables.leaderboard import leaderboard_tables
+from gks_eval.evidence.tables.looks_text import looks_tables
 from gks_eval.evidence.tables.paper_text import paper_tables
 from gks_eval.evidence.tables.time_table import time_table
 
@@ -92,11 +94,18 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     changes = [_change(fold, comparison) for fold in parted if _changes(fold)]
     ranking = [sheet(table) for table in leaderboard_tables(comparison)]
     controls = [part for folder in folders for part in _controls(read_controls(folder))]
+    looks = [
+        sheet(table)
+        for folder in folders
+        if (found := read_looks(folder)) is not None
+        for table in looks_tables(found)
+    ]
     paper = _paper(runs, options.family)
     times = time_table(runs)
     parts = {
         "changes": changes,
         "controls": controls,
+        "looks": looks,
         "paper": paper,
         "routing": routes,
         "geometry": geometry,
@@ -105,6 +114,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     names = {
         "changes": "Change",
         "controls": "Controls",
+        "looks": "Gate",
         "paper": "Paper",
         "routing": "Routing",
         "geometry": "Library",
@@ -131,6 +141,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         changes=changes,
         shifts=[sheet(table) for table in shift_tables(comparison)],
         controls=controls,
+        looks=looks,
         paper=paper,
         routes=[routing_part(found) for found in routes],
         geometry=[geometry_part(found) for found in geometry],

@@ -36,7 +36,7 @@ def _missed(verdict: Verdict) -> str:
     """Return which drops checks may have missed that passed because no regression was shown."""
     if verdict.status != "pass" or verdict.policy.require == "shown":
         return ""
-    checks = [outcome.check for outcome in verdict.outcomes]
+    checks = [outcome.check for outcome in verdict.outcomes if not outcome.shown]
     weak = [c for c in checks if c.detectable is None or c.detectable > (c.limits.max_drop or 0.0)]
     if not weak:
         return ""
@@ -46,7 +46,7 @@ def _missed(verdict: Verdict) -> str:
     size = f"{number(worst.detectable, worst.binary)}{' points' if worst.binary else ''}"
     beyond = " beyond the tolerance" if any(check.limits.max_drop for check in weak) else ""
     drop = "any drop" if blind else f"a drop of {size}{beyond}" if same else f"drops{beyond}"
-    return f", but {len(weak)} of {len(checks)} may miss {drop}"
+    return f", but {len(weak)} of {len(verdict.outcomes)} may miss {drop}"
 
 
 def verdict_table(verdict: Verdict, plan: bool = False) -> Table:

@@ -126,7 +126,7 @@ def test_a_check_of_which_nothing_is_known_claims_nothing():
         "binary": False,
         "n": 0,
         **dict.fromkeys(("gains", "losses", "p", "detectable", "clusters", "design_effect"), None),
-        **dict.fromkeys(("p_shown", "needed"), None),
+        **dict.fromkeys(("p_shown", "needed", "reading"), None),
         "problem": "",
     }
 
