@@ -154,7 +154,7 @@ class Flip(FrozenModel):
 
 
 class Shift(FrozenModel):
-    """How much surer of the gold choice a candidate is than the baseline, on one task.
+    """How much more confident a candidate is in the gold choice than the baseline, on one task.
 
     Attributes:
         name: The row's title.

@@ -33,7 +33,7 @@ class Gold(NamedTuple):
 
 
 def shifts(row: Row, runs: Sequence[Run], confidence: float) -> list[Shift]:
-    """Return the paired shifts of a task's row, one per candidate, where they can be had.
+    """Return the paired shifts of a task's row, one per candidate, where they exist.
 
     Args:
         row: A task's row of accuracies; other rows have no shifts.

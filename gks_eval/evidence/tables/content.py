@@ -214,7 +214,7 @@ def _links(d: Difference) -> list[str]:
 
 
 def shift_tables(comparison: Comparison) -> list[Table]:
-    """Return how much surer of the gold choices the candidates are; no table without shifts."""
+    """Return how much more confident candidates are in gold choices; none without shifts."""
     if not comparison.shifts:
         return []
     percent = f"{100 * comparison.confidence:g}%"
