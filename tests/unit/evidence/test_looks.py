@@ -13,9 +13,10 @@ from benchmarks.early_stopping import Case, counted, rates
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.gate import gate as judge_all
 from gks_eval.evidence.looks import Reading, Rules, reading, standings
-from gks_eval.evidence.looks_file import LooksFile
+from gks_eval.evidence.looks_file import LooksFile, read_looks
 from gks_eval.evidence.policy import GatePolicy
 from gks_eval.evidence.reading_order import ReadingOrder
+from gks_eval.evidence.report.build import build_page
 from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.samples import Item
 from gks_eval.evidence.staged import StagedGate
@@ -223,9 +224,9 @@ def test_an_unchanged_candidate_passes_before_the_end(staged):
     assert gate.verdict.notes == ["700 of 2,000 items were read in 4 looks"]
 
 
-def test_a_planted_regression_stops_early_and_says_where(staged):
+def test_a_planted_regression_stops_early_and_says_where(staged, tmp_path):
     lost = {i for i in range(1000) if i % 3 and i % 7 == 0}
-    gate, _ = staged({"a": scores(1000, lost), "b": scores(1000)}, {})
+    gate, first = staged({"a": scores(1000, lost), "b": scores(1000)}, {})
     assert (gate.verdict.status, gate.verdict.exit_code) == ("regression", 1)
     assert gate.looks[-1].share < 0.5
     outcomes = {outcome.check.name: outcome for outcome in gate.verdict.outcomes}
@@ -240,6 +241,13 @@ def test_a_planted_regression_stops_early_and_says_where(staged):
     assert whole.rows[-1][3:] == ["2", "0", "1"] or whole.rows[-1][3:] == ["1", "0", "2"]
     assert checks.rows[0][:2] == ["a", "REGRESSION"]
     assert float(checks.rows[0][5]) <= float(checks.rows[0][6])
+    (tmp_path / "looks.json").write_text(gate.to_file().to_json())
+    page = build_page([first], [tmp_path])
+    assert "Looks of the gate" in page
+    assert "arrow: verdict regression" in page
+    (tmp_path / "looks.json").write_text("{}")
+    with pytest.raises(ResultsError, match=r"looks.json .*; delete it or run the gate again"):
+        read_looks(tmp_path)
 
 
 def test_read_to_the_end_it_measures_what_the_gate_measures(staged, tmp_path):
