@@ -88,7 +88,7 @@ def compare(
     ] = False,
     cluster: Cluster = "declared",
     mid_p: Annotated[
-        bool, typer.Option("--mid-p", help="Test accuracies by McNemar's mid-p, not exactly.")
+        bool, typer.Option("--mid-p", help="Test accuracies by the mid-p, not the exact p-value.")
     ] = False,
     leaderboard: Annotated[
         bool | None,

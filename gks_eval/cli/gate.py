@@ -52,7 +52,7 @@ def gate(
         typer.Option(
             "--tasks",
             "-t",
-            help="Comma-separated names of tasks or groups.",
+            help="With --run: comma-separated names of tasks or groups.",
             autocompletion=_complete.tasks,
         ),
     ] = None,
