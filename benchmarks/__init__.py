@@ -5,4 +5,6 @@
 - `layer`, `model`, `evaluation`, `startup`, `growth`: the rows
 - `record`, `bars`, `tables`, `plot`: output of the numbers
 - `run`: all of it, in order
+- `item_score`, `evidence`: simulated pairs of runs, commands of their own
+- `evidence_peer`: answers `evidence` in the environment of another tool
 """

@@ -55,7 +55,7 @@ def compare(
             if outcome := task_outcome(name, key, runs, settings):
                 outcomes[name, key] = _titled(outcome, title_of(key, keys))
     if not outcomes:
-        raise _unknown_metric(settings.metrics[0] or "", runs)
+        raise _unknown_metric(settings.metrics[0] or "", tasks, runs)
     notes += _refuse_or_note(outcomes, runs[0].label, settings.force)
     rows = _with_holm([outcome.row for outcome in outcomes.values()], settings)
     if not alone and not any(row.differences for row in rows):
@@ -208,11 +208,12 @@ def _absent(rows: Sequence[Row], runs: Sequence[Run]) -> list[str]:
     return absent_note(absent, len(tasks))
 
 
-def _unknown_metric(asked: str, runs: Sequence[Run]) -> UsageError:
+def _unknown_metric(asked: str, tasks: Sequence[str], runs: Sequence[Run]) -> UsageError:
     known = {
         metric.name
         for run in runs
-        for task in run.tasks.values()
+        for name, task in run.tasks.items()
+        if name in tasks
         for metric in task.metrics.values()
     }
-    return UsageError(f"--metric: no task has {asked!r}; {did_you_mean(asked, known)}.")
+    return UsageError(f"--metric: no compared task has {asked!r}; {did_you_mean(asked, known)}.")

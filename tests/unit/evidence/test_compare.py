@@ -386,6 +386,12 @@ def test_what_cannot_be_compared_is_refused(factory, tmp_path):
         compare(runs, CompareOptions(metric="acx"))
 
 
+def test_an_unknown_metric_is_answered_with_those_of_the_selected_tasks(golden):
+    runs = find_runs([str(golden / "llama-0"), str(golden / "llama-1")])
+    with pytest.raises(UsageError, match="known: exact_match"):
+        compare(runs, CompareOptions(metric="acc", tasks=("ev_copy",)))
+
+
 def test_no_group_of_accuracies_detects_more_than_all(factory, tmp_path):
     scores = {"x": [1.0, 0.0, 1.0, 0.0], "y": [0.0, 1.0, 0.0, 1.0]}
     for name, values in scores.items():
