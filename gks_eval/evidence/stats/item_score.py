@@ -149,18 +149,23 @@ class ItemScore:
 
         All :math:`\delta` with :math:`(d - \delta)^2 \le q^2 \sum_c (S_c - \delta A_c)^2`, q the
         two-sided normal quantile; [-1, 1] if :math:`q^2 \sum_c A_c^2 \ge 1`. With fewer than `FEW`
-        changed clusters both ends are bounds by `worst`, and the exact test decides on which side
-        of 0 they lie. It excludes 0 exactly if `two_sided_p` is below 1 - confidence. None if all
+        changed clusters both ends are bounds by `worst`. In both cases the test of 0 decides on
+        which side of 0 they lie. It excludes 0 exactly if `two_sided_p` is below 1 - confidence. None if all
         items changed alike, or if there is no bound.
         """
         alpha = round(1.0 - confidence, 12)
         score = self._inverted(float(norm.isf(alpha / 2.0)))
         if self.changed >= FEW:
-            return score
+            return score and self._on_its_side(*score, score, alpha)
         low, best = self.worst(alpha / 2.0), self.turned().worst(alpha / 2.0)
         if low is None or best is None:
             return None
-        high = -best
+        return self._on_its_side(low, -best, score, alpha)
+
+    def _on_its_side(
+        self, low: float, high: float, score: tuple[float, float] | None, alpha: float
+    ) -> tuple[float, float]:
+        """Return the interval without the changes on the other side of 0, if the test rejects 0."""
         if self.two_sided_p() < alpha:
             tiny = math.ulp(0.0)
             if self.change < 0.0:

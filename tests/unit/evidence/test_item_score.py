@@ -227,3 +227,15 @@ def test_items_without_a_spread_have_no_interval_and_accuracies_stay_within_0_an
     low, high = clustered_interval([np.array([1.0] * 9 + [0.0])], [1.0], unit=True)
     assert low > 0.0
     assert high == 1.0
+
+
+def test_an_interval_agrees_with_the_test_where_one_item_has_half_the_weight():
+    """The score then rejects a band of changes around 0, and neither -1 nor 1."""
+    gains = np.array([1.0] * 12 + [0.0] * 8)
+    score = item_score([np.zeros(1), gains], [0.5, 0.5])
+    assert score.two_sided_p() == pytest.approx(2 * stats.norm.sf(12**0.5))
+    low, high = score.interval()
+    assert 0.0 < low <= score.change <= high == 1.0
+    assert score.turned().interval() == (-high, -low)
+    even = item_score([np.zeros(1), np.array([1.0, -1.0] * 10)], [0.5, 0.5])
+    assert even.interval() == (-1.0, 1.0)
