@@ -22,9 +22,9 @@ def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Folders, results files or globs; the first run is the baseline. Controls "
-            "(controls.json), routing shares (routes*.json), library geometry (geometry*.json) and "
-            "overlap (overlap*.json) in a folder are shown too."
+            help="Folders, results files or globs; the first run is the baseline. Replicates "
+            "(replicates*.json), controls (controls.json), routing shares (routes*.json), library "
+            "geometry (geometry*.json) and overlap (overlap*.json) in a folder are shown too."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the page.")] = Path(

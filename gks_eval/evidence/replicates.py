@@ -6,7 +6,8 @@ import glob
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 import numpy as np
 from pydantic import Field
@@ -16,16 +17,30 @@ from gks_eval.evidence.aggregation import ratio_of_sums
 from gks_eval.evidence.averages import group_keys, group_weights, is_weighted
 from gks_eval.evidence.clusters import DECLARED, with_clusters
 from gks_eval.evidence.measure import Changes, linked, pair
+from gks_eval.evidence.observed import files_named
 from gks_eval.evidence.runs import Run, find_runs
 from gks_eval.evidence.samples import read_samples
 from gks_eval.evidence.scores import choose_metrics, load_scores
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.stats.replicated import Replicated, replicated
+from gks_eval.util.json_file import JsonFile
+from gks_eval.util.schemas import REPLICATES, ReplicatesSchema
 from gks_eval.util.yaml import FrozenModel
 
-__all__ = ["FEW_SEEDS", "MEAN", "SCHEMA", "Method", "Replicates", "Row", "find", "replicates"]
+__all__ = [
+    "FEW_SEEDS",
+    "MEAN",
+    "Method",
+    "Replicates",
+    "Row",
+    "find",
+    "find_replicates",
+    "replicates",
+]
 
-SCHEMA: Final = "gks_eval.replicates/1"
+_FILE: Final = JsonFile(
+    "file of replicates", ResultsError, "write it again with gks-eval compare --replicates"
+)
 # With fewer seeds the detectable change is part of the verdict.
 FEW_SEEDS: Final = 5
 _LEAST: Final = 3
@@ -46,9 +61,11 @@ class Row(FrozenModel):
 
     Attributes:
         method: The method's label.
-        name: Task, group, or ``mean over tasks``, in which tasks weigh the same.
+        name: Task, group, or ``mean over tasks``: all with scores between 0 and 1 of which a lower
+            one is not better. They weigh the same.
         metric: ``metric,filter``; empty for ``mean over tasks``.
         binary: Whether the metric is an accuracy.
+        higher_is_better: None if lm-eval does not record it.
         change: Mean over seeds, method minus baseline.
         low: Lower bound of its interval; None if nothing varies.
         high: Upper bound.
@@ -68,6 +85,7 @@ class Row(FrozenModel):
     name: str
     metric: str
     binary: bool
+    higher_is_better: bool | None
     change: float
     low: float | None
     high: float | None
@@ -86,17 +104,28 @@ class Row(FrozenModel):
 class Replicates(FrozenModel):
     """The result of `gks-eval compare --replicates`."""
 
-    schema_: str = Field(default=SCHEMA, alias="schema", serialization_alias="schema")
+    schema_: ReplicatesSchema = Field(
+        default=REPLICATES, alias="schema", serialization_alias="schema"
+    )
     baseline: str
     patterns: dict[str, str]
     seeds: list[str]
     confidence: float
-    rows: list[Row]
+    rows: Annotated[list[Row], Field(min_length=1)]
     notes: list[str]
 
     def to_json(self) -> str:
         """Return the versioned JSON."""
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+def find_replicates(folder: Path) -> list[Replicates]:
+    """Read every ``replicates.json`` and ``replicates_*.json`` under a folder.
+
+    Raises:
+        ResultsError: A file is broken or of another schema.
+    """
+    return [_FILE.read_as(path, Replicates) for path in files_named(folder, "replicates")]
 
 
 def find(sources: Sequence[str], cluster: str = DECLARED) -> list[Method]:
@@ -171,10 +200,12 @@ def _by_recorded_seed(methods: Sequence[Method]) -> list[Method]:
 
 def _matches(label: str, pattern: str) -> dict[str, Run]:
     before, _, after = pattern.partition("*")
-    fixed = re.compile(re.escape(before) + r"(.*)" + re.escape(after) + r"[/\\]?\Z", re.DOTALL)
+    # As paths, because glob writes other separators than the pattern's on Windows.
+    fixed = re.compile(re.escape(Path(pattern).as_posix()).replace(r"\*", "(.*)"), re.DOTALL)
     runs: dict[str, Run] = {}
-    for path in sorted(glob.glob(pattern)):  # noqa: PTH207 - Path.glob refuses absolute patterns
-        if found := fixed.match(path):
+    literal = f"{glob.escape(before)}*{glob.escape(after)}"
+    for path in sorted(glob.glob(literal)):  # noqa: PTH207 - Path.glob refuses absolute patterns
+        if found := fixed.fullmatch(Path(path).as_posix()):
             held = find_runs([path])
             if len(held) > 1:
                 raise ResultsError(
@@ -196,6 +227,7 @@ class _Task:
     clusters: tuple[str, ...]
     binary: bool
     unit: bool
+    higher_is_better: bool | None
 
 
 def replicates(
@@ -238,7 +270,11 @@ def replicates(
         ]
         adjusted = holm([row.p for row in single])
         averages: list[Row] = []
-        unit = {name: task for name, task in found.items() if task.unit}
+        unit = {
+            name: task
+            for name, task in found.items()
+            if task.unit and task.higher_is_better is not False
+        }
         if len(unit) > 1:
             even = [1.0 / len(unit)] * len(unit)
             averages.append(_row(method, MEAN, unit, even, confidence))
@@ -312,20 +348,28 @@ def _task(name: str, baseline: Method, method: Method, metric: str | None) -> _T
         order = order or own
         changes.append(change)
     values = np.stack([_in_order(change, order) for change in changes])
+    # Results from before a task declared its links are compared with later ones.
+    links = next((change for change in changes if change.clusters), changes[0])
+    labels = links.clusters and tuple(links.clusters[i] for i in _places(links, order))
     return _Task(
         key,
         values,
-        changes[0].clusters,
+        labels,
         all(change.binary for change in changes),
         all(change.unit for change in changes),
+        next(iter(baseline.runs.values())).tasks[name].metrics[key].higher_is_better,
     )
 
 
 def _in_order(
     change: Changes, order: Sequence[tuple[str, int]]
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    return change.values[_places(change, order)]
+
+
+def _places(change: Changes, order: Sequence[tuple[str, int]]) -> list[int]:
     place = {item.key: index for index, (item, _) in enumerate(change.pairing.pairs)}
-    return change.values[[place[key] for key in order]]
+    return [place[key] for key in order]
 
 
 def _groups(
@@ -356,11 +400,13 @@ def _row(
     found: Replicated = replicated(values, weights, clusters, unit=all(task.unit for task in parts))
     low, high = found.interval(confidence) or (None, None)
     keys = {task.key for task in parts}
+    directions = {task.higher_is_better for task in parts}
     return Row(
         method=method.label,
         name=name,
         metric=keys.pop() if len(keys) == 1 else "",
         binary=all(task.binary for task in parts),
+        higher_is_better=directions.pop() if len(directions) == 1 else None,
         change=found.change,
         low=low,
         high=high,

@@ -12,11 +12,13 @@ __all__ = [
     "GEOMETRY",
     "OVERLAP",
     "PROFILE",
+    "REPLICATES",
     "ROUTING",
     "AccuracySchema",
     "GeometrySchema",
     "OverlapSchema",
     "ProfileSchema",
+    "ReplicatesSchema",
     "RoutingSchema",
 ]
 
@@ -30,3 +32,5 @@ OverlapSchema = Literal["gks_eval.overlap/1"]
 OVERLAP: Final[OverlapSchema] = "gks_eval.overlap/1"
 ProfileSchema = Literal["gks_eval.profile/1"]
 PROFILE: Final[ProfileSchema] = "gks_eval.profile/1"
+ReplicatesSchema = Literal["gks_eval.replicates/1"]
+REPLICATES: Final[ReplicatesSchema] = "gks_eval.replicates/1"

@@ -10,17 +10,21 @@ from pathlib import Path
 
 import pytest
 from evidence_factory import sample, write_run
+from markupsafe import escape
 from report_pages import HOSTILE, grid, small_page
 
+from gks_eval.errors import ResultsError
 from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import RoutingShares
+from gks_eval.evidence.replicates import find, replicates
 from gks_eval.evidence.report.build import Options, build_page
 from gks_eval.evidence.report.folds import folds, sheet
 from gks_eval.evidence.report.forest import Forest, difference_forest, ticks
 from gks_eval.evidence.report.library import routing_heat
 from gks_eval.evidence.runs import find_runs
 from gks_eval.evidence.tables.content import difference_table
+from gks_eval.evidence.tables.replicates_text import replicates_table, verdicts
 from gks_eval.util.profile_file import CellProfile, write_profile
 
 TESTS = Path(__file__).parents[1]
@@ -66,6 +70,31 @@ def test_times_are_shown_where_a_run_has_them(tmp_path):
     assert shown
     values = re.findall(r'<span class="value">(.*?)</span>', shown.group())
     assert values == ["3.0", *["0.0"] * 4, "2.2", "0.5", "0.0", "0.0", "0.2", "12,721", "5,508"]
+
+
+def test_replicates_have_a_table(tmp_path):
+    """Written by `compare --replicates`, shown as it prints them; names stay texts."""
+    bad = "<b onclick>&"
+    for seed in range(3):
+        for method, right in (("arrow", 20), ("gks", 22 + seed)):
+            scores = [1.0] * right + [0.0] * (40 - right)
+            write_run(tmp_path / f"s{seed}" / method, {bad: scores})
+    found = replicates(find([f"arrow={tmp_path}/s*/arrow", f"{bad}={tmp_path}/s*/gks"]))
+    runs = find_runs([str(tmp_path / "s0")])
+    page = build_page(runs, [tmp_path])
+    assert "Several seeds" not in page
+    (tmp_path / "replicates_a.json").write_text(found.to_json())
+    page = build_page(runs, [tmp_path])
+    assert '<a href="#seeds">Seeds</a>' in page
+    shown = re.search(r'<section id="seeds".*?</section>', page, re.S)
+    assert shown
+    assert bad not in page
+    for text in (*verdicts(found), *(cell for row in replicates_table(found).rows for cell in row)):
+        assert str(escape(text)) in shown.group().replace("<wbr>", "")
+    broken = found.to_json().replace("replicates/1", "replicates/2")
+    (tmp_path / "replicates_a.json").write_text(broken)
+    with pytest.raises(ResultsError, match=r"replicates_a\.json"):
+        build_page(runs, [tmp_path])
 
 
 def test_names_from_outside_stay_texts(tmp_path):

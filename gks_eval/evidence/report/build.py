@@ -23,6 +23,7 @@ from gks_eval.evidence.observed import find_observed
 from gks_eval.evidence.overlap import find_overlaps
 from gks_eval.evidence.paper import Family, load_paper, side_by_side
 from gks_eval.evidence.question import ControlsFile, read_controls
+from gks_eval.evidence.replicates import find_replicates
 from gks_eval.evidence.report.folds import Fold, Sheet, folds, sheet
 from gks_eval.evidence.report.forest import Forest, difference_forest, paper_forest
 from gks_eval.evidence.report.items import collect
@@ -33,6 +34,7 @@ from gks_eval.evidence.tables.controls_text import answers, controls_table
 from gks_eval.evidence.tables.leaderboard import leaderboard_tables
 from gks_eval.evidence.tables.looks_text import looks_tables
 from gks_eval.evidence.tables.paper_text import paper_tables
+from gks_eval.evidence.tables.replicates_text import replicates_table, verdicts
 from gks_eval.evidence.tables.time_table import time_table
 
 __all__ = ["Options", "build_page"]
@@ -64,7 +66,8 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
 
     Args:
         runs: The runs, the baseline first.
-        folders: Where to look for controls, routing shares, library geometry and overlap.
+        folders: Where to look for replicates, controls, routing shares, library geometry and
+            overlap.
         options: What to show.
 
     Raises:
@@ -100,10 +103,16 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         if (found := read_looks(folder)) is not None
         for table in looks_tables(found)
     ]
+    seeds = [
+        (verdicts(found), sheet(replicates_table(found)))
+        for folder in folders
+        for found in find_replicates(folder)
+    ]
     paper = _paper(runs, options.family)
     times = time_table(runs)
     parts = {
         "changes": changes,
+        "seeds": seeds,
         "controls": controls,
         "looks": looks,
         "paper": paper,
@@ -113,6 +122,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
     }
     names = {
         "changes": "Change",
+        "seeds": "Seeds",
         "controls": "Controls",
         "looks": "Gate",
         "paper": "Paper",
@@ -140,6 +150,7 @@ def build_page(runs: Sequence[Run], folders: Sequence[Path], options: Options | 
         accuracies=[accuracy_part(found) for folder in folders for found in find_accuracy(folder)],
         changes=changes,
         shifts=[sheet(table) for table in shift_tables(comparison)],
+        seeds=seeds,
         controls=controls,
         looks=looks,
         paper=paper,

@@ -64,6 +64,8 @@ def replicates_table(found: Replicates) -> Table:
     ]
     if any(row.name == MEAN for row in found.rows):
         notes[0] += f" {MEAN}: tasks weigh the same."
+    if lower := list(dict.fromkeys(r.name for r in found.rows if r.higher_is_better is False)):
+        notes[0] += f" A lower value is better in {', '.join(lower)}."
     title = f"Change from {found.baseline} over {len(found.seeds)} seeds"
     return Table(title, columns, rows, marks, notes, keys=1 + several)
 

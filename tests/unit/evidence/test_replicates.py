@@ -233,3 +233,52 @@ def test_other_runs_are_refused(write, factory, tmp_path):
     factory.write_run(tmp_path / "s1" / "gks", {"a": [1.0] * 10})
     with pytest.raises(ResultsError, match="matches 2 seeds"):
         find(sources)
+
+
+def test_a_mean_over_tasks_leaves_out_metrics_of_which_lower_is_better(factory, tmp_path):
+    """An error rate that falls and an accuracy that rises are both gains, so they do not add up."""
+    rng = np.random.default_rng(3)
+    for number in range(3):
+        for method, effect in (("arrow", 0.0), ("gks", 0.2)):
+            right = [(rng.random(40) < 0.4 + effect) * 1.0 for _ in range(3)]
+            tasks = {name: list(values) for name, values in zip("abc", right, strict=True)}
+            directions = {"a": {"acc": True}, "b": {"acc": True}, "c": {"acc": False}}
+            folder = tmp_path / f"s{number}" / method
+            factory.write_run(folder, tasks, change={"higher_is_better": directions})
+    found = replicates(find([f"{name}={tmp_path}/s*/{name}" for name in ("arrow", "gks")]))
+    rows = {row.name: row for row in found.rows}
+    both = (rows["a"].change + rows["b"].change) / 2
+    assert rows["mean over tasks"].change == pytest.approx(both)
+    directions = {name: row.higher_is_better for name, row in rows.items()}
+    assert directions == {"mean over tasks": True, "a": True, "b": True, "c": False}
+    assert "A lower value is better in c." in replicates_table(found).notes[0]
+
+
+def test_links_that_only_some_seeds_record_count(factory, tmp_path):
+    outcomes = _outcomes([0.1, 0.1, 0.2], n=40, tasks=("a",))
+
+    def clusters(linked_seeds):
+        for number in range(3):
+            for method in ("arrow", "gks"):
+                rows = [factory.sample(i, v) for i, v in enumerate(outcomes[method][number]["a"])]
+                for i, row in enumerate(rows):
+                    row["doc"]["text"] = i // 2
+                links = {"metadata": {"cluster": "text"}} if number in linked_seeds else {}
+                change = {"configs": {"a": links}}
+                factory.write_run(tmp_path / f"s{number}" / method, {"a": rows}, change=change)
+        sources = [f"{name}={tmp_path}/s*/{name}" for name in ("arrow", "gks")]
+        row = replicates(find(sources)).rows[0]
+        return row.clusters, row.stderr_items
+
+    assert clusters({2})[0] == 20
+    assert clusters({2}) == clusters({0, 1, 2})
+    assert clusters(())[0] is None
+
+
+def test_a_pattern_is_literal_but_for_its_star(factory, tmp_path):
+    root = tmp_path / "[a]?"
+    for number in range(3):
+        for method in ("arrow", "gks"):
+            factory.write_run(root / f"s{number}" / method, {"a": [1.0, 0.0] * 5})
+    sources = [f"arrow={root}//s*/arrow", f"gks={root}/./s*/gks/"]
+    assert [list(method.runs) for method in find(sources)] == [["0", "1", "2"]] * 2
