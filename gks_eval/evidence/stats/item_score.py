@@ -150,8 +150,8 @@ class ItemScore:
         All :math:`\delta` with :math:`(d - \delta)^2 \le q^2 \sum_c (S_c - \delta A_c)^2`, q the
         two-sided normal quantile; [-1, 1] if :math:`q^2 \sum_c A_c^2 \ge 1`. With fewer than `FEW`
         changed clusters both ends are bounds by `worst`. In both cases the test of 0 decides on
-        which side of 0 they lie. It excludes 0 exactly if `two_sided_p` is below 1 - confidence. None if all
-        items changed alike, or if there is no bound.
+        which side of 0 they lie. It excludes 0 exactly if `two_sided_p` is below 1 - confidence.
+        None if all items changed alike, or if there is no bound.
         """
         alpha = round(1.0 - confidence, 12)
         score = self._inverted(float(norm.isf(alpha / 2.0)))
