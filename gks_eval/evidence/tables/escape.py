@@ -33,9 +33,10 @@ _MARKDOWN = "\\`*_{}[]()<>#+!|~&$"
 
 def plain(text: str) -> str:
     """Return one line without control characters, which could steer a terminal."""
-    # Category Cf has the marks that reverse the direction of writing.
+    # Category Cf has the marks that reverse the direction of writing; Cn has U+FFFE and U+FFFF,
+    # which XML excludes.
     kept = (
-        "" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c
+        "" if unicodedata.category(c) in ("Cc", "Cf", "Cs") or c in "\ufffe\uffff" else c
         for c in text.expandtabs(1).replace("\n", " ")
     )
     return "".join(kept)

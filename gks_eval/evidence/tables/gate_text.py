@@ -11,6 +11,7 @@ from gks_eval.evidence.verdict import Outcome, Verdict
 __all__ = ["headline", "to_junit", "verdict_table"]
 
 _COLUMNS = ("check", "verdict", "values", "change", "tolerated", "p", "n", "+/−", "catches")
+_LINKED = ("clusters", "design effect")
 _SHOWN = " p shown: one-sided, of not being worse by the tolerated drop; each check must show it."
 _LINKS = (
     " clusters: of linked items, such as translations of one question. design effect: the factor "
@@ -72,7 +73,7 @@ def verdict_table(verdict: Verdict, plan: bool = False) -> Table:
             for row, outcome in zip(rows, outcomes, strict=True):
                 row.insert(place, cell(outcome))
     if links:
-        columns += ["clusters", "design effect"]
+        columns += _LINKED
         rows = [[*row, *_linked(o)] for row, o in zip(rows, outcomes, strict=True)]
     marks = {(i, 1): "best" for i, o in enumerate(outcomes) if o.status != "pass"}
     adjusted = "Holm over all checks" if verdict.policy.correction == "holm" else "unadjusted"
@@ -139,8 +140,12 @@ def to_junit(verdict: Verdict) -> str:
         elif outcome.status == "unjudged":
             ElementTree.SubElement(case, "error", {"message": message})
         facts = ElementTree.SubElement(case, "system-out")
-        cells = zip(_COLUMNS, _cells(outcome), strict=True)
-        facts.text = plain(", ".join(f"{column} {cell}" for column, cell in cells if cell))
+        numbers = dict(zip(_COLUMNS, _cells(outcome), strict=True))
+        if verdict.policy.require == "shown":
+            numbers["p shown"] = _p(check.p_shown)
+        if check.clusters is not None:
+            numbers |= zip(_LINKED, _linked(outcome), strict=True)
+        facts.text = plain(", ".join(f"{column} {cell}" for column, cell in numbers.items()))
     if not outcomes:
         case = ElementTree.SubElement(suite, "testcase", {"classname": "gate", "name": "gate"})
         ElementTree.SubElement(case, "error", {"message": plain("; ".join(verdict.notes))})

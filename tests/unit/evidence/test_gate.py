@@ -448,6 +448,20 @@ def test_junit_counts_and_escapes():
     assert suite[1].find("error").get("message") == "missing"
 
 
+def test_junit_has_the_numbers_of_the_table():
+    policy = GatePolicy(max_drop=0.02, require="shown")
+    facts = {"limits": policy.limits("task", "a"), "p_shown": 0.2, "clusters": 400}
+    verdict = judge([_check(name="a\uffff\ufffe", design_effect=1.6, **facts)], policy)
+    root = ElementTree.fromstring(to_junit(verdict))  # XML excludes U+FFFE and U+FFFF
+    text = root[0][0].find("system-out").text
+    table = verdict_table(verdict)
+    assert set(table.columns) <= {part.rsplit(" ", 1)[0] for part in text.split(", ")} | {
+        "check", "verdict", "values",
+    }  # fmt: skip
+    assert "p shown 0.2000" in text
+    assert "clusters 400, design effect 1.60" in text
+
+
 def test_junit_of_nothing_is_an_error():
     root = ElementTree.fromstring(to_junit(unjudgeable("broken file", GatePolicy(), "b", "c")))
     assert root.get("errors") == "1"
