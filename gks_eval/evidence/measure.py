@@ -225,7 +225,7 @@ def measure_task(
         n=n,
         gains=gains,
         losses=losses,
-        test=paired_test(changes.values, changes.binary, draws, seed, mid),
+        test=paired_test(changes.values, changes.binary, draws, seed, mid, changes.unit),
         binary=changes.binary,
         units=n,
         variance=(gains + losses) / n if changes.binary else float(changes.values.var()),

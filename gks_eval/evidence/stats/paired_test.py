@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gks_eval.evidence.stats import paired_counts, sign_flips
+from gks_eval.evidence.stats.item_score import FEW, ItemScore, item_score
 from gks_eval.evidence.stats.streams import Floats
 
 __all__ = ["CountTest", "FlipTest", "paired_test"]
@@ -53,9 +54,12 @@ class FlipTest:
 
     Attributes:
         means: As `subset_means` gives them.
+        few: The item score of the same changes if fewer than `FEW` items changed, else None. Flips
+            take unchanged items for a proof that none changes.
     """
 
     means: Floats
+    few: ItemScore | None = None
 
     def two_sided_p(self) -> float:
         """Return the p-value of "no difference"."""
@@ -67,7 +71,8 @@ class FlipTest:
 
     def shown_p(self, tolerance: float) -> float:
         """Return the one-sided p-value for a change above -`tolerance`."""
-        return sign_flips.less_p(-self.means, tolerance)
+        p = sign_flips.less_p(-self.means, tolerance)
+        return max(p, self.few.shown_p(tolerance)) if self.few else p
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
         """Return the changes that the test does not reject, or None if they are unbounded.
@@ -85,6 +90,7 @@ def paired_test(
     draws: int = sign_flips.DRAWS,
     seed: int = 0,
     mid: bool = False,
+    unit: bool = True,
 ) -> CountTest | FlipTest:
     """Return the test of paired changes.
 
@@ -94,8 +100,11 @@ def paired_test(
         draws: Random subsets of `FlipTest`.
         seed: Seed of the subsets.
         mid: Whether `CountTest` takes the mid-p.
+        unit: Whether an item's change is at most 1 in size.
     """
     if binary:
         gains, losses = int(np.count_nonzero(changes > 0)), int(np.count_nonzero(changes < 0))
         return CountTest(gains, losses, changes.size, mid)
-    return FlipTest(sign_flips.subset_means(changes, draws, seed))
+    few = np.count_nonzero(changes) < FEW
+    score = item_score([changes], [1.0], unit=unit) if few else None
+    return FlipTest(sign_flips.subset_means(changes, draws, seed), score)

@@ -475,3 +475,18 @@ def test_the_difference_of_means_by_hand():
     for second in (1.0, 2.0):
         with pytest.raises(ValueError):
             mean_difference(1.0, 0.0, second, 0.0)
+
+
+def test_unchanged_items_of_a_graded_metric_are_no_proof():
+    """One item in 50 loses a whole point: the true drop is the tolerance."""
+    rng = np.random.default_rng(5)
+    shown = [
+        paired_test(-1.0 * (rng.random(100) < 0.02), False, draws=999).shown_p(0.02) <= 0.05
+        for _ in range(300)
+    ]
+    assert np.mean(shown) <= 0.05
+    same = paired_test(np.zeros(90), False)
+    assert same.shown_p(0.02) == pytest.approx(0.98**90)
+    assert same.shown_p(0.02) == pytest.approx(paired_test(np.zeros(90), True).shown_p(0.02))
+    unbounded = paired_test(np.zeros(90), False, unit=False)
+    assert unbounded.shown_p(0.02) == 1.0
