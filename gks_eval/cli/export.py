@@ -59,6 +59,9 @@ def _export(
         from gks_eval.library.load import load_library
         from gks_eval.library.push import check_push
         from gks_eval.library.push import push as upload
+        from gks_eval.util.quiet import quiet_libraries
+
+        quiet_libraries()
 
         source = load_library(library)
         if push is not None:

@@ -70,6 +70,8 @@ def build_app() -> typer.Typer:
     app.callback()(_root)
     for family in FAMILIES:
         importlib.import_module(f"gks_eval.cli.{family}").register(app)
+    for group in app.registered_groups:
+        group.cls = _Commands
     return app
 
 

@@ -57,20 +57,22 @@ def test_an_option_of_lm_evals_has_its_names_here() -> None:
     assert checked >= 8
 
 
+@pytest.mark.parametrize("words", [[], ["library"], ["convert"]])
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_top_help_cuts_no_description(width: int) -> None:
+def test_the_help_of_a_group_cuts_no_description(words: list[str], width: int) -> None:
     from typer.testing import CliRunner
 
     done = CliRunner().invoke(
-        build_app(), ["--help"], terminal_width=width, max_content_width=width
+        build_app(), [*words, "--help"], terminal_width=width, max_content_width=width
     )
     assert done.exit_code == 0
     assert "..." not in done.output.partition("Commands:")[2]
     text = "".join(done.output.split())  # lines also break at hyphens
-    for name, command in COMMANDS.items():
-        if name.count(" ") == 1:
-            first = command.help.split("\n\n")[0].partition(". ")[0]
-            assert "".join(first.split()) in text, name
+    inner = [name for name in COMMANDS if name.split()[1:-1] == words and " " in name]
+    assert len(inner) >= 2
+    for name in inner:
+        first = COMMANDS[name].help.split("\n\n")[0].partition(". ")[0]
+        assert "".join(first.split()) in text, name
 
 
 @pytest.mark.skipif(BASH is None, reason="there is no bash")
