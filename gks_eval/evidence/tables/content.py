@@ -184,8 +184,8 @@ def difference_table(comparison: Comparison) -> Table:
     if equality:
         notes[0] += (
             f" verdict: equal within {within} if both one-sided tests against a change of {within} "
-            "reject it (TOST); open if neither a difference nor equality is shown. Holm over the "
-            "tasks of a run."
+            "reject it (TOST, with Holm as for p); open if neither a difference nor equality is "
+            "shown."
         )
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
     title = f"Change from {comparison.baseline}"
@@ -239,6 +239,8 @@ def shift_tables(comparison: Comparison) -> list[Table]:
         "shift is no gain in accuracy: scaling all log-likelihoods shifts both. Not corrected over "
         "tasks."
     ]
+    if any("[–]" in row for row in rows):
+        notes[0] += " [–]: fewer than 10 items or clusters changed, or all changed alike."
     title = f"Confidence in the gold choice, change from {comparison.baseline}"
     return [Table(title, columns, rows, {}, notes, keys=2)]
 

@@ -10,7 +10,7 @@ from gks_eval.evidence.verdict import Outcome, Verdict
 
 __all__ = ["headline", "to_junit", "verdict_table"]
 
-_COLUMNS = ("check", "verdict", "values", "change", "tolerated", "p", "n", "+/−", "catches")
+_COLUMNS = ("check", "verdict", "values", "change", "p", "n", "tolerated", "+/−", "catches")
 _LINKED = ("clusters", "design effect")
 _SHOWN = " p shown: one-sided, of not being worse by the tolerated drop; each check must show it."
 _LINKS = (
@@ -86,7 +86,7 @@ def verdict_table(verdict: Verdict, plan: bool = False) -> Table:
         *(f"{o.check.name}: {'; '.join(o.reasons)}." for o in outcomes if o.reasons),
         *(f"{note}." for note in verdict.notes),
     ]
-    return Table(headline(verdict), columns, rows, marks, notes, spare=2 + 2 * links)
+    return Table(headline(verdict), columns, rows, marks, notes, spare=3 + 2 * links)
 
 
 def _p(p: float | None) -> str:
@@ -110,9 +110,9 @@ def _cells(outcome: Outcome) -> list[str]:
         _WORDS[outcome.status],
         f"{number(check.baseline, check.binary)} → {number(check.candidate, check.binary)}",
         number(check.change, check.binary, signed=True),
-        number(check.limits.max_drop, check.binary),
         _p(outcome.p_adjusted),
         str(check.n),
+        number(check.limits.max_drop, check.binary),
         "–" if check.gains is None else f"{check.gains}/{check.losses}",
         number(check.detectable, check.binary),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -70,6 +71,8 @@ def _grid(table: Table, columns: list[int], title: str, first: int | None) -> Ri
             max_width=first if not index else None,
         )
     for position, row in enumerate(_cells(table)):
+        if first is not None:
+            row = [_broken(row[0], first), *row[1:]]
         styled = [
             Text(row[index], style=_STYLES.get(table.marks.get((position, index), ""), ""))
             for index in columns
@@ -87,7 +90,20 @@ def _kept(table: Table, width: int) -> tuple[list[int], int]:
     while count > fewest and sizes[0] + sum(size + 2 for size in sizes[1:count]) + 2 > width:
         count -= 1
     rest = sum(size + 2 for size in sizes[1:count]) + 2
-    return list(range(count)), min(sizes[0], max(12, width - rest))
+    return list(range(count)), min(sizes[0], max(8, width - rest))
+
+
+def _broken(name: str, width: int) -> str:
+    """Break a name after `_`, `-`, `/` or a space, into lines of at most `width` letters.
+
+    A part that is longer than a line begins on the line before it; the terminal wraps it.
+    """
+    lines = [""]
+    for part in re.findall(r"\s*[^_/ -]*[_/ -]?", name):
+        if len(part) <= width < len(lines[-1]) + len(part):
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _stacked(cell: str) -> str:

@@ -150,9 +150,18 @@ def test_other_metrics_and_no_request_give_no_table(factory, tmp_path):
     (table,) = shift_tables(_shifts(runs))
     assert table.rows[0][:2] == ["t", "new"]
     assert len(table.rows[0]) == len(table.columns)
+    assert "[–]" not in table.notes[0]
     for name in ("x", "y"):
         factory.write_run(tmp_path / name, {"a": [1.0, 0.0] * 9}, metric="exact_match")
     assert _shifts([one_run(str(tmp_path / name)) for name in ("x", "y")]).shifts == []
+
+
+def test_an_interval_that_does_not_exist_is_explained(factory, tmp_path):
+    for name, seed in (("old", 0), ("new", 1)):
+        factory.write_run(tmp_path / name, {"t": _rows(factory, _scores(seed)[:8], "acc")})
+    (table,) = shift_tables(_shifts([one_run(str(tmp_path / n)) for n in ("old", "new")]))
+    assert "[–]" in table.rows[0]
+    assert "[–]: fewer than 10 items" in table.notes[0]
 
 
 def test_real_files_of_lm_eval_are_read():

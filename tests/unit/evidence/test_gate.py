@@ -19,7 +19,7 @@ from gks_eval.evidence.stats.item_score import item_score
 from gks_eval.evidence.stats.paired_test import CountTest, paired_test
 from gks_eval.evidence.stats.power import mcnemar_power, pairs_to_show
 from gks_eval.evidence.tables.gate_text import headline, to_junit, verdict_table
-from gks_eval.evidence.tables.terminal import print_tables
+from gks_eval.evidence.tables.terminal import print_tables, render
 from gks_eval.evidence.verdict import Check, Verdict, judge, unjudgeable
 from gks_eval.util.yaml import load_typed, parse_typed
 
@@ -194,12 +194,27 @@ def test_a_plan_shows_the_items_needed(factory, tmp_path):
     assert check.needed == pairs_to_show(0.1, 0.02)
     assert check.p_shown == CountTest(8, 12, 200).shown_p(0.02)
     table = verdict_table(verdict, plan=True)
-    assert table.columns[5:9] == ["p", "p shown", "n", "n needed"]
-    assert table.rows[0][6:9] == [f"{check.p_shown:.4f}", "200", f"{check.needed:,}"]
+    assert table.columns[4:8] == ["p", "p shown", "n", "n needed"]
+    assert table.rows[0][5:8] == [f"{check.p_shown:.4f}", "200", f"{check.needed:,}"]
     out = io.StringIO()
     print_tables([table], Console(file=out, width=80))
     assert f"{check.needed:,}" in out.getvalue()
     assert verdict.exit_code == 2
+
+
+def test_a_plan_of_80_columns_breaks_long_names_after_an_underscore(factory, tmp_path):
+    old, new = factory.planted(1000, 80, 120, 500)
+    for name, scores in (("old", old), ("new", new)):
+        factory.write_run(tmp_path / name, {"gks_demo_goals_en": scores})
+    policy = GatePolicy(max_drop=0.02, require="shown")
+    verdict = gate(one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new")), policy)
+    table = verdict_table(verdict, plan=True)
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (cells["n"], cells["tolerated"], cells["+/−"]) == ("1000", "2.00", "80/120")
+    lines = render([table], width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [line.split()[0] for line in lines if line.strip().startswith(("gks_demo_", "goals_"))]
+    assert names[:2] == ["gks_demo_", "goals_en"]
 
 
 def test_a_policy_may_ask_for_the_mid_p(factory, tmp_path):
