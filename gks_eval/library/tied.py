@@ -47,7 +47,8 @@ def tied_groups(
         manifest: The manifest, for messages.
 
     Raises:
-        LibraryError: An entry ties nothing, a layer is in two groups, or shapes differ.
+        LibraryError: An entry ties nothing or names a layer that no group has, a layer is in two
+            groups, or shapes differ.
     """
     found: dict[str, TiedLayers] = {}
     for entry in entries:
@@ -58,6 +59,12 @@ def tied_groups(
                 f"{text}: the experts update no two such layers under one parent; write the last "
                 "parts of their names, such as q_proj, or leave the entry out."
             )
+        for ending in entry.layers:
+            if not any(_is_named(layer, ending) for group in groups for layer in group):
+                raise LibraryError(
+                    f"{text}: no group has a layer {ending:.200}; correct the name, or leave it "
+                    "out."
+                )
         for layers in groups:
             first = layers[0]
             for layer in layers:
@@ -107,13 +114,17 @@ def _groups(endings: Sequence[str], layers: Collection[str]) -> list[tuple[str, 
     found: dict[str, list[str]] = {}
     for layer in layers:
         for ending in endings:
-            if layer == ending or layer.endswith(f".{ending}"):
+            if _is_named(layer, ending):
                 found.setdefault(layer.removesuffix(ending), []).append(ending)
     return [
         tuple(f"{parent}{ending}" for ending in endings if ending in own)
         for parent, own in found.items()
         if len(own) > 1
     ]
+
+
+def _is_named(layer: str, ending: str) -> bool:
+    return layer == ending or layer.endswith(f".{ending}")
 
 
 def _last_parts(layers: Sequence[str]) -> tuple[str, ...]:

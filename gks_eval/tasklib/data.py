@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gks_eval.errors import DataError, HubError, whole_reason
 from gks_eval.tasklib.local_data import DATA_ROOT, local_data
 
 __all__ = ["draw_rows", "interleave", "load_data", "load_subsets", "resolve_files"]
+
+_DRAW: Final = "write {rows: 400, seed: 1234}, with at least one row and a seed from 0 to 2^32 - 1"
 
 
 def load_data(path: str, name: str | None = None, **kwargs: Any) -> Any:
@@ -72,24 +74,39 @@ def interleave(lengths: Sequence[int]) -> list[int]:
     ]
 
 
-def draw_rows(rows: Any, count: int, seed: int, where: str) -> Any:
-    """Draw rows as the authors' scripts do, with the data set's `train_test_split`.
+def draw_rows(dataset: Mapping[str, Any], split: str, draw: Any, where: str) -> dict[str, Any]:
+    """Draw rows of one split as the authors' scripts do, with the data set's `train_test_split`.
 
     Args:
-        rows: The rows of one split.
-        count: How many are drawn.
-        seed: Of the draw.
+        dataset: Rows by split.
+        split: The scored split.
+        draw: What the task says: ``rows``, how many are drawn, and ``seed``.
         where: The data set's name, for messages.
 
+    Returns:
+        The data set with the drawn rows as that split.
+
     Raises:
-        DataError: There are not more rows than are drawn.
+        DataError: `draw` is malformed, or there are not more rows than are drawn.
     """
+    given = draw if isinstance(draw, Mapping) else {}
+    count, seed = given.get("rows"), given.get("seed")
+    if set(given) != {"rows", "seed"} or type(count) is not int or type(seed) is not int:
+        raise DataError(f"the data set {where}: `draw` is {draw!r:.80}; {_DRAW}.")
+    if count < 1 or not 0 <= seed < 2**32:
+        raise DataError(f"the data set {where}: `draw` is {draw!r:.80}; {_DRAW}.")
+    if split not in dataset:
+        raise DataError(
+            f"the data set {where} has no split {split!r} to draw from; name one of "
+            f"{', '.join(dataset)}."
+        )
+    rows = dataset[split]
     if len(rows) <= count:
         raise DataError(
-            f"the data set {where} has {len(rows)} rows and `draw` takes {count}; lower `rows`, or "
-            "leave `draw` out to score all."
+            f"the data set {where}, split {split}, has {len(rows)} rows and `draw` takes {count}; "
+            "lower `rows`, or leave `draw` out to score all."
         )
-    return rows.train_test_split(test_size=count, seed=seed)["test"]
+    return {**dataset, split: rows.train_test_split(test_size=count, seed=seed)["test"]}
 
 
 def load_subsets(path: str, subsets: Sequence[str]) -> Any:

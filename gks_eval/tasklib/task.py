@@ -83,7 +83,7 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
 
     * ``dataset_kwargs.subsets`` merges subsets into one task; ``dataset_kwargs.data_files`` are
       relative to the YAML file; ``dataset_kwargs.draw``, with ``rows`` and ``seed``, scores a
-      random draw from the validation split, see `gks_eval.tasklib.data.draw_rows`.
+      random draw from the scored split, see `gks_eval.tasklib.data.draw_rows`.
     * A scored item whose gold answer is outside its choices is dropped; items with an empty, a
       duplicated or a single option stay. Either way one warning counts and names them. Examples
       for few-shot prompts are dropped in the same way.
@@ -118,16 +118,14 @@ class GksTask(ConfigurableTask):  # type: ignore[misc]
         draw = kwargs.pop("draw", None)
         if subsets := kwargs.pop("subsets", None):
             self.dataset = load_subsets(self.DATASET_PATH, subsets)
-            return
-        if "data_files" in kwargs:
-            source = (self.config.metadata or {}).get("config_source", "")
-            kwargs["data_files"] = resolve_files(kwargs["data_files"], source)
-        self.dataset = load_data(self.DATASET_PATH, self.DATASET_NAME, **kwargs)
+        else:
+            if "data_files" in kwargs:
+                source = (self.config.metadata or {}).get("config_source", "")
+                kwargs["data_files"] = resolve_files(kwargs["data_files"], source)
+            self.dataset = load_data(self.DATASET_PATH, self.DATASET_NAME, **kwargs)
         if draw is not None:
-            split = self.config.validation_split
-            where = f"{self.DATASET_PATH}, split {split},"
-            drawn = draw_rows(self.dataset[split], int(draw["rows"]), int(draw["seed"]), where)
-            self.dataset = {**self.dataset, split: drawn}
+            split = str(self.config.test_split or self.config.validation_split)
+            self.dataset = draw_rows(self.dataset, split, draw, str(self.DATASET_PATH))
 
     # ------------------------------------------------------------------ faulty items
 

@@ -212,6 +212,18 @@ def test_the_readme_s_task_draws_rows_as_the_authors_do(
     (task,) = pack.load(["my_arc_challenge_de"])["tasks"].values()
     expected = table.train_test_split(test_size=400, seed=1234)["test"]["id"]
     assert list(task.eval_docs["id"]) == list(expected)
+    # From the split that is scored, and from merged subsets.
+    for change in ("test_split: train\nvalidation_split: val", "validation_split: train"):
+        other = recipe.replace("TASKS", str(tasks_dir())).replace("validation_split: train", change)
+        if "test_split" not in change:
+            other = other.replace("  draw:", "  subsets: [de]\n  draw:")
+        (mine / "draw.yaml").write_text(other, encoding="utf-8")
+        (task,) = (
+            TaskManager(include_path=[str(tasks_dir()), str(mine)], include_defaults=False)
+            .load(["my_arc_challenge_de"])["tasks"]
+            .values()
+        )
+        assert list(task.eval_docs["id"]) == list(expected)
 
 
 def test_data_that_are_nowhere_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,8 @@ class ArrowParameters(LevelledTopK):
     @field_validator("temperature")
     @classmethod
     def _one_word(cls, temperature: float) -> float:
-        return max(temperature, 0.0)  # all values that mean sqrt(K) are one setting
+        # All values that mean sqrt(K), -0.0 too, are one setting.
+        return temperature if temperature > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def test_layers_of_one_parent_form_a_group(tied: Callable[..., Library]) -> None
     [
         ([{"layers": ["q_proj", "kproj"]}], "phi", LibraryError, ["q_proj, kproj", "no two such"]),
         ([{"layers": ["fc1", "fc2"]}], "phi", LibraryError, ["fc1, fc2", "no two such"]),
+        ([{"layers": ["q_proj", "k_prj", "v_proj"]}], "phi", LibraryError, ["a layer k_prj;"]),
         ([*CONCAT, {"layers": ["v_proj", "dense"]}], "phi", LibraryError, ["v_proj", "two groups"]),
         (SUM, "llama", LibraryError, ["(64, 64)", "(32, 64)", "share a prototype by sum"]),
         ([{"layers": ["q_proj"]}], "phi", ConfigError, ["tied_prototypes", "at least 2"]),

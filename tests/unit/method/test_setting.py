@@ -214,6 +214,7 @@ SAME = [
     (Setting(subtract=()), Setting(subtract=(), scale=2)),
     (Setting(), Setting(input_norm="id", proto_norm="id", proto_scale="none")),
     (Setting(temperature=0), Setting(temperature=-3.5)),
+    (Setting(temperature=0.0), Setting(temperature=-0.0)),
     (Setting(top_k=-1).fitted(7), Setting(top_k=7)),
     (Setting(rule="pico"), Setting(rule="pico", subtract=(), scale=2)),
 ]

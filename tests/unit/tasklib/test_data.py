@@ -41,10 +41,32 @@ def test_a_draw_is_the_start_of_numpy_s_permutation() -> None:
     rows = datasets.Dataset.from_dict({"id": list(range(1000))})
     for seed in (1234, 7):
         expected = np.random.default_rng(seed).permutation(1000)[:400].tolist()
-        assert draw_rows(rows, 400, seed, "x")["id"] == expected
+        found = draw_rows({"val": rows, "train": rows}, "val", {"rows": 400, "seed": seed}, "x")
+        assert found["val"]["id"] == expected
+        assert found["train"] is rows
+
+
+@pytest.mark.parametrize(
+    ("draw", "split", "parts"),
+    [
+        ({"rows": 1000, "seed": 1234}, "train", ["split train", "1000 rows", "`draw`"]),
+        ({"rows": 4, "seed": 0}, "test", ["no split 'test'", "train, val"]),
+        ({"rows": 4}, "train", ["write {rows: 400, seed: 1234}"]),
+        ({"rows": 4, "seed": 0, "shuffle": True}, "train", ["'shuffle'", "seed: 1234"]),
+        ({"rows": 0.5, "seed": 0}, "train", ["0.5", "seed: 1234"]),
+        ({"rows": 0, "seed": 0}, "train", ["at least one row"]),
+        ({"rows": True, "seed": 0}, "train", ["True", "seed: 1234"]),
+        ({"rows": 4, "seed": -1}, "train", ["-1", "seed: 1234"]),
+        (400, "train", ["400", "seed: 1234"]),
+    ],
+)
+def test_a_draw_that_cannot_be(draw: object, split: str, parts: list[str]) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"id": list(range(1000))})
     with pytest.raises(DataError) as caught:
-        draw_rows(rows, 1000, 1234, "'a/b', split train,")
-    assert_sentence(caught.value, "a/b", "1000 rows", "`draw`")
+        draw_rows({"train": rows, "val": rows}, split, draw, "a/b")
+    assert_sentence(caught.value, "a/b", *parts)
 
 
 def test_files_are_beside_the_yaml(tmp_path: Path) -> None:
