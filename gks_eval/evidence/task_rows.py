@@ -139,6 +139,13 @@ def score_of(scores: Scores, settings: CompareOptions) -> Score:
         bounds = clustered_interval([scores.values], [1.0], settings.confidence, links, scores.unit)
         if bounds:
             return Score(value=value, n=n, low=bounds[0], high=bounds[1], method="t")
+        # A single cluster does not show how clusters vary. Equal items count once per cluster.
+        count = len({label for own in links for label in own})
+        if not scores.binary or 0 < scores.successes < len(scores.items):
+            return Score(value=value, n=n, low=None, high=None, method="none")
+        right = count if scores.successes else 0
+        low, high = wilson_interval(right, count, settings.confidence)
+        return Score(value=value, n=n, low=low, high=high, method="wilson")
     if scores.binary and n:
         low, high = wilson_interval(scores.successes, n, settings.confidence)
         return Score(value=value, n=n, low=low, high=high, method="wilson")

@@ -162,3 +162,23 @@ def test_items_without_the_field_are_not_linked(factory, tmp_path):
         configs = {"t": {"task": "t", "metadata": {"cluster": "passage"}}}
         factory.write_run(tmp_path / name, {"t": rows}, change={"configs": configs})
     assert _difference([one_run(str(tmp_path / name)) for name in "ab"], "t").clusters == 31
+
+
+def test_intervals_of_scores_count_clusters_where_the_items_do_not_vary(factory, tmp_path):
+    """One cluster has no interval; items that are all right are as many as their clusters."""
+
+    def score(name: str, values: list[float], field: str) -> tuple[float | None, float | None]:
+        rows = [factory.sample(i, v) for i, v in enumerate(values)]
+        for i, row in enumerate(rows):
+            row["doc"]["text"] = i // 4
+        for label in "ab":
+            factory.write_run(tmp_path / name / label, {"t": rows})
+        runs = [one_run(str(tmp_path / name / label)) for label in "ab"]
+        found = compare(with_clusters(runs, field)).rows[0].scores["a"]
+        return found.low, found.high
+
+    assert score("mixed", [1.0, 0.0] * 20, "task") == (None, None)
+    low, high = score("right", [1.0] * 40, "text")
+    assert (low, high) == pytest.approx(stats.binomtest(10, 10).proportion_ci(0.95, "wilson"))
+    low, high = score("wrong", [0.0] * 40, "task")
+    assert (low, high) == pytest.approx(stats.binomtest(0, 1).proportion_ci(0.95, "wilson"))
