@@ -60,7 +60,7 @@ def plan(
             "library's recipe)"
         )
     else:
-        lines.append("adapters:  named in the library's manifest, a few MB each, fetched on use")
+        lines.append("adapters:  named in library.yaml, a few MB each, downloaded on first use")
     lines.append(f"data sets: {', '.join(sources)}")
     known = sum(table.full_split.values())
     if known:
@@ -68,8 +68,8 @@ def plan(
         total = seconds * len(table.rows) / 60
         lines.append(
             f"items:     {known:,} x {len(table.rows)} settings; estimated, not measured: about "
-            f"{total:.0f} minutes on a GPU that sustains {_FLOPS / 1e12:.0f} TFLOP/s, at 2 FLOP a "
-            f"parameter and token and {_TOKENS_PER_ITEM} tokens an item"
+            f"{total:.0f} minutes on a GPU that sustains {_FLOPS / 1e12:.0f} TFLOP/s, at 2 FLOP "
+            f"per parameter and token and {_TOKENS_PER_ITEM} tokens per item"
         )
     else:
         lines.append("items:     not known beforehand; add --limit 100 for a first look")
