@@ -11,6 +11,7 @@ parent share A, and Arrow takes one prototype for their layers (``tie_op``: ``co
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,16 +123,28 @@ def peft_factors(
                 f" {tuple(pair['b'].shape)}, whose ranks differ; download it again."
             )
         name = names[layer]
-        if not name.endswith(FUSED):
+        parts = _parts(name)
+        if taken := sorted(factors.keys() & set(parts)):
+            raise LibraryError(
+                f"{where}: {layer:.200} and another of its layers are both {taken[0]}; keep one of "
+                "them."
+            )
+        if len(parts) == 1:
             factors[name] = (A_RK, B_DR)
             continue
         if B_DR.shape[0] % 3:
             raise LibraryError(f"{where}: {layer} has {B_DR.shape[0]} rows, not three equal parts.")
-        parts = tuple(f"{name.removesuffix('Wqkv')}{part}_proj" for part in "qkv")
         for part, rows_DR in zip(parts, B_DR.chunk(3), strict=True):
             factors[part] = (A_RK.clone(), rows_DR.contiguous())
         groups.append(TiedLayers("concat", parts))
     return factors, tuple(groups)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Return the layers that transformers has for one of MTTL's."""
+    if not name.endswith(FUSED):
+        return (name,)
+    return tuple(f"{name.removesuffix('Wqkv')}{part}_proj" for part in "qkv")
 
 
 def tied_parameters(layers: Iterable[str], pattern: str, where: str) -> list[tuple[str, ...]]:
@@ -181,7 +194,17 @@ def _metadata(content: Mapping[str, Any], checkpoint: Path) -> list[Mapping[str,
 def _rank_and_alpha(places: Iterable[Mapping[str, Any]], checkpoint: Path) -> tuple[int, float]:
     for place in places:
         if "lora_rank" in place and "lora_alpha" in place:
-            return int(place["lora_rank"]), float(place["lora_alpha"])
+            given = place["lora_rank"], place["lora_alpha"]
+            try:
+                rank, alpha = int(given[0]), float(given[1])
+            except (TypeError, ValueError, OverflowError):
+                rank, alpha = 0, math.nan
+            if rank < 1 or not math.isfinite(alpha):
+                raise LibraryError(
+                    f"{checkpoint}: lora_rank is {given[0]!r:.40} and lora_alpha {given[1]!r:.40}; "
+                    "correct them in the .meta file to a whole number above 0 and a number."
+                )
+            return rank, alpha
     raise LibraryError(
         f"{checkpoint}: neither this file nor {checkpoint.with_suffix('.meta').name} names "
         "lora_rank and lora_alpha; put the library's .meta file there."

@@ -18,6 +18,7 @@ from gks_eval.errors import CompatibilityError, LibraryError
 from gks_eval.library.load import Library, load_library
 from gks_eval.model.inject import attach
 from gks_eval.training.conversion import convert_mttl
+from gks_eval.training.mttl_expert import peft_factors
 from gks_eval.training.mttl_names import transformers_names
 
 IDS = torch.randint(4, 250, (2, 9), generator=torch.Generator().manual_seed(5))
@@ -221,6 +222,32 @@ def test_two_names_of_one_layer_are_refused() -> None:
     with pytest.raises(LibraryError) as caught:
         transformers_names(["layers.1.self_attn.q_proj", "model.layers.1.self_attn.q_proj"], "x")
     assert_sentence(caught.value, "are both model.layers.1.self_attn.q_proj")
+
+
+@pytest.mark.parametrize("fused_first", [True, False])
+def test_a_fused_layer_and_one_of_its_parts_are_refused(fused_first: bool) -> None:
+    layers = ["transformer.h.0.mixer.Wqkv", "model.layers.0.self_attn.k_proj"]
+    tensors: dict[str, torch.Tensor] = {}
+    for layer in layers if fused_first else layers[::-1]:
+        width = 24 if layer.endswith("Wqkv") else 8
+        tensors |= {f"{layer}.lora_a": torch.ones(8, 2), f"{layer}.lora_b": torch.ones(2, width)}
+    with pytest.raises(LibraryError) as caught:
+        peft_factors(tensors, "x.ckpt")
+    assert_sentence(caught.value, "x.ckpt", "are both model.layers.0.self_attn.k_proj")
+
+
+@pytest.mark.parametrize("changes", [("two", 16), (None, 16), (0, 16), (4, None), (4, "nan")])
+def test_a_rank_or_alpha_that_is_no_number_is_refused(
+    tmp_path: Path, changes: tuple[Any, Any]
+) -> None:
+    config = {"lora_rank": changes[0], "lora_alpha": changes[1]}
+    name = "model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_a": torch.ones(8, 4), f"{name}.lora_b": torch.ones(4, 8)}
+    torch.save({"state_dict": tensors, "hyper_parameters": config}, tmp_path / "a.ckpt")
+    with pytest.raises(LibraryError) as caught:
+        convert_mttl(tmp_path, tmp_path / "out", base_model="org/phi")
+    assert_sentence(caught.value, "a.ckpt", "lora_rank", repr(changes[0]), "lora_alpha")
+    assert not (tmp_path / "out").exists()
 
 
 def test_experts_that_do_not_fit_the_base_are_refused(
