@@ -190,7 +190,8 @@ def _over_seeds(
     """Compare methods over seeds; `only` holds the options that do not apply."""
     from gks_eval.cli._bar import working
     from gks_eval.errors import UsageError
-    from gks_eval.evidence.replicates import find, replicates
+    from gks_eval.evidence.replicate_runs import find_methods
+    from gks_eval.evidence.replicates import replicates
     from gks_eval.evidence.tables.replicates_text import replicates_table, verdicts
 
     if given := [name for name, value in only.items() if value]:
@@ -203,7 +204,7 @@ def _over_seeds(
         raise UsageError("--replicates takes one --metric; run the command once for each.")
     with working("reading samples"):
         found = replicates(
-            find(sources, cluster), metrics[0] if metrics else None, tasks, confidence
+            find_methods(sources, cluster), metrics[0] if metrics else None, tasks, confidence
         )
     if fmt is CompareFormat.JSON:
         _put(found.to_json(), output)

@@ -17,7 +17,8 @@ from gks_eval.errors import ResultsError
 from gks_eval.evidence.compare import CompareOptions, compare
 from gks_eval.evidence.comparison import Comparison
 from gks_eval.evidence.observed import RoutingShares
-from gks_eval.evidence.replicates import find, replicates
+from gks_eval.evidence.replicate_runs import find_methods
+from gks_eval.evidence.replicates import replicates
 from gks_eval.evidence.report.build import Options, build_page
 from gks_eval.evidence.report.folds import folds, sheet
 from gks_eval.evidence.report.forest import Forest, difference_forest, ticks
@@ -79,7 +80,7 @@ def test_replicates_have_a_table(tmp_path):
         for method, right in (("arrow", 20), ("gks", 22 + seed)):
             scores = [1.0] * right + [0.0] * (40 - right)
             write_run(tmp_path / f"s{seed}" / method, {bad: scores})
-    found = replicates(find([f"arrow={tmp_path}/s*/arrow", f"{bad}={tmp_path}/s*/gks"]))
+    found = replicates(find_methods([f"arrow={tmp_path}/s*/arrow", f"{bad}={tmp_path}/s*/gks"]))
     runs = find_runs([str(tmp_path / "s0")])
     page = build_page(runs, [tmp_path])
     assert "Several seeds" not in page

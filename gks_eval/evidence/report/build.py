@@ -23,7 +23,7 @@ from gks_eval.evidence.observed import find_observed
 from gks_eval.evidence.overlap import find_overlaps
 from gks_eval.evidence.paper import Family, load_paper, side_by_side
 from gks_eval.evidence.question import ControlsFile, read_controls
-from gks_eval.evidence.replicates import find_replicates
+from gks_eval.evidence.replicate_rows import find_replicates
 from gks_eval.evidence.report.folds import Fold, Sheet, folds, sheet
 from gks_eval.evidence.report.forest import Forest, difference_forest, paper_forest
 from gks_eval.evidence.report.items import collect

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gks_eval.evidence.replicates import FEW_SEEDS, MEAN, Replicates, Row
+from gks_eval.evidence.replicate_rows import FEW_SEEDS, MEAN, Replicates, Row
 from gks_eval.evidence.tables.content import Table, interval, number, p_value
 
 __all__ = ["replicates_table", "verdicts"]

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from gks_eval.errors import ResultsError, UsageError
-from gks_eval.evidence.replicates import find, replicates
+from gks_eval.evidence.replicate_runs import find_methods
+from gks_eval.evidence.replicates import replicates
 from gks_eval.evidence.stats.replicated import replicated
 from gks_eval.evidence.tables.replicates_text import replicates_table, verdicts
 
@@ -43,7 +44,7 @@ def _outcomes(effects, n=300, seed=0, tasks=("a", "b")):
 
 
 def _first(sources, **options):
-    found = replicates(find(sources), **options)
+    found = replicates(find_methods(sources), **options)
     return found, found.rows[0]
 
 
@@ -152,22 +153,22 @@ def test_nothing_changed(write):
 
 def test_groups_weigh_as_lm_eval_does(write):
     outcomes = _outcomes([0.1, 0.1, 0.2], n=40)
-    found = replicates(find(write(outcomes, groups={"g": (("a", "b"), False)})))
+    found = replicates(find_methods(write(outcomes, groups={"g": (("a", "b"), False)})))
     rows = {row.name: row for row in found.rows}
     assert rows["g"].change == pytest.approx((rows["a"].change + rows["b"].change) / 2)
-    only = replicates(find(write(outcomes)), tasks=("a",))
+    only = replicates(find_methods(write(outcomes)), tasks=("a",))
     assert [row.name for row in only.rows] == ["a"]
 
 
 def test_items_are_paired_in_any_order(write, factory, tmp_path):
     outcomes = _outcomes([0.1, 0.1, 0.2], n=40, tasks=("a",))
     sources = write(outcomes)
-    before = replicates(find(sources))
+    before = replicates(find_methods(sources))
     rows = [factory.sample(i, v) for i, v in enumerate(outcomes["gks"][1]["a"])]
     factory.write_run(tmp_path / "s1" / "gks", {"a": rows[::-1]})
     rows = [factory.sample(i, v) for i, v in enumerate(outcomes["arrow"][1]["a"])]
     factory.write_run(tmp_path / "s1" / "arrow", {"a": rows[::-1]})
-    after = replicates(find(sources))
+    after = replicates(find_methods(sources))
     assert after.rows[0].stderr_items == pytest.approx(before.rows[0].stderr_items)
 
 
@@ -183,7 +184,7 @@ def test_recorded_seeds_pair_runs_whatever_their_folders(factory, tmp_path):
         write(f"s{number}", "arrow", number, 7 + number)
         write(f"t{2 - number}", "gks", number, 7 + number)
     sources = [f"arrow={tmp_path}/s*/arrow", f"gks={tmp_path}/t*/gks"]
-    found = replicates(find(sources))
+    found = replicates(find_methods(sources))
     assert found.seeds == ["7", "8", "9"]
     changes = {
         str(7 + number): np.mean(outcomes["gks"][number]["a"]) - np.mean(tasks["a"])
@@ -192,7 +193,7 @@ def test_recorded_seeds_pair_runs_whatever_their_folders(factory, tmp_path):
     assert found.rows[0].by_seed == pytest.approx(changes)
     write("t3", "gks", 0, 9)
     with pytest.raises(ResultsError, match="trained with the same seed 9"):
-        find(sources)
+        find_methods(sources)
 
 
 @pytest.mark.parametrize(
@@ -208,31 +209,31 @@ def test_recorded_seeds_pair_runs_whatever_their_folders(factory, tmp_path):
 def test_other_forms_are_refused(write, tmp_path, sources, said):
     write(_outcomes([0.0, 0.0, 0.0], n=10))
     with pytest.raises(UsageError, match=said.replace("*", r"\*")):
-        find([source.format(tmp_path) for source in sources])
+        find_methods([source.format(tmp_path) for source in sources])
 
 
 def test_other_runs_are_refused(write, factory, tmp_path):
     sources = write(_outcomes([0.0, 0.0, 0.0], n=10))
     with pytest.raises(ResultsError, match="matches no results"):
-        find([sources[0], f"gks={tmp_path}/x*/gks"])
+        find_methods([sources[0], f"gks={tmp_path}/x*/gks"])
     with pytest.raises(ResultsError, match="holds 2 runs"):
-        find([f"arrow={tmp_path}/s*", sources[1]])
+        find_methods([f"arrow={tmp_path}/s*", sources[1]])
     factory.write_run(tmp_path / "s2" / "gks", {"a": [1.0] * 9, "b": [1.0] * 10})
     with pytest.raises(ResultsError, match="10 items against 9"):
-        replicates(find(sources))
+        replicates(find_methods(sources))
     for method in ("arrow", "gks"):
         factory.write_run(tmp_path / "s2" / method, {"a": [1.0] * 9, "b": [1.0] * 10})
     with pytest.raises(ResultsError, match="on the same items"):
-        replicates(find(sources))
+        replicates(find_methods(sources))
     factory.write_run(tmp_path / "s3" / "gks", {"a": [1.0] * 10})
     with pytest.raises(ResultsError, match="do not both have the seeds 3"):
-        find(sources)
+        find_methods(sources)
     for number in (1, 2, 3):
         shutil.rmtree(tmp_path / f"s{number}")
     factory.write_run(tmp_path / "s1" / "arrow", {"a": [1.0] * 10})
     factory.write_run(tmp_path / "s1" / "gks", {"a": [1.0] * 10})
     with pytest.raises(ResultsError, match="matches 2 seeds"):
-        find(sources)
+        find_methods(sources)
 
 
 def test_a_mean_over_tasks_leaves_out_metrics_of_which_lower_is_better(factory, tmp_path):
@@ -245,7 +246,7 @@ def test_a_mean_over_tasks_leaves_out_metrics_of_which_lower_is_better(factory, 
             directions = {"a": {"acc": True}, "b": {"acc": True}, "c": {"acc": False}}
             folder = tmp_path / f"s{number}" / method
             factory.write_run(folder, tasks, change={"higher_is_better": directions})
-    found = replicates(find([f"{name}={tmp_path}/s*/{name}" for name in ("arrow", "gks")]))
+    found = replicates(find_methods([f"{name}={tmp_path}/s*/{name}" for name in ("arrow", "gks")]))
     rows = {row.name: row for row in found.rows}
     both = (rows["a"].change + rows["b"].change) / 2
     assert rows["mean over tasks"].change == pytest.approx(both)
@@ -267,7 +268,7 @@ def test_links_that_only_some_seeds_record_count(factory, tmp_path):
                 change = {"configs": {"a": links}}
                 factory.write_run(tmp_path / f"s{number}" / method, {"a": rows}, change=change)
         sources = [f"{name}={tmp_path}/s*/{name}" for name in ("arrow", "gks")]
-        row = replicates(find(sources)).rows[0]
+        row = replicates(find_methods(sources)).rows[0]
         return row.clusters, row.stderr_items
 
     assert clusters({2})[0] == 20
@@ -281,4 +282,4 @@ def test_a_pattern_is_literal_but_for_its_star(factory, tmp_path):
         for method in ("arrow", "gks"):
             factory.write_run(root / f"s{number}" / method, {"a": [1.0, 0.0] * 5})
     sources = [f"arrow={root}//s*/arrow", f"gks={root}/./s*/gks/"]
-    assert [list(method.runs) for method in find(sources)] == [["0", "1", "2"]] * 2
+    assert [list(method.runs) for method in find_methods(sources)] == [["0", "1", "2"]] * 2
