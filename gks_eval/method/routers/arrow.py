@@ -46,7 +46,7 @@ class ArrowParameters(LevelledTopK):
     )
     proto_scale: ProtoScale = Field(
         default="none",
-        description="Factor of a prototype: none, its singular value, or squared.",
+        description="Factor of a prototype: none, singular (value) or squared.",
         json_schema_extra=_SINCE,
     )
 
