@@ -33,6 +33,7 @@ from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.stats.item_score import item_score
 from gks_eval.evidence.stats.paired_test import paired_test
 from gks_eval.evidence.task_rows import CompareOptions
+from gks_eval.util.json_file import parse_json
 
 __all__ = ["OURS", "PLANTED", "Planted", "cases", "file_table", "ours", "rates", "request"]
 
@@ -170,7 +171,7 @@ def cases(root: Path, sources: Sequence[Path]) -> dict[str, dict[str, Any]]:
     for name in ("same", "other"):
         shutil.copytree(first, root / name)
     for path in (root / "other").rglob("samples_*.jsonl"):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line) for line in path.read_bytes().splitlines()]
         for row in rows:
             row["doc"]["question"] = f"Another one: {row['doc'].get('question', '')}"
             row["doc_hash"] = row["doc_hash"][::-1]
@@ -185,8 +186,8 @@ def cases(root: Path, sources: Sequence[Path]) -> dict[str, dict[str, Any]]:
 def _case(first: Path, second: Path, task: str, metric: str | None = None) -> dict[str, Any]:
     paths = [next(folder.rglob(f"samples_{task}_2*.jsonl")) for folder in (first, second)]
     if metric is None:
-        with paths[0].open(encoding="utf-8") as lines:
-            metric = json.loads(next(lines))["metrics"][0]
+        with paths[0].open("rb") as lines:
+            metric = parse_json(next(lines))["metrics"][0]
     return {
         "folders": [first, second],
         "task": task,
@@ -242,7 +243,7 @@ def ask(python: Path, name: str, asked: Request) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"{name} failed in {python}: {done.stderr.strip()[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = parse_json(done.stdout.encode(), constants=True)
     return answer
 
 

@@ -189,6 +189,25 @@ def gate(place: Place, command: str) -> None:
     assert "only 1 of the 100 pairs needed" in place.printed
 
 
+def replicates(place: Place, command: str) -> None:
+    """Runs of the base record no seed, so the folders' names pair them."""
+    for seed in (1, 2, 3):
+        for method in ("arrow", "gks-avg"):
+            shutil.copytree(
+                place.folder / "results/base", place.folder / f"runs/seed{seed}/{method}"
+            )
+    place.run(command)
+    assert "over 3 seeds" in place.printed
+    shutil.rmtree(place.folder / "runs")
+
+
+def gate_run(place: Place, command: str) -> None:
+    """The baseline of the other rules has no items of these tasks."""
+    place.run(command, status=2)
+    assert "no results of gks_piqa" in place.printed
+    assert "NOT JUDGED" in place.printed
+
+
 def paper(place: Place, command: str) -> None:
     place.run(command)
     assert "Table 1" in place.printed
@@ -232,7 +251,9 @@ RULES = [
     Rule("gks-eval train smollm2-demo --output my-library", train),
     Rule("gks-eval library show my-library", show),
     Rule("gks-eval compare results/", compare),
+    Rule("gks-eval compare --replicates ", replicates),
     Rule("gks-eval gate --baseline results/", gate),
+    Rule("gks-eval gate --run ", gate_run),
     Rule("gks-eval paper --results results-peft", peft_paper),
     Rule("gks-eval paper --results results", paper),
     Rule("gks-eval routes --library smollm2-demo ", routes, MODEL),
