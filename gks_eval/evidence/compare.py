@@ -13,7 +13,7 @@ from gks_eval.evidence.group_rows import group_row
 from gks_eval.evidence.leaderboard import leaderboard
 from gks_eval.evidence.notes import absent_note, forced_notes, lacking_note
 from gks_eval.evidence.recorded import recorded_notes
-from gks_eval.evidence.runs import Run
+from gks_eval.evidence.runs import Run, selected_names
 from gks_eval.evidence.scores import choose_metrics, title_of
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.task_rows import MANY, CompareOptions, TaskOutcome, task_outcome
@@ -41,7 +41,7 @@ def compare(
         raise ResultsError(
             "a comparison needs two runs and found one; name another folder or results file."
         )
-    tasks, groups = _selected(runs, settings.tasks)
+    tasks, groups = selected_names(runs, settings.tasks)
     notes = recorded_notes(runs, {*tasks, *groups})
     outcomes: dict[tuple[str, str], TaskOutcome] = {}
     for name in tasks:
@@ -127,18 +127,6 @@ def _titled(outcome: TaskOutcome, title: str) -> TaskOutcome:
         row=outcome.row.model_copy(update=update),
         flips=[flip.model_copy(update=update) for flip in outcome.flips],
     )
-
-
-def _selected(runs: Sequence[Run], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    tasks = list(dict.fromkeys(name for run in runs for name in run.tasks))
-    groups = {name: group for run in reversed(runs) for name, group in run.groups.items()}
-    if not wanted:
-        return tasks, list(groups)
-    if unknown := [name for name in wanted if name not in tasks and name not in groups]:
-        hint = did_you_mean(unknown[0], [*tasks, *groups])
-        raise UsageError(f"--tasks: no run has the task or group {unknown[0]!r}; {hint}.")
-    keep = set(wanted).union(*(groups[name].leaves for name in wanted if name in groups))
-    return [name for name in tasks if name in keep], [name for name in groups if name in keep]
 
 
 def _refuse_or_note(

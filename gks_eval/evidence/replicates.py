@@ -10,7 +10,7 @@ from gks_eval.evidence.measure import linked
 from gks_eval.evidence.replicate_rows import MEAN, Replicates, Row
 from gks_eval.evidence.replicate_runs import Method
 from gks_eval.evidence.replicate_tasks import SeededTask, seeded_task
-from gks_eval.evidence.runs import Run
+from gks_eval.evidence.runs import Run, selected_names
 from gks_eval.evidence.stats.holm import holm
 from gks_eval.evidence.stats.replicated import Replicated, replicated
 
@@ -83,12 +83,7 @@ def replicates(
 def _chosen(methods: Sequence[Method], wanted: Sequence[str], notes: list[str]) -> list[str]:
     """Return the tasks that all runs have."""
     runs = [run for method in methods for run in method.runs.values()]
-    known = list(dict.fromkeys(name for run in runs for name in run.tasks))
-    groups = {name: group for run in runs for name, group in run.groups.items()}
-    if unknown := [name for name in wanted if name not in known and name not in groups]:
-        raise UsageError(f"--tasks: no run has the task or group {unknown[0]!r}.")
-    keep = set(wanted).union(*(groups[name].leaves for name in wanted if name in groups))
-    asked = [name for name in known if not wanted or name in keep]
+    asked, _ = selected_names(runs, wanted)
     lacking = [name for name in asked if any(name not in run.tasks for run in runs)]
     if lacking:
         notes.append(f"left out, as not every run has them: {', '.join(lacking)}")

@@ -17,7 +17,7 @@ from gks_eval.evidence.variants import variant_names
 from gks_eval.util.grid_order import read_order
 from gks_eval.util.result_files import RESULTS, is_results, timestamp_of
 
-__all__ = ["Run", "baseline_first", "find_runs", "one_run"]
+__all__ = ["Run", "baseline_first", "find_runs", "one_run", "selected_names"]
 
 # These labels come first, as in the paper; others follow alphabetically.
 _FIRST = ("base", "arrow")
@@ -125,6 +125,23 @@ def baseline_first(runs: Sequence[Run], label: str | None) -> list[Run]:
         hint = did_you_mean(label, [run.label for run in runs])
         raise UsageError(f"--baseline: no run is called {label!r}; {hint}.")
     return [*chosen, *(run for run in runs if run.label != label)]
+
+
+def selected_names(runs: Sequence[Run], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the tasks and groups of runs that `wanted` names; all if it is empty.
+
+    Raises:
+        UsageError: No run has such a task or group.
+    """
+    tasks = list(dict.fromkeys(name for run in runs for name in run.tasks))
+    groups = {name: group for run in reversed(runs) for name, group in run.groups.items()}
+    if not wanted:
+        return tasks, list(groups)
+    if unknown := [name for name in wanted if name not in tasks and name not in groups]:
+        hint = did_you_mean(unknown[0], [*tasks, *groups])
+        raise UsageError(f"--tasks: no run has the task or group {unknown[0]!r}; {hint}.")
+    keep = set(wanted).union(*(groups[name].leaves for name in wanted if name in groups))
+    return [name for name in tasks if name in keep], [name for name in groups if name in keep]
 
 
 def _split_label(source: str) -> tuple[str | None, str]:
