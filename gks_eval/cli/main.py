@@ -37,6 +37,7 @@ FAMILIES = (
     "gate",
     "paper",
     "report",
+    "cite",
     "train",
     "prepare",
     "convert",

@@ -129,6 +129,7 @@ class ResultsFile:
         groups: By name; only those with an average.
         unaveraged: Names of the groups without one.
         info: Further facts for provenance.
+        ours: What `gks_arrow` recorded about itself, such as its setting; empty for other models.
     """
 
     path: Path
@@ -139,3 +140,4 @@ class ResultsFile:
     groups: Mapping[str, GroupResult]
     unaveraged: tuple[str, ...] = ()
     info: Mapping[str, str] = field(default_factory=dict)
+    ours: Mapping[str, Any] = field(default_factory=dict)

@@ -98,6 +98,7 @@ def read_results(path: Path) -> ResultsFile:
         groups=groups,
         unaveraged=tuple(name for name in found if name not in groups),
         info=_info(raw),
+        ours=_ours(raw),
     )
 
 
@@ -245,9 +246,13 @@ def _iso(date: float | None) -> str:
     return moment.strftime("%Y-%m-%dT%H-%M-%S")
 
 
-def _info(raw: _Raw) -> dict[str, str]:
+def _ours(raw: _Raw) -> dict[str, Any]:
     ours = raw.config.get("gks_eval")
-    ours = ours if isinstance(ours, dict) else {}
+    return ours if isinstance(ours, dict) else {}
+
+
+def _info(raw: _Raw) -> dict[str, str]:
+    ours = _ours(raw)
     facts = {
         "model_name": raw.model_name,
         "model_folder": raw.model_name_sanitized,

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from gks_eval.errors import ResultsError, UsageError, did_you_mean
 from gks_eval.evidence.records import GroupResult, ResultsFile, TaskResult
@@ -39,6 +40,7 @@ class Run:
         model: lm-eval's model type.
         model_args: The model's arguments.
         info: Facts for provenance.
+        ours: What `gks_arrow` recorded about itself; empty for other models.
     """
 
     label: str
@@ -50,6 +52,7 @@ class Run:
     model: str
     model_args: str
     info: Mapping[str, str]
+    ours: Mapping[str, Any]
 
 
 def find_runs(sources: Sequence[str]) -> list[Run]:
@@ -281,6 +284,7 @@ def _merge(files: list[ResultsFile], folder: Path, label: str) -> Run:
         model=ordered[0].model,
         model_args=ordered[0].model_args,
         info=ordered[0].info,
+        ours=ordered[0].ours,
     )
 
 

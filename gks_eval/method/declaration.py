@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gks_eval.method.lora import LoraPair
 
 __all__ = [
+    "CONTROL",
     "TARGET",
     "VECTORS",
     "ContextRouter",
@@ -38,6 +39,8 @@ __all__ = [
     "Tokens",
 ]
 
+CONTROL: Final = "a control"
+"""The `paper` of a method that has none."""
 
 VECTORS: Final = "prepared vectors"
 """The `needs` of a router that reads `Layer.prepared`."""
@@ -87,7 +90,7 @@ class Method:
     Attributes:
         name: The word that settings use.
         summary: One line about it.
-        paper: Where the method comes from: authors, year and address.
+        paper: Where the method comes from: authors, year and address; or `CONTROL`.
         parameters: The model of its parameters.
         needs: What it needs in addition to the adapters, such as `VECTORS`; empty for nothing.
     """

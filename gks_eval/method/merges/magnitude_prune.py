@@ -11,7 +11,7 @@ __all__ = ["magnitude_prune"]
 
 
 @merge(
-    paper="PEFT, https://huggingface.co/docs/peft/developer_guides/model_merging",
+    paper="PEFT, https://github.com/huggingface/peft",
     parameters=Pruned,
     equal_factors=on_factors,
     instead="on=delta",

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from gks_eval.method.controls import generator_of
-from gks_eval.method.declaration import Layer, Prepared
+from gks_eval.method.declaration import CONTROL, Layer, Prepared
 from gks_eval.method.decorators import router
 from gks_eval.method.routers.arrow import ArrowParameters, LayerArrow
 from gks_eval.method.routers.prototypes import scales
@@ -20,7 +20,7 @@ class Seeded(ArrowParameters):
     seed: int = Field(default=0, ge=0, description="Seed of the control.")
 
 
-@router(paper="a control", parameters=Seeded)
+@router(paper=CONTROL, parameters=Seeded)
 def random(layer: Layer, parameters: Seeded) -> Prepared:
     """Arrow with fixed random unit vectors as prototypes, independent of the experts.
 

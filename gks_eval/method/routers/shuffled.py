@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gks_eval.method.controls import derangement, generator_of
-from gks_eval.method.declaration import Layer, Prepared
+from gks_eval.method.declaration import CONTROL, Layer, Prepared
 from gks_eval.method.decorators import router
 from gks_eval.method.routers.arrow import LayerArrow, scaled_prototypes
 from gks_eval.method.routers.random import Seeded
@@ -13,7 +13,7 @@ from gks_eval.method.routers.random import Seeded
 __all__ = ["shuffled"]
 
 
-@router(paper="a control", parameters=Seeded)
+@router(paper=CONTROL, parameters=Seeded)
 def shuffled(layer: Layer, parameters: Seeded) -> Prepared:
     """Arrow with the prototypes exchanged among the experts; no expert keeps its own.
 

@@ -24,7 +24,7 @@ class Fixed:
         return self.shares.unsqueeze(0)
 
 
-@router(paper="the mean of all experts, a baseline of Ostapenko et al. 2024")
+@router(paper="a baseline of Ostapenko et al. 2024, https://arxiv.org/abs/2405.11157")
 def uniform(layer: Layer, parameters: Parameters) -> Prepared:
     """Coefficient 1/E for every expert and token."""
     del parameters
