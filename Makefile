@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test check lint format test-install test-lowest test-hostile dist clean
+.PHONY: help setup demo bench test check lint format docs test-install test-lowest test-hostile dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -39,6 +39,10 @@ format: setup  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# MkDocs prints an advertisement unless the variable is set.
+docs: setup  ## build the documentation in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mkdocs build --strict
+
 test-install: setup  ## install into fresh environments and test them (some minutes)
 	$(BIN)/python -m pytest -m install tests/install
 
@@ -65,5 +69,5 @@ dist: setup  ## build a wheel and a source archive in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove everything that can be generated again, including .venv
-	rm -rf $(VENV) .venv-lowest dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-results
+	rm -rf $(VENV) .venv-lowest dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

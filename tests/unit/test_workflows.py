@@ -59,7 +59,7 @@ def test_every_command_of_a_job_is_there(name: str) -> None:
     job = jobs()[name]
     assert job["runs-on"]
     assert job["timeout-minutes"] <= 60
-    assert commands(job)
+    assert commands(job) or name == "pages"  # which only publishes what `docs` built
     for command in commands(job):
         check(command)
     for step in job["steps"]:
