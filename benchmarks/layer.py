@@ -22,7 +22,10 @@ from benchmarks.random_library import random_library
 from benchmarks.record import LayerRow
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Call, ratio, synchroniser, time_interleaved
-from gks_eval.method.routed import RoutedWeights, build, routed_update, wide_product
+from gks_eval.method.build import build
+from gks_eval.method.mixing.products import wide_product
+from gks_eval.method.routed import add_update
+from gks_eval.method.weights import RoutedWeights
 
 __all__ = ["Contestants", "OneLinear", "contestants", "layer_rows"]
 
@@ -59,11 +62,11 @@ class Contestants:
         x_1TK = x_TK.unsqueeze(0)
         calls: dict[str, Call] = {
             "base": lambda: self.linear(x_TK),
-            "routed": lambda: routed_update(x_TK, self.weights)[0],
+            "routed": lambda: add_update(x_TK, self.weights)[0],
             "peft": lambda: arrow_delta(self.peft, x_1TK)[0],
         }
         prototypes_EK = self.weights.directions
-        if prototypes_EK is not None:  # 16-bit layers: see `gks_eval.method.routed`
+        if prototypes_EK is not None:  # 16-bit layers, see `wide_product`
             calls["prototypes"] = lambda: wide_product(x_TK, prototypes_EK)
         return calls
 
@@ -151,7 +154,7 @@ def _row(
     seconds = time_interleaved(
         calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
     )
-    ours, theirs = routed_update(x_TK, layer.weights)[0], arrow_delta(layer.peft, x_TK[None])[0]
+    ours, theirs = add_update(x_TK, layer.weights)[0], arrow_delta(layer.peft, x_TK[None])[0]
     difference, largest = (ours.float() - theirs.float()).abs().max(), theirs.abs().max()
     del ours, theirs
     return LayerRow(

@@ -18,7 +18,8 @@ from benchmarks.random_library import random_pairs
 from benchmarks.record import Ratio, RouterRow, Timing
 from benchmarks.sizes import RouterCase, Sizes
 from benchmarks.timing import Call, ratio, synchroniser, time_interleaved
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.build import build
+from gks_eval.method.routed import add_update
 from gks_eval.method.setting import Setting
 
 __all__ = ["ROUTERS", "router_rows"]
@@ -85,5 +86,5 @@ def _calls(
         weights = build(
             pairs, [general], setting, dtype=x_TK.dtype, device=x_TK.device, prepared=prepared_EK
         )
-        calls[router] = partial(routed_update, x_TK, weights)
+        calls[router] = partial(add_update, x_TK, weights)
     return calls

@@ -21,6 +21,7 @@ from typing import Any, Final
 import torch
 
 from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.method.build import build
 from gks_eval.method.contexts import Contexts
 from gks_eval.method.declaration import (
     VECTORS,
@@ -35,8 +36,9 @@ from gks_eval.method.declaration import (
 from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.routed import RoutedWeights, build, routed_update, to_device
+from gks_eval.method.routed import routed_update
 from gks_eval.method.setting import Setting
+from gks_eval.method.weights import RoutedWeights, to_device
 
 __all__ = ["check_merge", "check_router", "check_rule"]
 
@@ -170,7 +172,7 @@ def _check_routing(
             weights = _without_writing(prepare, experts)
         except CompatibilityError as fault:  # `build` checks routers of other packages too
             raise AssertionError(str(fault)) from fault
-        inner = x @ weights.read[weights.fused :].T
+        inner = x @ weights.read[: len(weights.write)].T
         shares = weights.router.coefficients(Tokens(x.clone(), _scores(x, weights), inner))
         assert shares.shape in ((9, len(experts)), (1, len(experts))), (
             "Coefficients are (T, E) or (1, E)."
@@ -200,7 +202,7 @@ def _check_routing(
         error = (update.double() - slow).abs().max() / slow.abs().max().clamp_min(1e-6)
         assert error < tolerance, "The update is the one of the plain loops."
         moved = to_device(weights, torch.device("meta"))
-    held = [moved.read, moved.write, moved.owner, *vars(moved.router).values()]
+    held = [*moved.tensors(), *vars(moved.router).values()]
     left = [tensor for tensor in _tensors(held) if tensor.device.type != "meta"]
     assert not left, "A router's tensors are fields of a dataclass, so that they move with it."
 
@@ -227,7 +229,7 @@ def _check_context(
 
 def _scores(x_TK: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:
     directions = weights.directions
-    held = weights.read[: weights.fused] if directions is None else directions
+    held = weights.fused if directions is None else directions
     return x_TK.float() @ held.float().T
 
 

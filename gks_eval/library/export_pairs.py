@@ -11,8 +11,8 @@ import torch
 from gks_eval.errors import UsageError
 from gks_eval.library.library import Library
 from gks_eval.library.truncation import Truncation, truncated
+from gks_eval.method.build import residual_pairs
 from gks_eval.method.lora import LoraPair
-from gks_eval.method.routed import residual_pairs
 from gks_eval.method.setting import Setting
 
 __all__ = ["exported_pairs"]

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gks_eval.method.choice import Choice
 from gks_eval.method.contexts import current_contexts
-from gks_eval.method.routed import RoutedWeights, routed_update, to_device
+from gks_eval.method.routed import add_update
+from gks_eval.method.weights import RoutedWeights, to_device
 
 __all__ = ["Observer", "RoutedUpdate", "suspended", "updates_of"]
 
@@ -71,8 +73,9 @@ class RoutedUpdate:
                 # allocate (T, D) twice more.
                 into = output.view(-1, output.shape[-1])
             contexts = current_contexts(len(x_TK), self.name) if weights.by_context else None
-            update_TD, c_TE = routed_update(x_TK, weights, into, contexts, self.name)
+            update_TD, found = add_update(x_TK, weights, into, contexts, self.name)
             if self.observer is not None:
+                c_TE = found.dense(weights.experts) if isinstance(found, Choice) else found
                 c_TE = c_TE.expand(x_TK.shape[0], -1)
                 self.observer(self.name, contexts.without_padding(c_TE) if contexts else c_TE)
             if into is None:

@@ -15,8 +15,8 @@ from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.fit import check_fit, routable_layers
 from gks_eval.library.load import Library
 from gks_eval.library.starts import Starts, StartsTally
+from gks_eval.method.build import build
 from gks_eval.method.hook import Observer, RoutedUpdate, updates_of
-from gks_eval.method.routed import build
 from gks_eval.method.setting import Setting, as_setting
 from gks_eval.model.prompts import Prompts
 from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout

@@ -16,8 +16,9 @@ from common import random_pair, relative_error
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from gks_eval.method.build import build
 from gks_eval.method.lora import LoraPair, no_update
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routed import routed_update
 from gks_eval.method.setting import Setting
 
 EVERY = [
@@ -136,6 +137,6 @@ def test_one_extra_adapter_does_what_a_residual_an_expert_would(router: str, see
     # The saving: ranks of the experts and, once, of the general adapters that update the layer.
     once = [pair.rank for pair in case.general if not pair.missing] or [1]
     assert weights.write.shape[0] == sum(pair.rank for pair in case.experts) + sum(once)
-    assert weights.owner.shape[0] == sum(pair.rank for pair in case.experts)
+    assert weights.stacked == sum(pair.rank for pair in case.experts)
     # `oracle.routed` mixes full residual matrices dW_e - dW_g, one an expert.
     assert relative_error(routed_update(case.x, weights)[0][clear], expected.update[clear]) < 1e-5

@@ -14,7 +14,8 @@ import torch
 from common import load_tiny, relative_error
 
 from gks_eval.library.load import Library, load_library
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.build import build
+from gks_eval.method.routed import routed_update
 from gks_eval.method.setting import Setting
 from gks_eval.model.inject import attach
 

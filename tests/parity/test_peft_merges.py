@@ -12,10 +12,11 @@ import torch
 from common import dense, random_pair, relative_error
 from torch import nn
 
+from gks_eval.method.build import build
 from gks_eval.method.declaration import Layer
 from gks_eval.method.lora import LoraPair, average_factors
 from gks_eval.method.registry import MERGES
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routed import routed_update
 from gks_eval.method.setting import Setting
 
 EQUAL = [random_pair(4, scaling=4.0, seed=n) for n in range(3)]

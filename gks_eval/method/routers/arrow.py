@@ -19,7 +19,7 @@ from gks_eval.method.routers.prototypes import (
     prototypes,
     scales,
 )
-from gks_eval.method.routers.top_k import LevelledTopK, top_k_softmax
+from gks_eval.method.routers.top_k import LayerTopK, LevelledTopK
 
 __all__ = ["ArrowParameters", "LayerArrow", "arrow", "scaled_prototypes"]
 
@@ -58,12 +58,9 @@ class ArrowParameters(LevelledTopK):
 
 
 @dataclass(frozen=True)
-class LayerArrow:
-    """Top-k softmax over ``|norm(x) . prototype|``; `dead` is (E,) bool, zero prototypes."""
+class LayerArrow(LayerTopK):
+    """Top-k softmax over ``|norm(x) . prototype|``; experts with a zero prototype are dead."""
 
-    top_k: int
-    temperature: float
-    dead: torch.Tensor | None
     input_norm: InputNorm = "id"
 
     @classmethod
@@ -84,14 +81,6 @@ class LayerArrow:
         if self.input_norm != "id":
             scores_TE = scores_TE / token_sizes(tokens.x, self.input_norm)
         return scores_TE
-
-    def chosen(self, scores_TE: torch.Tensor) -> torch.Tensor:
-        """Return (T, E)."""
-        return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
-
-    def coefficients(self, tokens: Tokens) -> torch.Tensor:
-        """Return (T, E)."""
-        return self.chosen(self.scores(tokens))
 
 
 def scaled_prototypes(layer: Layer, parameters: ArrowParameters) -> torch.Tensor:

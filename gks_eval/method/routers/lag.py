@@ -9,12 +9,13 @@ from pydantic import Field
 from typing_extensions import Self
 
 from gks_eval.errors import UsageError
+from gks_eval.method.choice import Choice
 from gks_eval.method.declaration import Layer, Prepared, Tokens
 from gks_eval.method.decorators import router
 from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.prototypes import prototypes
 from gks_eval.method.routers.spectrum import spectral_pair
-from gks_eval.method.routers.top_k import ALL, TopK, top_k_field, top_k_softmax
+from gks_eval.method.routers.top_k import ALL, TopK, top_k_choice, top_k_field, top_k_softmax
 
 __all__ = ["lag"]
 
@@ -56,8 +57,17 @@ class LayerLag(LayerNorms):
     shortlist: int
     shared: int = 0
 
+    def choice(self, tokens: Tokens) -> Choice:
+        """Return each token's experts."""
+        norms_TE, last = self._norms_and_last(tokens)
+        return top_k_choice(norms_TE, self.top_k, self.temperature, last)
+
     def coefficients(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
+        norms_TE, last = self._norms_and_last(tokens)
+        return top_k_softmax(norms_TE, self.top_k, self.temperature, last)
+
+    def _norms_and_last(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor | None]:
         shared_TE = tokens.scores[:, : self.shared]
         products_TN = self.products(replace(tokens, scores=tokens.scores[:, self.shared :]))
         norms_TE = self.norms(products_TN)
@@ -69,7 +79,7 @@ class LayerLag(LayerNorms):
             kept = arrow_TE.topk(self.shortlist, dim=-1).indices
             left_out = torch.ones_like(norms_TE, dtype=torch.bool).scatter_(-1, kept, False)
             last = left_out if last is None else left_out | last
-        return top_k_softmax(norms_TE, self.top_k, self.temperature, last)
+        return norms_TE, last
 
 
 @router(

@@ -24,7 +24,7 @@ from typing_extensions import Self
 from gks_eval.method.declaration import Layer, Prepared, Tokens
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.routers.spectrum import spectrum
-from gks_eval.method.routers.top_k import top_k_softmax
+from gks_eval.method.routers.top_k import LayerTopK
 
 __all__ = ["LayerNorms", "Rows"]
 
@@ -51,24 +51,27 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class LayerNorms:
+class LayerNorms(LayerTopK):
     """Top-k softmax over norms such as ``|V_e^T x|``.
 
     Attributes:
         core: (M, N) float32, turns inner activations into products; None if they already are.
         squares: (N, E) float32, the weight of each squared product in each squared score.
         first: (E,), the first product of each expert.
-        dead: (E,) bool, experts whose update is zero; None if there are none.
-        top_k: Experts mixed per token.
-        temperature: Divides the norms before the softmax.
+        separate: Whether the rows have their own product with the token.
+
+    Experts whose update is zero are dead.
     """
 
     core: torch.Tensor | None
     squares: torch.Tensor
     first: torch.Tensor
-    dead: torch.Tensor | None
-    top_k: int
-    temperature: float
+    separate: bool
+
+    @property
+    def reads_inner(self) -> bool:
+        """Whether the products are, or follow from, inner activations."""
+        return not self.separate
 
     @classmethod
     def at(
@@ -102,6 +105,7 @@ class LayerNorms:
             core=None if separate else core,
             squares=squares.float(),
             first=sizes.cumsum(0) - sizes,
+            separate=separate,
             dead=dead if bool(dead.any()) else None,
             **parameters,
         )
@@ -109,7 +113,7 @@ class LayerNorms:
 
     def products(self, tokens: Tokens) -> torch.Tensor:
         """Return the products of the tokens with all rows, (T, N) float32."""
-        if tokens.scores.shape[1]:
+        if self.separate:
             return tokens.scores
         inner_TM = tokens.inner.float()
         return inner_TM if self.core is None else inner_TM @ self.core
@@ -121,14 +125,6 @@ class LayerNorms:
     def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
         return self.norms(self.products(tokens))
-
-    def chosen(self, scores_TE: torch.Tensor) -> torch.Tensor:
-        """Return (T, E)."""
-        return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
-
-    def coefficients(self, tokens: Tokens) -> torch.Tensor:
-        """Return (T, E)."""
-        return self.chosen(self.scores(tokens))
 
 
 def _core(layer: Layer, own: Sequence[Rows], common: Rows | None) -> torch.Tensor:

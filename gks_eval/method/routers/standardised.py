@@ -9,27 +9,19 @@ import torch
 from gks_eval.errors import CompatibilityError
 from gks_eval.method.declaration import Layer, Prepared, Tokens
 from gks_eval.method.routers.input_norm import LAYER_EPS, token_sizes
-from gks_eval.method.routers.top_k import TopK, top_k_softmax
+from gks_eval.method.routers.top_k import LayerTopK, TopK
 
 __all__ = ["LayerStandardised"]
 
 
 @dataclass(frozen=True)
-class LayerStandardised:
+class LayerStandardised(LayerTopK):
     """Top-k softmax over ``LN(x) . LN(v_e) / sqrt(K)``.
 
     LN is a layer norm without weight and bias. LN(v) sums to zero, so the mean of x has no effect:
     the score is ``x . LN(v)`` over the standard deviation of x.
-
-    Attributes:
-        top_k: Experts mixed per token.
-        temperature: Divides the scores.
-        dead: (E,) bool, experts whose vector is zero; None if there are none.
+    Experts whose vector is zero are dead.
     """
-
-    top_k: int
-    temperature: float
-    dead: torch.Tensor | None
 
     @classmethod
     def at(cls, layer: Layer, parameters: TopK) -> Prepared:
@@ -51,8 +43,8 @@ class LayerStandardised:
         used = dead if bool(dead.any()) else None
         return Prepared(cls(parameters.top_k, parameters.temperature, used), directions.float())
 
-    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+    def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
         width = tokens.x.shape[1]
-        scores_TE = tokens.scores / (token_sizes(tokens.x, "layer") * width**0.5)
-        return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
+        sizes_T1 = token_sizes(tokens.x, "layer") * width**0.5
+        return torch.div(tokens.scores, sizes_T1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
@@ -10,9 +12,18 @@ from pydantic import Field, field_validator
 from typing_extensions import Self
 
 from gks_eval.errors import UsageError
-from gks_eval.method.declaration import Parameters
+from gks_eval.method.choice import Choice
+from gks_eval.method.declaration import Parameters, Tokens
 
-__all__ = ["ALL", "LevelledTopK", "TopK", "top_k_field", "top_k_softmax"]
+__all__ = [
+    "ALL",
+    "LayerTopK",
+    "LevelledTopK",
+    "TopK",
+    "top_k_choice",
+    "top_k_field",
+    "top_k_softmax",
+]
 
 ALL: Final = -1
 """The `top_k` that stands for all experts."""
@@ -76,6 +87,42 @@ class LevelledTopK(TopK):
         return self.level == "sequence"
 
 
+@dataclass(frozen=True)
+class LayerTopK(ABC):
+    """A router whose `top_k` experts of largest score share a softmax over score / temperature.
+
+    Attributes:
+        top_k: Experts mixed per token; -1 and values above E mean E.
+        temperature: Positive.
+        dead: (E,) bool, experts that are chosen only after all others; None if there are none.
+    """
+
+    top_k: int
+    temperature: float
+    dead: torch.Tensor | None
+
+    @property
+    def reads_inner(self) -> bool:
+        """Whether scores need inner activations, see `gks_eval.method.choice.SparseRouter`."""
+        return False
+
+    @abstractmethod
+    def scores(self, tokens: Tokens) -> torch.Tensor:
+        """Return the score of every expert, (T, E)."""
+
+    def choice(self, tokens: Tokens) -> Choice:
+        """Return each token's experts."""
+        return top_k_choice(self.scores(tokens), self.top_k, self.temperature, self.dead)
+
+    def chosen(self, scores_TE: torch.Tensor) -> torch.Tensor:
+        """Return (T, E)."""
+        return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
+
+    def coefficients(self, tokens: Tokens) -> torch.Tensor:
+        """Return (T, E)."""
+        return self.chosen(self.scores(tokens))
+
+
 def top_k_softmax(
     scores_TE: torch.Tensor,
     top_k: int,
@@ -91,15 +138,25 @@ def top_k_softmax(
         scores_TE: (T, E).
         top_k: Number of experts mixed; -1 and values above E mean E.
         temperature: Positive.
-        dead: (E,) bool, experts that are chosen only after all others.
+        dead: (E,) or (T, E) bool, experts that are chosen only after all others.
     """
+    experts = scores_TE.shape[-1]
+    if top_k == ALL or top_k >= experts:
+        return _shares(scores_TE.float(), temperature)
+    return top_k_choice(scores_TE, top_k, temperature, dead).dense(experts)
+
+
+def top_k_choice(
+    scores_TE: torch.Tensor, top_k: int, temperature: float, dead: torch.Tensor | None
+) -> Choice:
+    """Return the same, for a `top_k` of 1 to E."""
     scores_TE = scores_TE.float()
-    if top_k == ALL or top_k >= scores_TE.shape[-1]:
-        return _shares(scores_TE, temperature)
-    rank_by_TE = scores_TE if dead is None else scores_TE.masked_fill(dead, -math.inf)
-    chosen_Tk = rank_by_TE.topk(top_k, dim=-1).indices
-    share_Tk = _shares(scores_TE.gather(-1, chosen_Tk), temperature)
-    return torch.zeros_like(scores_TE).scatter_(-1, chosen_Tk, share_Tk)
+    if dead is None:
+        score_Tk, chosen_Tk = scores_TE.topk(top_k, dim=-1)
+    else:
+        chosen_Tk = scores_TE.masked_fill(dead, -math.inf).topk(top_k, dim=-1).indices
+        score_Tk = scores_TE.gather(-1, chosen_Tk)
+    return Choice(chosen_Tk, _shares(score_Tk, temperature))
 
 
 def _shares(scores_TE: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -14,8 +14,8 @@ from common import MIXED, assert_sentence, dense, relative_error, save_library
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.library import Library
 from gks_eval.library.load import MANIFEST, load_library
+from gks_eval.method.build import residual_pairs
 from gks_eval.method.lora import LoraPair
-from gks_eval.method.routed import residual_pairs
 from gks_eval.method.setting import Setting
 
 

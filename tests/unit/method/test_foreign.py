@@ -11,11 +11,11 @@ import torch
 from common import random_pair
 
 from gks_eval.errors import CompatibilityError
+from gks_eval.method.build import build, residual_pairs
 from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens
 from gks_eval.method.decorators import merge, router, rule
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
-from gks_eval.method.routed import build, residual_pairs
 from gks_eval.method.setting import Setting
 
 EXPERTS = [random_pair(seed=n) for n in range(3)]

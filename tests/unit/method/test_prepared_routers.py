@@ -7,9 +7,10 @@ import torch
 from common import random_pair
 
 from gks_eval.errors import CompatibilityError
+from gks_eval.method.build import build
 from gks_eval.method.declaration import Layer
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routed import routed_update
 from gks_eval.method.setting import Setting
 
 WIDTH = 40

@@ -15,14 +15,16 @@ from typer.testing import CliRunner
 
 from gks_eval.cli.main import build_app
 from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.method.build import build
 from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens
 from gks_eval.method.decorators import merge, router, rule
 from gks_eval.method.lora import LoraPair, average_factors, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
-from gks_eval.method.routed import build, routed_update, to_device
+from gks_eval.method.routed import routed_update
 from gks_eval.method.routers.top_k import LevelledTopK
 from gks_eval.method.setting import Setting
+from gks_eval.method.weights import to_device
 from gks_eval.testing import check_merge, check_router, check_rule
 
 METHODS: list[tuple[str, dict[str, Any]]] = [

@@ -11,13 +11,15 @@ import torch
 from common import LargestTensor, dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
+from gks_eval.method.build import build
 from gks_eval.method.declaration import Layer, Parameters, Prepared, Tokens
 from gks_eval.method.decorators import router
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.routed import build, routed_update, to_device
+from gks_eval.method.routed import routed_update
 from gks_eval.method.setting import Setting
+from gks_eval.method.weights import to_device
 
 SETTINGS = {
     "outputs": Setting(rule="delta", combine="outputs", top_k=2),
@@ -269,7 +271,7 @@ def test_shares_that_do_not_sum_to_one_scale_what_is_subtracted(combine: Any) ->
 
 def test_memory_is_that_of_the_tensors() -> None:
     weights = build(experts(4), general(2), SETTINGS["outputs"], dtype=torch.float32)
-    # 4 prototypes and 6 adapters of rank 4 read 16 wide; the adapters write 24 wide; 16 owners.
+    # 4 prototypes and 6 adapters of rank 4 read 16 wide; the adapters write 24 wide; 16 numbers.
     assert weights.nbytes() == 4 * (4 + 24) * 16 + 4 * 24 * 24 + 8 * 16
 
 
@@ -281,9 +283,10 @@ def test_moving_to_a_device_keeps_everything(setting: Setting) -> None:
     x = torch.randn(3, 16).bfloat16()
     assert torch.equal(routed_update(x, weights)[0], routed_update(x, moved)[0])
     meta = to_device(weights, torch.device("meta"))
-    tensors = [meta.read, meta.write, meta.owner, meta.directions]
+    tensors = meta.tensors()
     tensors += [value for value in vars(meta.router).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 5  # with uniform's shares, or the dead expert of Arrow
+    # Two factors, the row numbers, directions that are separate, and a tensor of the router.
+    assert len(tensors) == (4 if setting.router == "uniform" else 5)
     assert all(tensor is None or tensor.device.type == "meta" for tensor in tensors)
 
 

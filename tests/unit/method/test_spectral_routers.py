@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from oracle import residual_dense, residual_factors
 
 from gks_eval.errors import CompatibilityError, UsageError
+from gks_eval.method.build import build
 from gks_eval.method.declaration import Layer, Tokens
 from gks_eval.method.lora import LoraPair, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routed import routed_update
 from gks_eval.method.routers.spectrum import spectral_pair
 from gks_eval.method.setting import Setting
 

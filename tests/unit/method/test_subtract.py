@@ -8,11 +8,12 @@ import torch
 from common import dense, random_pair, relative_error
 
 from gks_eval.errors import CompatibilityError
+from gks_eval.method.build import build
 from gks_eval.method.declaration import Layer
 from gks_eval.method.lora import LoraPair, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, RULES
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routed import routed_update
 from gks_eval.method.rules.delta import mean_update
 from gks_eval.method.rules.scale import Scaled
 from gks_eval.method.setting import Setting

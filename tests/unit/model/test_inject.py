@@ -22,8 +22,9 @@ from torch import nn
 
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.load import Library, load_library
+from gks_eval.method.build import build
 from gks_eval.method.hook import RoutedUpdate
-from gks_eval.method.routed import build, routed_update
+from gks_eval.method.routed import routed_update
 from gks_eval.method.setting import Setting
 from gks_eval.model.inject import Attachment, attach
 

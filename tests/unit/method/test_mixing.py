@@ -1,0 +1,167 @@
+"""Every plan computes the same update: against all experts densely, and against plain loops."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from common import random_pair, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gks_eval.method.build import build
+from gks_eval.method.choice import Choice
+from gks_eval.method.contexts import Contexts
+from gks_eval.method.lora import LoraPair, no_update
+from gks_eval.method.mixing import chosen
+from gks_eval.method.mixing.plan import Plan, plan_of
+from gks_eval.method.reference import reference_update
+from gks_eval.method.routed import add_update, routed_update
+from gks_eval.method.setting import Setting
+from gks_eval.method.weights import RoutedWeights
+
+WIDTH_IN, WIDTH_OUT = 16, 24
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+SPARSE: list[Plan] = ["chosen", "write chosen"]
+
+
+def plans(weights: RoutedWeights) -> list[Plan]:
+    assert weights.sparse is not None
+    return [plan for plan in SPARSE if plan != "chosen" or not weights.sparse.reads_inner]
+
+
+def dense(update: tuple[torch.Tensor, torch.Tensor | Choice], experts: int) -> torch.Tensor:
+    found = update[1]
+    return found.dense(experts) if isinstance(found, Choice) else found
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> dict[str, Any]:
+    ranks = draw(st.lists(st.integers(1, 5), min_size=2, max_size=9))
+    if draw(st.booleans()):
+        ranks = [ranks[0]] * len(ranks)
+    pairs = [random_pair(rank, seed=n) for n, rank in enumerate(ranks)]
+    combine = "outputs"
+    if len({*ranks}) == 1 and draw(st.booleans()):
+        combine = "factors"
+    else:
+        for n in draw(st.sets(st.integers(0, len(ranks) - 1), max_size=len(ranks) - 1)):
+            pairs[n] = no_update((WIDTH_OUT, WIDTH_IN))
+    general = [random_pair(3, seed=50 + n) for n in range(draw(st.integers(0, 2)))]
+    router = draw(st.sampled_from(["arrow", "spectr", "norm", "lag", "random"]))
+    top_k = draw(st.integers(1, len(ranks) - 1))
+    setting = Setting(
+        router=router,
+        rule="delta",
+        combine=combine,
+        subtract=("avg",) if general else (),
+        top_k=top_k,
+        **({"shortlist": max(top_k, 3)} if router == "lag" else {}),
+    )
+    return {"experts": pairs, "general": general, "setting": setting}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    layer=layers(),
+    tokens=st.sampled_from([1, 2, 65]),
+    dtype=st.sampled_from([*TOLERANCE]),
+    seed=st.integers(0, 9),
+    built_in=st.booleans(),
+    into=st.booleans(),
+)
+def test_plans_agree(
+    layer: dict[str, Any],
+    tokens: int,
+    dtype: torch.dtype,
+    seed: int,
+    built_in: bool,
+    into: bool,
+) -> None:
+    x = torch.randn(tokens, WIDTH_IN, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    weights = build(**layer, dtype=dtype)
+    start = torch.ones(tokens, WIDTH_OUT, dtype=dtype) if into else None
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        if not built_in:
+            patch.setattr(chosen, "_built_in", lambda: False)
+        expected = add_update(x, weights, None if start is None else start.clone(), plan="all")
+        for plan in plans(weights):
+            found = add_update(x, weights, None if start is None else start.clone(), plan=plan)
+            assert found[0].dtype == dtype
+            assert relative_error(found[0], expected[0]) < TOLERANCE[dtype], plan
+            torch.testing.assert_close(
+                dense(found, weights.experts), dense(expected, weights.experts)
+            )
+
+
+@settings(max_examples=25, deadline=None)
+@given(layer=layers(), seed=st.integers(0, 9))
+def test_plans_are_the_plain_loops(layer: dict[str, Any], seed: int) -> None:
+    x = torch.randn(4, WIDTH_IN, generator=torch.Generator().manual_seed(seed))
+    weights = build(**layer, dtype=torch.float32)
+    slow, shares = reference_update(x, layer["experts"], layer["general"], layer["setting"])
+    with torch.no_grad():
+        for plan in plans(weights):
+            found = add_update(x, weights, plan=plan)
+            clear = (dense(found, weights.experts) - shares).abs().amax(1) < 1e-4
+            assert relative_error(found[0][clear], slow[clear]) < 1e-4, plan
+
+
+def many(count: int, **arguments: Any) -> tuple[RoutedWeights, list[LoraPair], Setting]:
+    pairs = [random_pair(2, seed=n) for n in range(count)]
+    setting = Setting(rule="delta", combine="outputs", subtract=(), **arguments)
+    return build(pairs, [], setting, dtype=torch.float32), pairs, setting
+
+
+def test_many_experts_are_not_all_read() -> None:
+    few, _, _ = many(4)
+    lots, _, _ = many(600)
+    every, _, _ = many(600, top_k=-1)
+    by_norm, _, _ = many(600, router="norm")
+    assert plan_of(512, few) == "all"
+    assert plan_of(512, lots) == "chosen"
+    assert plan_of(512, every) == "all"
+    assert plan_of(512, by_norm) == "write chosen"
+    assert plan_of(0, lots) == "all"
+    assert {plan_of(t, one) for t in (1, 16) for one in (few, lots)} <= {*get_args(Plan)}
+
+
+def test_gradients_come_from_the_dense_products() -> None:
+    weights, pairs, setting = many(600)
+    x = torch.randn(3, WIDTH_IN, requires_grad=True)
+    update, found = add_update(x, weights)
+    assert not isinstance(found, Choice)
+    update.sum().backward()
+    assert x.grad is not None
+    slow, _ = reference_update(x.detach(), pairs, [], setting)
+    with torch.no_grad():
+        assert relative_error(add_update(x, weights)[0], slow) < 1e-5
+
+
+def test_one_choice_per_context_is_mixed_sparsely_too() -> None:
+    weights, _, _ = many(600, level="sequence")
+    x = torch.randn(7, WIDTH_IN)
+    kept: list[dict[str, torch.Tensor]] = []
+    updates = []
+    with torch.no_grad():
+        for plan in get_args(Plan):
+            contexts = Contexts.of_rows([2, 2], [4, 3], 0)
+            update, _ = add_update(x, weights, contexts=contexts, name="a", plan=plan)
+            updates.append(update)
+            kept.append(contexts.choices)
+    for update, choices in zip(updates, kept, strict=True):
+        torch.testing.assert_close(update, updates[0])
+        assert torch.equal(choices["a"], kept[0]["a"])
+
+
+def test_coefficients_are_dense_for_those_who_ask() -> None:
+    weights, _, _ = many(600)
+    x = torch.randn(7, WIDTH_IN)
+    with torch.no_grad():
+        _, shares = routed_update(x, weights)
+        _, choice = add_update(x, weights)
+    assert isinstance(choice, Choice)
+    assert shares.shape == (7, 600)
+    torch.testing.assert_close(shares.sum(1), torch.ones(7))
+    torch.testing.assert_close(Choice.of(shares, 3).dense(600), shares)
