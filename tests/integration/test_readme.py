@@ -228,6 +228,13 @@ def report(place: Place, command: str) -> None:
         assert word.replace("gks-", "gks") in page.replace("gks:", "gks").replace("gks-", "gks")
 
 
+def cite(place: Place, command: str) -> None:
+    place.run(command)
+    printed = (place.folder / "methods.bib").read_text("utf-8")
+    for key in ("bagherifard2025", "ostapenko2024", "peft", "eval-harness", "gks-eval"):
+        assert f"{{{key}," in printed
+
+
 @dataclass(frozen=True)
 class Rule:
     """How commands that start with `words` are run."""
@@ -258,6 +265,7 @@ RULES = [
     Rule("gks-eval paper --results results", paper),
     Rule("gks-eval routes --library smollm2-demo ", routes, MODEL),
     Rule("gks-eval report results ", report),
+    Rule("gks-eval cite results", cite),
 ]
 
 
