@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Other versions than those of `make setup`, such as .ci/lowest.txt.
+CONSTRAINTS = os.environ.get("GKS_CONSTRAINTS")
 PROGRAM = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 for variable in ("GKS_EVAL_BRIDGE", "PYTHONPATH", "VIRTUAL_ENV"):
     PROGRAM.pop(variable, None)
@@ -75,7 +77,9 @@ def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """A fresh environment with the wheel and all that it needs, as `make setup` makes it."""
     folder = tmp_path_factory.mktemp("fresh")
     script = ROOT / ".ci" / "setup_env.py"
-    command = [sys.executable, script, folder / "venv", f"{wheel}[demo]"]
+    held_to = ["--constraints", ROOT / CONSTRAINTS] if CONSTRAINTS else []
+    extras = "demo,evidence" if CONSTRAINTS else "demo"
+    command = [sys.executable, script, *held_to, folder / "venv", f"{wheel}[{extras}]"]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     work = folder / "elsewhere"
     work.mkdir()

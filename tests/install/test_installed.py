@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -141,3 +142,14 @@ def test_lm_eval_runs_the_demo_library_from_another_folder(fresh: Environment) -
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["config"]["model"] == "gks_arrow"
     assert any(name.startswith("gks_demo") for name in found["results"])
+    cited = fresh.run("gks-eval", "cite", str(results)).stdout
+    assert "{bagherifard2025," in cited  # references.bib is in the wheel
+
+
+@pytest.mark.skipif("GKS_CONSTRAINTS" not in os.environ, reason="needs the extra evidence")
+def test_the_demo_and_its_evidence(fresh: Environment) -> None:
+    shown = fresh.run("gks-eval", "demo", "--limit", "2", GKS_EVAL_CACHE=str(fresh.work / "cache"))
+    assert "gks:avg" in shown.stdout
+    fresh.run("gks-eval", "compare", "demo-results", "--baseline", "arrow")
+    fresh.run("gks-eval", "report", "demo-results", "-o", "report.html")
+    assert "<html" in (fresh.work / "report.html").read_text(encoding="utf-8")
