@@ -9,6 +9,7 @@ needed.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,11 +133,20 @@ def _checked_gguf(name: str, model: EmbeddedModel) -> Path:
     return found[0]
 
 
+def _name_version_of_gguf() -> None:
+    # On Python 3.10, transformers 5.0 finds no version in gguf's metadata and asks the module.
+    import gguf
+
+    if not hasattr(gguf, "__version__"):
+        gguf.__version__ = importlib.metadata.version("gguf")
+
+
 def _dequantise(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    _name_version_of_gguf()
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,3 +125,12 @@ def test_the_weights_are_those_that_gguf_itself_reads() -> None:
             expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
             assert torch.equal(file.get_tensor(ours), expected)
     assert "quantization_config" not in (folder / "config.json").read_text()
+
+
+def test_gguf_has_a_version_that_old_transformers_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    monkeypatch.setattr(gguf, "__version__", "N/A", raising=False)
+    monkeypatch.delattr(gguf, "__version__")
+    embedded._name_version_of_gguf()
+    assert gguf.__version__ == version("gguf")
