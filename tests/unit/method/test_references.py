@@ -103,6 +103,8 @@ def test_citation_cff_names_all_of_them() -> None:
         ("merge:dare_ties", {"yu2024"}),
         ("merge:knots;subtract=en", {"stoica2025"}),
         ("random", set()),
+        ("expert:arrow", set()),
+        ("gks:en;general=random", {"ostapenko2024"}),
         ("gks:en;general=rotated", {"ostapenko2024", "mezzadri2007"}),
         ("spectr;rule=pico", {"fleshman2025spectr", "tang2026"}),
     ],
@@ -116,11 +118,11 @@ def test_a_run_cites_what_it_ran(setting: str, papers: set[str] | None) -> None:
 
 def test_the_command_prints_each_entry_once_papers_first(tmp_path: Path) -> None:
     write(tmp_path / "arrow", recorded("arrow"))
-    write(tmp_path / "ties", recorded("merge:ties"))
+    write(tmp_path / "mean", recorded("merge:mean"))
     write(tmp_path / "plain", None)
     text = cite(tmp_path)
     assert keys(text) == [
-        *("bagherifard2025", "ostapenko2024", "yadav2023"),
+        *("bagherifard2025", "ostapenko2024", "wortsman2022"),
         *("eval-harness", "peft", "gks-eval"),
     ]
     assert "  note = {Version 0.4.13}," in text
@@ -130,10 +132,11 @@ def test_the_command_prints_each_entry_once_papers_first(tmp_path: Path) -> None
     assert len(lines) == 7
     assert lines[1].startswith("Ostapenko, Oleksiy; Su, Zhan; ")
     assert "by Building and Reusing a Library of LoRAs. " in lines[1]
+    assert ".." not in "".join(lines)
 
 
 def test_a_method_of_another_package_is_cited_by_its_source(tmp_path: Path) -> None:
-    @merge(paper="Ünal & Co. 2026 {draft}, https://example.org/a_b")
+    @merge(paper="Ünal & Co.\n2026 {draft}, https://example.org/a_b{c}")
     def largest(layer, parameters):
         """The largest."""
 
@@ -142,8 +145,14 @@ def test_a_method_of_another_package_is_cited_by_its_source(tmp_path: Path) -> N
         text = cite(tmp_path)
     assert keys(text)[1] == "merge-largest"
     assert r"  title = {{Ünal \& Co. 2026 \{draft\}}}," in text
-    assert r"  url = {https://example.org/a_b}," in text
-    # Without its package, only the name is known.
+    assert "  url = {https://example.org/a_bc}," in text
+    assert "  note = {merge largest}," in text
+    # Without its package, only the name is known; the family distinguishes it from an expert's.
+    setting = {"router": "theirs", "subtract": []}
+    write(tmp_path / "b", {"setting": setting, "family": "experts"})
+    assert "not installed" not in cite(tmp_path / "b")
+    write(tmp_path / "c", {"setting": setting, "family": "routers"})
+    assert "% router=theirs is not installed; its reference is missing." in cite(tmp_path / "c")
     assert "% merge=largest is not installed; its reference is missing." in cite(tmp_path)
 
 
