@@ -152,4 +152,4 @@ def _escaped(text: str) -> str:
 
 
 def _plain(value: str) -> str:
-    return re.sub(r"\\([{}$&#_%])|[{}]", r"\1", value).strip(".")
+    return re.sub(r"\\([{}$&#_%])|[{}]", r"\1", value)
