@@ -1,12 +1,12 @@
-"""Conformance tests for rules, routers and merges, for use in anybody's pytest.
+"""Conformance tests for rules, routers and merges, for use in your own tests.
 
-::
+```python
+from gks_eval.testing import check_router
+from my_package import my_router
 
-    from gks_eval.testing import check_router
-    from my_package import my_router
-
-    def test_my_router() -> None:
-        check_router(my_router)
+def test_my_router() -> None:
+    check_router(my_router)
+```
 
 Each function raises AssertionError with one sentence that says what a method must do and did not.
 The methods of this package pass the same tests.

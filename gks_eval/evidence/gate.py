@@ -19,7 +19,17 @@ __all__ = ["gate", "measure_checks"]
 
 
 def gate(baseline: Run, candidate: Run, policy: GatePolicy) -> Verdict:
-    """Measure and judge. Whatever prevents a check is reported."""
+    """Judge whether a candidate is a regression, by all checks of a policy.
+
+    Args:
+        baseline: The run to compare with.
+        candidate: The run that is judged.
+        policy: What counts as a regression, and what is required.
+
+    Returns:
+        The verdict, with one outcome per check and the exit code of `gks-eval gate`. What prevents
+        a check is reported in its outcome and never passes.
+    """
     checks = measure_checks(baseline, candidate, policy)
     named = {*policy.tasks, *policy.groups, *policy.required}
     new = [name for name in candidate.tasks if name not in baseline.tasks and name not in named]

@@ -49,7 +49,8 @@ def load_library(reference: str) -> Library:
     """Load a library with all its adapters.
 
     Args:
-        reference: As for `read_manifest`.
+        reference: A folder, a library.yaml, the name of a bundled library, or
+            ``org/repo[/subfolder][@revision]`` on the hub; tried in that order.
 
     Raises:
         LibraryError: The library does not exist, or an adapter is missing, broken, unsafe or not

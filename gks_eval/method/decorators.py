@@ -24,7 +24,19 @@ def rule(
     equal_factors: bool = False,
     general_part: Callable[[Sequence[LoraPair], Any], LoraPair] | None = None,
 ) -> Callable[[Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]], Rule]:
-    """Declare the decorated function as a rule, with its name and the docstring's first line."""
+    """Declare the decorated function as a rule.
+
+    The function, ``(task, general, parameters) -> residual``, gives the rule its name; the first
+    line of its docstring is the summary.
+
+    Args:
+        paper: Where the method comes from: authors, year and address; or `CONTROL`.
+        parameters: The model of its parameters.
+        needs: What it needs in addition to the adapters, such as `VECTORS`.
+        equal_factors: Whether task and general adapters must have one rank and one scaling.
+        general_part: For a rule that is linear in the updates: returns, from
+            ``(general, parameters)``, the part that is common to all experts.
+    """
 
     def declare(function: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]) -> Rule:
         common = _common(function, paper, parameters, needs)
@@ -40,7 +52,16 @@ def joint_rule(
     needs: str = "",
     after_merge: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair] | None = None,
 ) -> Callable[[Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]]], Rule]:
-    """Declare the decorated function as a joint rule; see `rule`."""
+    """Declare the decorated function, ``(tasks, parameters) -> residuals``, as a joint rule.
+
+    A joint rule changes all experts of a layer together and subtracts no general adapter.
+
+    Args:
+        paper: Where the method comes from: authors, year and address; or `CONTROL`.
+        parameters: The model of its parameters.
+        needs: What it needs in addition to the adapters, such as `VECTORS`.
+        after_merge: ``(merged, tasks, parameters) -> merged``, applied to merged residuals.
+    """
 
     def declare(function: Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]]) -> Rule:
         common = _common(function, paper, parameters, needs)
@@ -57,7 +78,15 @@ def router(
     sums_to_one: bool = True,
     basis: Callable[[LoraPair], LoraPair] | None = None,
 ) -> Callable[[Callable[[Layer, Any], Prepared]], Router]:
-    """Declare the decorated function as a router; see `rule`."""
+    """Declare the decorated function, ``(layer, parameters) -> Prepared``, as a router.
+
+    Args:
+        paper: Where the method comes from: authors, year and address; or `CONTROL`.
+        parameters: The model of its parameters.
+        needs: What it needs in addition to the adapters, such as `VECTORS`.
+        sums_to_one: Whether every row of coefficients sums to 1.
+        basis: Changes the factors of every pair, but not its update, before they are mixed.
+    """
 
     def declare(function: Callable[[Layer, Any], Prepared]) -> Router:
         return Router(*_common(function, paper, parameters, needs), function, sums_to_one, basis)
@@ -73,7 +102,16 @@ def merge(
     equal_factors: bool | Callable[[Any], bool] = False,
     instead: str = "",
 ) -> Callable[[Callable[[Layer, Any], LoraPair]], Merge]:
-    """Declare the decorated function as a merge; see `rule`."""
+    """Declare the decorated function, ``(layer, parameters) -> merged``, as a merge.
+
+    Args:
+        paper: Where the method comes from: authors, year and address; or `CONTROL`.
+        parameters: The model of its parameters.
+        needs: What it needs in addition to the adapters, such as `VECTORS`.
+        equal_factors: Whether the residuals must have one rank and one scaling; a function of the
+            parameters if it depends on them.
+        instead: The parameter that allows unequal ones, as ``name=value``.
+    """
 
     def declare(function: Callable[[Layer, Any], LoraPair]) -> Merge:
         common = _common(function, paper, parameters, needs)

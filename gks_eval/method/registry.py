@@ -147,6 +147,7 @@ RULES: Final = Registry(
         "cross_lingual": f"{_HOME}.rules.cross_lingual:cross_lingual",
     },
 )
+"""The rules by name: ``get(name)``, ``names()``, ``add(method)`` and ``name in RULES``."""
 ROUTERS: Final = Registry(
     Router,
     {
@@ -161,6 +162,7 @@ ROUTERS: Final = Registry(
         "phatgoose": f"{_HOME}.routers.phatgoose:phatgoose",
     },
 )
+"""The routers by name: ``get(name)``, ``names()``, ``add(method)`` and ``name in ROUTERS``."""
 MERGES: Final = Registry(
     Merge,
     {
@@ -176,3 +178,4 @@ MERGES: Final = Registry(
         "magnitude_prune": f"{_HOME}.merges.magnitude_prune:magnitude_prune",
     },
 )
+"""The merges by name: ``get(name)``, ``names()``, ``add(method)`` and ``name in MERGES``."""
