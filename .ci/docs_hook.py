@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("*.md", "tasks/**/*.md", "docs/**/*")
+DATA = {".json", ".jsonl", ".gz", ".pyc"}  # of the study; no page shows them
 API_HEAD = """\
 # API reference
 
@@ -76,7 +77,7 @@ def on_files(files: Files, *, config: Any) -> Files:
             path.relative_to(ROOT).as_posix(), str(ROOT), config.site_dir, config.use_directory_urls
         )
         for path in paths
-        if "__pycache__" not in path.parts
+        if path.suffix not in DATA
     ]
     api = File.generated(config, "docs/api.md", content=api_page())
     return Files([*kept, *ours, api])
