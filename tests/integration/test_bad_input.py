@@ -286,6 +286,9 @@ RECIPES = {
 RESULTS = {
     "no such run": ("compare nowhere new", ResultsError, ["nowhere does not exist", "path"]),
     "no results in a folder": ("report library", ResultsError, ["library"]),
+    "nothing to cite": ("cite library", ResultsError, ["library holds no results_"]),
+    "half a file to cite": ("cite library", ResultsError, ["results_1.json", "half written"],
+        text("library/results_1.json", "{")),
     "half a results file": (COMPARE, ResultsError, ["new/results_", "half written (line "],
         runs(cut_short("results_*"))),
     "half a samples file": (COMPARE, ResultsError, ["new/samples_a_"],
