@@ -19,7 +19,7 @@ from gks_eval.method.mixing.products import read_all
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
 from gks_eval.method.tied import Tied, joined
-from gks_eval.method.weights import RoutedWeights, moved, rows_of
+from gks_eval.method.weights import RoutedWeights, moved, rows_of, suited
 
 __all__ = [
     "Measure",
@@ -102,17 +102,19 @@ def build(
     if directions is not None and dtype in (torch.float32, torch.float64):
         parts_A.append(directions)
         directions = None
-    weights = RoutedWeights(
-        router=moved(ready.choose, device),
-        read=torch.cat(parts_A).to(device, dtype).contiguous(),
-        write=torch.cat(parts_B).to(device, dtype).contiguous(),
-        rows=moved(rows_of(ranks), device),
-        stacked=sum(ranks),
-        rank=ranks[0] if setting.combine == "factors" else 0,
-        directions=None if directions is None else directions.to(device),
-        experts=len(mixed),
-        present=None if present is None else present.to(device),
-        by_context=by_context,
+    weights = suited(
+        RoutedWeights(
+            router=moved(ready.choose, device),
+            read=torch.cat(parts_A).to(device, dtype).contiguous(),
+            write=torch.cat(parts_B).to(device, dtype).contiguous(),
+            rows=moved(rows_of(ranks), device),
+            stacked=sum(ranks),
+            rank=ranks[0] if setting.combine == "factors" else 0,
+            directions=None if directions is None else directions.to(device),
+            experts=len(mixed),
+            present=None if present is None else present.to(device),
+            by_context=by_context,
+        )
     )
     if not ROUTERS.is_own(router):
         _probe(router, weights, name)

@@ -100,7 +100,9 @@ class Contexts:
         group = self.of_token.to(device)[own]
         sums_GE = torch.zeros(self.count, scores_TE.shape[1], dtype=wide, device=device)
         sums_GE.index_add_(0, group, scores_TE[own].to(wide))
-        return sums_GE / torch.bincount(group, minlength=self.count)[:, None]
+        # Not bincount, which waits for a GPU to know how long its result is.
+        sizes_G = sums_GE.new_zeros(self.count).index_add_(0, group, sums_GE.new_ones(len(group)))
+        return sums_GE / sizes_G[:, None]
 
     def without_padding(self, c_TE: torch.Tensor) -> torch.Tensor:
         """Return the rows that are not padding."""

@@ -30,6 +30,7 @@ from gks_eval.method.mixing.chosen import (
     rows_of_choice,
 )
 from gks_eval.method.mixing.dense import mixed_densely
+from gks_eval.method.mixing.fused import mixed_by_kernel
 from gks_eval.method.mixing.plan import Plan, plan_of
 from gks_eval.method.mixing.products import read_all, read_scores
 from gks_eval.method.weights import RoutedWeights
@@ -79,6 +80,11 @@ def add_update(
     """
     if plan is None:
         plan = "all" if torch.is_grad_enabled() else plan_of(len(x_TK), weights)
+    if plan == "fused":
+        mixed_TM, choice = mixed_by_kernel(x_TK, weights)
+        if into is not None:
+            return into.addmm_(mixed_TM, weights.write), choice
+        return mixed_TM @ weights.write, choice
     if plan == "all":
         tokens = read_all(x_TK, weights)
         c_TE = _coefficients(tokens, weights, contexts, name)

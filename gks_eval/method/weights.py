@@ -11,8 +11,9 @@ import torch
 
 from gks_eval.method.choice import SparseRouter
 from gks_eval.method.declaration import LayerRouter
+from gks_eval.method.mixing.split import PARTS, accumulates_wide, joined_rows, split
 
-__all__ = ["RoutedWeights", "Rows", "moved", "rows_of", "to_device"]
+__all__ = ["RoutedWeights", "Rows", "moved", "rows_of", "suited", "to_device"]
 
 _Held = TypeVar("_Held")
 
@@ -58,7 +59,9 @@ class RoutedWeights:
     Attributes:
         router: Chooses the coefficients.
         read: The stacked A's of the experts and of the general part, (M, K); in float32 with the
-            router's directions below, (M + N, K), so that one product serves both.
+            router's directions below, (M + N, K), so that one product serves both. On devices
+            that multiply 16 bits into float32, the directions are below in 16-bit parts,
+            (M + P N, K).
         write: (M, D), the stacked ``s B^T``; rows of the general part are negated.
         rows: Which of the M_e rows of the experts belongs to which.
         stacked: M_e.
@@ -68,6 +71,8 @@ class RoutedWeights:
         present: (E,) float32, 1 for experts that update the layer and 0 for the others; None if
             the general part is not subtracted once, or is subtracted from all experts.
         by_context: Whether the router makes one choice per context, not per token.
+        parts: P, see `gks_eval.method.mixing.split`; 0 if the directions are not split.
+        unscale: (N,) float32, multiplies the scores of split directions; None for ones.
     """
 
     router: LayerRouter
@@ -80,10 +85,12 @@ class RoutedWeights:
     experts: int
     present: torch.Tensor | None = None
     by_context: bool = False
+    parts: int = 0
+    unscale: torch.Tensor | None = None
 
     @property
     def fused(self) -> torch.Tensor:
-        """Return the directions, (N, K), that are the last rows of `read`."""
+        """Return the directions, (N, K), or their parts, (P N, K): the last rows of `read`."""
         return self.read[self.write.shape[0] :]
 
     @cached_property
@@ -98,7 +105,8 @@ class RoutedWeights:
         """Return all tensors but the router's."""
         rows = self.rows
         held = [self.read, self.write, rows.of_expert, rows.owner, rows.counted]
-        return [one for one in (*held, self.directions, self.present) if one is not None]
+        held += [self.directions, self.present, self.unscale]
+        return [one for one in held if one is not None]
 
     def nbytes(self) -> int:
         """Return the memory of all tensors, in bytes."""
@@ -106,8 +114,29 @@ class RoutedWeights:
 
 
 def to_device(weights: RoutedWeights, device: torch.device) -> RoutedWeights:
-    """Return the weights on another device."""
-    return moved(weights, device)
+    """Return the weights on another device, in the form that suits it."""
+    return suited(moved(weights, device))
+
+
+def suited(weights: RoutedWeights) -> RoutedWeights:
+    """Return the weights with directions split where their device can use that, and else whole."""
+    read, rows = weights.read, weights.write.shape[0]
+    wide = accumulates_wide(read.device, read.dtype)
+    if wide and weights.directions is not None:
+        parts, unscale = split(weights.directions, read.dtype)
+        return replace(
+            weights,
+            read=torch.cat([read, parts]),
+            directions=None,
+            parts=PARTS[read.dtype],
+            unscale=unscale,
+        )
+    if weights.parts and not wide:
+        directions = joined_rows(weights.fused, weights.parts, weights.unscale)
+        return replace(
+            weights, read=read[:rows].clone(), directions=directions, parts=0, unscale=None
+        )
+    return weights
 
 
 def moved(held: _Held, device: torch.device | str) -> _Held:

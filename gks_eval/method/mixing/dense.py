@@ -32,8 +32,9 @@ def mixed_densely(c_TE: torch.Tensor, z_TM: torch.Tensor, weights: RoutedWeights
     # Coefficients are float32: the products are rounded to the layer's type once, here.
     if torch.is_grad_enabled():
         # The backward pass still needs what writing in place would overwrite.
-        return torch.cat([mixed_TM.to(z_TM.dtype), once_TM.to(z_TM.dtype)], dim=1)
+        dtype = weights.write.dtype
+        return torch.cat([mixed_TM.to(dtype), once_TM.to(dtype)], dim=1)
     z_TM[:, :stacked] = mixed_TM
     if weights.present is not None:
         z_TM[:, stacked:] = once_TM
-    return z_TM
+    return z_TM.to(weights.write.dtype)

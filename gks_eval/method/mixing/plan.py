@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Literal
 
 from gks_eval.method.mixing.chosen import has_sparse_products
+from gks_eval.method.mixing.fused import can_fuse
 from gks_eval.method.weights import RoutedWeights
 
 __all__ = ["Plan", "plan_of"]
 
-Plan = Literal["all", "chosen", "write chosen"]
-"""``all`` reads and writes all experts, ``write chosen`` reads all, ``chosen`` only scores all."""
+Plan = Literal["all", "chosen", "write chosen", "fused"]
+"""``all`` reads and writes all experts, ``write chosen`` reads all, ``chosen`` only scores all.
+
+``fused`` is ``all`` with one kernel between the two products."""
 
 FEW = 64
 """Experts that are all written."""
@@ -22,6 +25,8 @@ FEW = 64
 
 def plan_of(tokens: int, weights: RoutedWeights) -> Plan:
     """Return the plan for so many tokens at one layer, without gradients."""
+    if can_fuse(weights):
+        return "fused"
     router, read = weights.sparse, weights.read
     if router is None or not tokens or weights.experts < FEW or read.device.type != "cpu":
         return "all"

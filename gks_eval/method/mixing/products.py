@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gks_eval.method.declaration import Tokens
+from gks_eval.method.mixing.split import joined_rows, joined_scores, wide_mm
 from gks_eval.method.weights import RoutedWeights
 
 __all__ = ["read_all", "read_scores", "wide_product"]
@@ -16,10 +17,23 @@ WIDENED_AT_ONCE = 256
 def read_all(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
     """Return all that a router can read of these tokens."""
     inner = weights.write.shape[0]
+    if weights.parts:
+        return _read_split(x_TK, weights)
     read_TM = torch.mm(x_TK, weights.read.T)
     if weights.directions is not None:
         return Tokens(x_TK, wide_product(x_TK, weights.directions), read_TM)
     return Tokens(x_TK, read_TM[:, inner:].float(), read_TM[:, :inner])
+
+
+def _read_split(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
+    inner = weights.write.shape[0]
+    if torch.is_grad_enabled():
+        # The product into float32 has no gradient.
+        directions = joined_rows(weights.fused, weights.parts, weights.unscale)
+        return Tokens(x_TK, wide_product(x_TK, directions), x_TK @ weights.read[:inner].T)
+    read_TM = wide_mm(x_TK, weights.read)
+    scores_TN = joined_scores(read_TM[:, inner:], weights.parts, weights.unscale)
+    return Tokens(x_TK, scores_TN, read_TM[:, :inner])
 
 
 def read_scores(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:

@@ -19,7 +19,7 @@ from gks_eval.method.routers.prototypes import (
     prototypes,
     scales,
 )
-from gks_eval.method.routers.top_k import LayerTopK, LevelledTopK
+from gks_eval.method.routers.top_k import LayerTopK, LevelledTopK, Scale
 
 __all__ = ["ArrowParameters", "LayerArrow", "arrow", "scaled_prototypes"]
 
@@ -74,6 +74,15 @@ class LayerArrow(LayerTopK):
         temperature = parameters.temperature or directions.shape[1] ** 0.5
         choose = cls(parameters.top_k, temperature, used, parameters.input_norm)
         return Prepared(choose, directions)
+
+    @property
+    def of_raw(self) -> Scale:
+        """Magnitudes of the products, unless tokens are normalised."""
+        return "magnitude" if self.input_norm == "id" else "same"
+
+    def raw(self, tokens: Tokens) -> torch.Tensor:
+        """Return (T, E)."""
+        return tokens.scores if self.input_norm == "id" else self.scores(tokens)
 
     def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""

@@ -24,12 +24,10 @@ from typing_extensions import Self
 from gks_eval.method.declaration import Layer, Prepared, Tokens
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.routers.spectrum import spectrum
-from gks_eval.method.routers.top_k import LayerTopK
+from gks_eval.method.routers.top_k import TINY, LayerTopK, Scale
 
 __all__ = ["LayerNorms", "Rows"]
 
-# The smallest normal float32: a root of zero has no gradient.
-_TINY: Final = 2.0**-126
 # Rows of a matrix that are parallel to within rounding count as one when it is inverted.
 _PARALLEL: Final = 1e-6
 # Errors of inner activations may grow by this factor before the rows get their own product.
@@ -118,9 +116,21 @@ class LayerNorms(LayerTopK):
         inner_TM = tokens.inner.float()
         return inner_TM if self.core is None else inner_TM @ self.core
 
+    @property
+    def of_raw(self) -> Scale:
+        """Norms are roots of sums of squares."""
+        return "root"
+
+    def raw(self, tokens: Tokens) -> torch.Tensor:
+        """Return (T, E)."""
+        return self._squared(self.products(tokens))
+
     def norms(self, products_TN: torch.Tensor) -> torch.Tensor:
         """Return the score of every expert, (T, E)."""
-        return (products_TN * products_TN @ self.squares).clamp_min(_TINY).sqrt()
+        return self._squared(products_TN).clamp_min(TINY).sqrt()
+
+    def _squared(self, products_TN: torch.Tensor) -> torch.Tensor:
+        return products_TN * products_TN @ self.squares
 
     def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""

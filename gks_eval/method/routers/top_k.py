@@ -27,6 +27,10 @@ __all__ = [
 
 ALL: Final = -1
 """The `top_k` that stands for all experts."""
+TINY: Final = 2.0**-126
+"""The smallest normal float32: a root of zero has no gradient."""
+Scale = Literal["same", "magnitude", "root"]
+"""Raw scores are scores, or these are their magnitudes, or ``sqrt(max(raw, TINY))``."""
 
 
 def top_k_field(default: int) -> Any:
@@ -105,6 +109,15 @@ class LayerTopK(ABC):
     def reads_inner(self) -> bool:
         """Whether scores need inner activations, see `gks_eval.method.choice.SparseRouter`."""
         return False
+
+    @property
+    def of_raw(self) -> Scale:
+        """How `scores` follow from `raw`."""
+        return "same"
+
+    def raw(self, tokens: Tokens) -> torch.Tensor:
+        """Return what `scores` are an elementwise function of, (T, E)."""
+        return self.scores(tokens)
 
     @abstractmethod
     def scores(self, tokens: Tokens) -> torch.Tensor:
