@@ -87,6 +87,14 @@ def _fitting_tokens(base: nn.Module, config: Any, device: torch.device) -> int:
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     inner = inner if isinstance(inner, int) else max(inner)
     per_token = max(each.itemsize for each in base.parameters()) * (12 * hidden + 3 * inner)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2 << 30
-    fitting = int(0.4 * free) // per_token
+    fitting = int(0.4 * _free_bytes(device)) // per_token
     return _within(2048, fitting, 16384)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2 << 30
+    # What torch's allocator holds for later is free for the next forward. Without it, a second
+    # run would find less memory than the first, and plan other rows.
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held

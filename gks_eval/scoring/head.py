@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gks_eval.method.hook import RoutedUpdate
+from gks_eval.method.mixing.split import accumulates_wide, wide_mm
 
 __all__ = ["Head"]
 
@@ -46,7 +47,6 @@ class Head:
             and all(isinstance(hook, RoutedUpdate) for hook in self.updates)
             and module.weight.device.type != "meta"
         )
-        self.widens = True  # whether the device multiplies 16-bit matrices into float32
 
     @torch.no_grad()  # in-place steps would keep the graph of every batch alive
     def log_probs(
@@ -65,22 +65,30 @@ class Head:
         """
         if self.is_plain:
             hidden_MH = hidden_MH.to(next(self.module.parameters()).device)
-        token_S, position_S = token_S.to(hidden_MH.device), position_S.to(hidden_MH.device)
-        log_prob_S = torch.empty(token_S.shape, dtype=torch.float32, device=hidden_MH.device)
-        greedy_S = torch.empty(token_S.shape, dtype=torch.bool, device=hidden_MH.device)
+        device = hidden_MH.device
+        # Chunks are divided on the CPU: a mask on a GPU would wait for it, in every chunk.
+        position_S, token_S = position_S.cpu(), token_S.cpu()
+        order, log_probs, greedy = [], [], []
         step, start = 1, 0  # the first position gives the vocabulary's size
         while start < hidden_MH.shape[0]:
             chunk = hidden_MH[start : start + step]
-            with torch.autocast(hidden_MH.device.type, enabled=False):
+            with torch.autocast(device.type, enabled=False):
                 logits = self._logits(chunk)
-            logits = logits.to(hidden_MH.device)
-            here = (position_S >= start) & (position_S < start + step)
-            row, token = position_S[here] - start, token_S[here]
-            log_prob_S[here], greedy_S[here] = _log_softmax_at(logits, row, token)
+            logits = logits.to(device)
+            here = ((position_S >= start) & (position_S < start + step)).nonzero()[:, 0]
+            row, token = (position_S[here] - start).to(device), token_S[here].to(device)
+            values, firsts = _log_softmax_at(logits, row, token)
+            order.append(here)
+            log_probs.append(values)
+            greedy.append(firsts)
             start += step
-            budget = CHUNK_BYTES.get(hidden_MH.device.type, CHUNK_BYTES_DEVICE)
+            budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES_DEVICE)
             step = max(1, budget // (4 * logits.shape[-1]))
-        return log_prob_S.cpu(), greedy_S.cpu()
+        order_S = torch.cat(order)
+        log_prob_S = torch.empty(token_S.shape, dtype=torch.float32)
+        greedy_S = torch.empty(token_S.shape, dtype=torch.bool)
+        log_prob_S[order_S], greedy_S[order_S] = torch.cat(log_probs).cpu(), torch.cat(greedy).cpu()
+        return log_prob_S, greedy_S
 
     def _logits(self, hidden_MH: torch.Tensor) -> torch.Tensor:
         product = self._wide_product if self.is_plain else self.module
@@ -105,11 +113,8 @@ class Head:
         return logits
 
     def _widened(self, hidden_MH: torch.Tensor, weight_VH: torch.Tensor) -> torch.Tensor:
-        if self.widens:
-            try:
-                return torch.mm(hidden_MH, weight_VH.t(), out_dtype=torch.float32)
-            except (RuntimeError, TypeError):  # only on CUDA, and not in every torch version
-                self.widens = False
+        if accumulates_wide(hidden_MH.device, weight_VH.dtype):
+            return wide_mm(hidden_MH, weight_VH)
         logits = hidden_MH.new_empty(hidden_MH.shape[0], weight_VH.shape[0], dtype=torch.float32)
         wide_MH = hidden_MH.float()
         for start in range(0, weight_VH.shape[0], BLOCK_ROWS):
@@ -132,7 +137,10 @@ def _log_softmax_at(
         scratch = torch.sub(block, highest_M[part, None], out=shifted[: block.shape[0]])
         torch.sum(scratch.exp_(), dim=-1, out=norm_M[part])
     value_S = logits_MV[row_S, token_S]
-    greedy_S = value_S == highest_M[row_S]
-    # Of equal logits, argmax takes the first. Few rows need this slow search.
-    greedy_S[greedy_S.clone()] = logits_MV[row_S[greedy_S]].argmax(dim=-1) == token_S[greedy_S]
+    if logits_MV.device.type == "cpu":
+        greedy_S = value_S == highest_M[row_S]
+        # Of equal logits, argmax takes the first. Few rows need this slow search.
+        greedy_S[greedy_S.clone()] = logits_MV[row_S[greedy_S]].argmax(dim=-1) == token_S[greedy_S]
+    else:
+        greedy_S = logits_MV.argmax(dim=-1)[row_S] == token_S
     return value_S - highest_M[row_S] - norm_M.log_()[row_S], greedy_S

@@ -29,14 +29,13 @@ from gks_eval.scoring.tree import (
     next_batch,
 )
 from gks_eval.scoring.tree_model import SharedPrefix, TreeModel
+from gks_eval.util.out_of_memory import is_out_of_memory
 
 __all__ = ["PackedCounts", "packed_log_likelihoods"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 @dataclass(slots=True)
@@ -237,10 +236,8 @@ class _Run:
 def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
     try:
         return compute()
-    except torch.OutOfMemoryError:
-        pass
-    except RuntimeError as error:  # the CPU's allocator raises no subclass
-        if not any(sign in str(error).lower() for sign in CPU_OUT_OF_MEMORY):
+    except RuntimeError as error:  # only the GPU's own allocator raises OutOfMemoryError
+        if not is_out_of_memory(error):
             raise
     # The traceback, which kept the failed forward's tensors alive, is gone by now.
     gc.collect()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_cuda import Launches, fake_cuda
 from torch import nn
 
 from gks_eval.scoring import head as head_module
@@ -87,3 +88,22 @@ def test_nothing_is_kept_for_gradients() -> None:
     head = Head(torch.nn.Linear(8, 32), SimpleNamespace())
     found, _ = head.log_probs(torch.randn(5, 8), torch.arange(5), torch.arange(5))
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_scores_without_waiting(dtype):
+    """One product, float32 logits; nothing that the GPU would have to be asked for."""
+    linear = nn.Linear(HIDDEN, VOCABULARY, bias=True)
+    with fake_cuda(), torch.no_grad():
+        there = {"dtype": dtype, "device": "cuda:0"}
+        linear.weight = nn.Parameter(torch.empty(VOCABULARY, HIDDEN, **there))
+        linear.bias = nn.Parameter(torch.empty(VOCABULARY, **there))
+        head = Head(linear, SimpleNamespace(final_logit_softcapping=5.0))
+        hidden = torch.empty(POSITIONS, HIDDEN, **there)
+        row = torch.zeros(SCORED, dtype=torch.long, device="cuda:0")
+        with Launches() as launches:
+            logits = head._logits(hidden)
+            found, greedy = head_module._log_softmax_at(logits, row, row)
+    assert (logits.dtype, found.dtype, greedy.dtype) == (torch.float32, torch.float32, torch.bool)
+    assert found.device == greedy.device == torch.device("cuda:0")
+    assert launches.operators["mm"] == 1

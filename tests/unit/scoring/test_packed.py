@@ -159,8 +159,9 @@ class Scarce:
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
-    ids=["device", "cpu"],
+    ids=["device", "cpu", "cublas"],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch, caplog, model, error):
     expected = one_by_one(model, REQUESTS, MAX_LENGTH)
