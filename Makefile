@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test check lint format docs test-install test-lowest test-hostile dist clean
+.PHONY: help setup demo bench cuda test check lint format docs test-install test-lowest test-hostile dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed 's/:.*  ## /\t/' | expand -t 16
@@ -24,6 +24,12 @@ demo: setup  ## evaluate base, Arrow and GenKnowSub on a small model
 # ARGS are arguments of the benchmark: make bench ARGS="--rows layer --repeats 4"
 bench: setup  ## compare with PEFT and lm-eval: layers, models, evaluations, start-up
 	@unset OMP_NUM_THREADS; $(BIN)/python -m benchmarks $(ARGS)
+
+# Needs no network once .venv is there; 4-bit rows need bitsandbytes, which is a dependency.
+cuda: setup  ## on a machine with a GPU: its tests, and Phi-3-mini's full size in bf16 and NF4
+	$(BIN)/python -m pytest tests/cuda
+	@unset OMP_NUM_THREADS; $(BIN)/python -m benchmarks --rows full --device cuda \
+	  --dtype bfloat16 --json cuda.json $(ARGS)
 
 test: setup  ## run all tests except the install and hostile tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -27,7 +27,10 @@ def build_app() -> typer.Typer:
 def _bench(
     rows: Annotated[
         str,
-        typer.Option(help="Comma-separated: layer, router, model, evaluation, startup, growth."),
+        typer.Option(
+            help="Comma-separated: layer, router, model, evaluation, startup, growth, and full: "
+            "Phi-3-mini's full size on a GPU."
+        ),
     ] = "layer,router,model,evaluation,startup,growth",
     json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,
     plot: Annotated[
@@ -47,7 +50,7 @@ def _bench(
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option(min=1, help="Layers of the random Phi-3; default 2, the whole model has 32."),
+        typer.Option(min=1, help="Layers of the random Phi-3; default 2, and 32 for full."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny shapes, to test the benchmark in a minute.")

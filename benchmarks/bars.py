@@ -1,14 +1,14 @@
 """Goals and measured values, as pure functions of the rows.
 
-The goals are for float32 on a CPU with 10 experts of rank 4. Other runs are compared with them too,
-and no exit status depends on them.
+Most goals are for float32 on a CPU with 10 experts of rank 4, those of the rows `full` for one H100
+or H200. Other runs are compared with them too, and no exit status depends on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.record import Bar, Evaluation, LayerRow, ModelRow, RouterRow, Startup
+from benchmarks.record import Bar, Evaluation, FullModel, LayerRow, ModelRow, RouterRow, Startup
 
 __all__ = ["bars_of"]
 
@@ -25,6 +25,8 @@ SET_SPEED_UP = 1.0
 FORWARD_SHARE = 0.85
 EQUAL_PREDICTIONS = 0.999
 STARTUP_SECONDS = 0.5
+FULL_COST = {"prefill": 1.05, "decode, captured": 1.15}
+TABLE_MINUTES = 30.0
 
 
 def bars_of(
@@ -33,6 +35,7 @@ def bars_of(
     model: Sequence[ModelRow] = (),
     evaluation: Sequence[Evaluation] = (),
     startup: Startup | None = None,
+    full: Sequence[FullModel] = (),
 ) -> list[Bar]:
     """Return the goals that these rows have values for."""
     found = [*_layer(layer), *_router(router), *_model(model)]
@@ -41,7 +44,7 @@ def bars_of(
     if startup is not None:
         what = "start-up: seconds more than --model hf"
         found.append(_at_most(what, startup.difference, STARTUP_SECONDS))
-    return found
+    return [*found, *_full(full)]
 
 
 def _at_least(what: str, measured: float, goal: float) -> Bar:
@@ -96,3 +99,14 @@ def _evaluation(found: Evaluation) -> Iterable[Bar]:
     yield _at_least(
         f"{name}: share of PEFT's predictions", packed.equal / packed.items, EQUAL_PREDICTIONS
     )
+
+
+def _full(rows: Sequence[FullModel]) -> Iterable[Bar]:
+    for row in rows:
+        name = f"{row.layers} layers of width {row.hidden}, {row.weights}"
+        for forward in row.forwards:
+            goal = FULL_COST.get(forward.phase)
+            if goal is not None:
+                what = f"{name}, {forward.phase} {forward.batch}x{forward.tokens}: times the base"
+                yield _at_most(what, forward.routed_over_base.median_of_rounds, goal)
+        yield _at_most(f"{name}: minutes of Table 1", row.evaluation.table_minutes, TABLE_MINUTES)

@@ -17,9 +17,9 @@ from gks_eval.util.json_file import JsonFile
 from gks_eval.util.yaml import FrozenModel
 
 __all__ = [
-    "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "Growth", "GrowthPoint",
-    "LayerRow", "ModelRow", "PlainForward", "Ratio", "Record", "RouterRow", "Startup", "Timing",
-    "read_record",
+    "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "FullEvaluation", "FullModel",
+    "Growth", "GrowthPoint", "LayerRow", "ModelForward", "ModelRow", "PlainForward", "Ratio",
+    "Record", "RouterRow", "Startup", "Timing", "read_record",
 ]  # fmt: skip
 
 SCHEMA: Final = "gks_eval.bench/1"
@@ -132,6 +132,70 @@ class ModelRow(FrozenModel):
     seconds: dict[str, Timing]
     routed_over_base: Ratio
     peft_over_base: Ratio
+
+
+class ModelForward(FrozenModel):
+    """One forward of the full-size transformer without its head.
+
+    Attributes:
+        phase: ``prefill``, ``decode`` or ``decode, captured``, the latter as a CUDA graph.
+        batch: Rows.
+        tokens: Tokens per row.
+        cached: Tokens whose keys and values are cached.
+        seconds: Of ``base`` and ``routed``.
+        routed_over_base: Cost of routing.
+    """
+
+    phase: Literal["prefill", "decode", "decode, captured"]
+    batch: int
+    tokens: int
+    cached: int
+    seconds: dict[str, Timing]
+    routed_over_base: Ratio
+
+
+class FullEvaluation(FrozenModel):
+    """The packed scorer on random texts, and what follows for the paper's Table 1.
+
+    Attributes:
+        requests: Texts.
+        distinct_tokens: Distinct token prefixes.
+        computed_tokens: Tokens run, padding included.
+        seconds: Of ``base`` and ``routed``.
+        tokens_per_second: Distinct tokens of ``routed``.
+        table_tokens: Distinct tokens of all sets of Table 1, as `benchmarks.table_one` assumes.
+        table_settings: Its rows.
+        table_minutes: Time of all settings at this speed, without loading and tokenising.
+    """
+
+    requests: int
+    distinct_tokens: int
+    computed_tokens: int
+    seconds: dict[str, Timing]
+    tokens_per_second: float
+    table_tokens: float
+    table_settings: int
+    table_minutes: float
+
+
+class FullModel(FrozenModel):
+    """A model of Phi-3-mini's size with one kind of weights.
+
+    Attributes:
+        weights: ``bfloat16`` or ``nf4``.
+        layers: Decoder layers.
+        hidden: Width.
+        forwards: Prefill and decoding.
+        evaluation: The packed scorer.
+        peak_bytes: Largest memory in use on the GPU; None on a CPU.
+    """
+
+    weights: Literal["bfloat16", "nf4"]
+    layers: int
+    hidden: int
+    forwards: tuple[ModelForward, ...]
+    evaluation: FullEvaluation
+    peak_bytes: int | None
 
 
 class Agreement(FrozenModel):
@@ -287,6 +351,7 @@ class Record(FrozenModel):
         evaluation: The rows `evaluation`.
         startup: The row `startup`.
         growth: The rows `growth`.
+        full: The rows `full`.
         bars: Goals that these rows have values for.
     """
 
@@ -303,6 +368,7 @@ class Record(FrozenModel):
     evaluation: tuple[Evaluation, ...] = ()
     startup: Startup | None = None
     growth: Growth | None = None
+    full: tuple[FullModel, ...] = ()
     bars: tuple[Bar, ...] = ()
 
     def to_json(self) -> str:

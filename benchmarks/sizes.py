@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 __all__ = ["FULL", "QUICK", "ROWS", "RouterCase", "Sizes", "Slice"]
 
-ROWS = ("layer", "router", "model", "evaluation", "startup", "growth")
+ROWS = ("layer", "router", "model", "evaluation", "startup", "growth", "full")
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -48,6 +48,9 @@ class Sizes:
         router_cases: Layers of the router rows.
         router_tokens: T of the router rows.
         slice: The model of Phi-3's width.
+        full: The model of the rows `full`.
+        full_prefill: (rows, tokens) of its forwards.
+        full_items: Items of its evaluation.
         prefill: (rows, tokens) of whole forwards.
         cached: Tokens before the one that is decoded.
         batch_sizes: Batch sizes of HFLM.
@@ -70,6 +73,9 @@ class Sizes:
     router_cases: tuple[RouterCase, ...]
     router_tokens: int
     slice: Slice
+    full: Slice
+    full_prefill: Shapes
+    full_items: int
     prefill: Shapes
     cached: int
     batch_sizes: tuple[int, ...]
@@ -98,6 +104,9 @@ FULL = Sizes(
     ),
     router_tokens=512,
     slice=Slice(hidden=3072, intermediate=8192, heads=32, layers=2, vocabulary=1000),
+    full=Slice(hidden=3072, intermediate=8192, heads=32, layers=32, vocabulary=32064),
+    full_prefill=((1, 512), (8, 512), (32, 512)),
+    full_items=1000,
     prefill=((1, 512), (4, 256)),
     cached=256,
     batch_sizes=(1, 8, 32),
@@ -120,6 +129,9 @@ QUICK = Sizes(
     router_cases=(RouterCase(64, 192, 4, "factors"), RouterCase(64, 64, 4, "delta")),
     router_tokens=16,
     slice=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
+    full=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
+    full_prefill=((1, 16), (2, 8)),
+    full_items=3,
     prefill=((1, 16), (2, 8)),
     cached=8,
     batch_sizes=(1, 4),

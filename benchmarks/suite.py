@@ -41,7 +41,7 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
     dtype = getattr(torch, request.dtype)
-    found: dict[str, Any] = {"layer": [], "router": [], "model": [], "evaluation": []}
+    found: dict[str, Any] = {"layer": [], "router": [], "model": [], "evaluation": [], "full": []}
     with _out_of_memory(request.device):
         if "layer" in request.rows:
             from benchmarks.layer import layer_rows
@@ -55,6 +55,10 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
             from benchmarks.whole_model import slice_rows
 
             found["model"] = slice_rows(sizes, dtype=dtype, **how)
+        if "full" in request.rows:
+            from benchmarks.full_model import full_model_rows
+
+            found["full"] = full_model_rows(sizes, **how)
         if {"model", "evaluation", "growth"} & set(request.rows):
             _on_subject(request, found, how)
     if "startup" in request.rows:

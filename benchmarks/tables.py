@@ -13,6 +13,7 @@ from rich.table import Table
 from benchmarks.record import (
     Bar,
     Evaluation,
+    FullModel,
     Growth,
     GrowthPoint,
     LayerRow,
@@ -76,6 +77,8 @@ def sections(record: Record) -> list[TableSection]:
         found.append(_startup(record.startup))
     if record.growth is not None:
         found += _growth(record.growth)
+    if record.full:
+        found += [_full_forwards(record.full), _full_evaluations(record.full)]
     if record.bars:
         found.append(_bars(record.bars))
     return found
@@ -261,6 +264,49 @@ def _growth(found: Growth) -> list[TableSection]:
             )
         made.append(TableSection(title, table))
     return made
+
+
+def _full_forwards(rows: Sequence[FullModel]) -> TableSection:
+    table = _table("weights|forward|base|ours|ours/base|GB", words=2)
+    for row in rows:
+        for one in row.forwards:
+            shape = f"{one.phase} {one.batch}x{one.tokens}"
+            table.add_row(
+                row.weights,
+                f"{shape} after {one.cached}" if one.cached else shape,
+                *(_milliseconds(one.seconds[who]) for who in ("base", "routed")),
+                f"{one.routed_over_base.median_of_rounds:.3f}",
+                "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.1f}",
+            )
+    return TableSection(
+        f"Full size: {rows[0].layers} layers of width {rows[0].hidden}, random weights; one "
+        "forward without head; milliseconds, median (range)",
+        table,
+        "Captured: as a CUDA graph. GB: largest memory in use during all rows of these weights.",
+    )
+
+
+def _full_evaluations(rows: Sequence[FullModel]) -> TableSection:
+    table = _table("weights|texts|distinct tokens|run|base|ours|tokens / second|Table 1, minutes")
+    for row in rows:
+        one = row.evaluation
+        table.add_row(
+            row.weights,
+            str(one.requests),
+            str(one.distinct_tokens),
+            str(one.computed_tokens),
+            *(_seconds(one.seconds[who]) for who in ("base", "routed")),
+            f"{one.tokens_per_second:.0f}",
+            f"{one.table_minutes:.1f}",
+        )
+    one = rows[0].evaluation
+    return TableSection(
+        "Full size: whole random texts by the packed scorer; seconds, median (range)",
+        table,
+        f"Table 1: projected from ours, {one.table_settings} settings of about "
+        f"{one.table_tokens / 1e6:.1f} million distinct tokens each, without loading and "
+        "tokenisation.",
+    )
 
 
 def _bars(bars: Sequence[Bar]) -> TableSection:

@@ -39,7 +39,8 @@ def phi3_slice(size: Slice, device: str, dtype: torch.dtype, seed: int) -> Any:
         pad_token_id=0,
     )
     torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    with torch.device(device):  # a GPU draws billions of weights in a second
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     return model.to(device).eval()
 
 
