@@ -33,7 +33,7 @@ class Choice:
 
     def dense(self, experts: int) -> torch.Tensor:
         """Return the coefficients of all experts, (T, E)."""
-        c_TE = self.shares.new_zeros(len(self.shares), experts)
+        c_TE = self.shares.new_zeros(self.shares.shape[0], experts)
         return c_TE.scatter_(-1, self.experts, self.shares)
 
     def __getitem__(self, rows: torch.Tensor) -> Self:

@@ -63,23 +63,32 @@ class RoutedUpdate:
         if weights.read.device != x.device:
             # Layers of an offloaded or split model compute where their input is.
             weights = self.weights = to_device(weights, x.device)
-        # Autocast would silently change the dtype of the products.
-        with torch.autocast(x.device.type, enabled=False):
-            x_TK = x.reshape(-1, x.shape[-1]).to(weights.read.dtype)
-            into = None
-            alone = len(layer._forward_hooks) == 1
-            if alone and not torch.is_grad_enabled() and output.dtype == weights.write.dtype:
-                # The layer's output is fresh, and no other hook holds it: add into it rather than
-                # allocate (T, D) twice more.
-                into = output.view(-1, output.shape[-1])
-            contexts = current_contexts(len(x_TK), self.name) if weights.by_context else None
-            update_TD, found = add_update(x_TK, weights, into, contexts, self.name)
-            if self.observer is not None:
-                c_TE = found.dense(weights.experts) if isinstance(found, Choice) else found
-                c_TE = c_TE.expand(x_TK.shape[0], -1)
-                self.observer(self.name, contexts.without_padding(c_TE) if contexts else c_TE)
-            if into is None:
-                output = output + update_TD.view_as(output).to(output.dtype)
+        if torch.is_autocast_enabled(x.device.type):
+            # Autocast would silently change the dtype of the products.
+            with torch.autocast(x.device.type, enabled=False):
+                return self._added(layer, weights, x, output)
+        return self._added(layer, weights, x, output)
+
+    def _added(
+        self, layer: nn.Module, weights: RoutedWeights, x: torch.Tensor, output: torch.Tensor
+    ) -> torch.Tensor:
+        x_TK = x.reshape(-1, x.shape[-1])
+        if x.dtype != weights.read.dtype:
+            x_TK = x_TK.to(weights.read.dtype)
+        into = None
+        alone = len(layer._forward_hooks) == 1
+        if alone and not torch.is_grad_enabled() and output.dtype == weights.write.dtype:
+            # The layer's output is fresh, and no other hook holds it: add into it rather than
+            # allocate (T, D) twice more.
+            into = output.view(-1, output.shape[-1])
+        contexts = current_contexts(len(x_TK), self.name) if weights.by_context else None
+        update_TD, found = add_update(x_TK, weights, into, contexts, self.name)
+        if self.observer is not None:
+            c_TE = found.dense(weights.experts) if isinstance(found, Choice) else found
+            c_TE = c_TE.expand(x_TK.shape[0], -1)
+            self.observer(self.name, contexts.without_padding(c_TE) if contexts else c_TE)
+        if into is None:
+            output = output + update_TD.view_as(output).to(output.dtype)
         return output
 
 

@@ -79,7 +79,7 @@ def add_update(
         plan: Which experts are read and written; None for the cheapest.
     """
     if plan is None:
-        plan = "all" if torch.is_grad_enabled() else plan_of(len(x_TK), weights)
+        plan = "all" if torch.is_grad_enabled() else plan_of(x_TK.shape[0], weights)
     if plan == "fused":
         mixed_TM, choice = mixed_by_kernel(x_TK, weights)
         if into is not None:

@@ -94,6 +94,11 @@ class RoutedWeights:
         return self.read[self.write.shape[0] :]
 
     @cached_property
+    def read_KM(self) -> torch.Tensor:
+        """Return `read` as the right side of a product, a view."""
+        return self.read.T
+
+    @cached_property
     def sparse(self) -> SparseRouter | None:
         """Return the router if it chooses fewer than E experts per token, else None."""
         router = self.router

@@ -13,28 +13,41 @@ def mixed_densely(c_TE: torch.Tensor, z_TM: torch.Tensor, weights: RoutedWeights
     """Return what is multiplied with ``weights.write``, (T, M).
 
     Args:
-        c_TE: Coefficients, (T, E) or (1, E).
+        c_TE: Coefficients, (T, E) or (1, E), float32: products are rounded to the layer's type
+            once, here.
         z_TM: Inner activations; without gradients they are overwritten.
         weights: The layer's.
     """
-    stacked, rows = weights.stacked, weights.rows
-    experts_TM, once_TM = z_TM[:, :stacked], z_TM[:, stacked:]
-    c_TE1 = c_TE.unsqueeze(-1)
-    if weights.rank or rows.owner is None:
-        z_TER = experts_TM.view(len(z_TM), weights.experts, rows.ranks)
-        if weights.rank:
-            z_TER = (c_TE1 * z_TER).sum(1, keepdim=True)
-        mixed_TM = (c_TE1 * z_TER).flatten(1)
-    else:
-        mixed_TM = c_TE[:, rows.owner] * experts_TM
-    if weights.present is not None:
-        once_TM = (c_TE @ weights.present).unsqueeze(1) * once_TM
-    # Coefficients are float32: the products are rounded to the layer's type once, here.
+    stacked, rank = weights.stacked, weights.rows.ranks
+    experts_TM = z_TM if stacked == z_TM.shape[1] else z_TM[:, :stacked]
     if torch.is_grad_enabled():
         # The backward pass still needs what writing in place would overwrite.
         dtype = weights.write.dtype
-        return torch.cat([mixed_TM.to(dtype), once_TM.to(dtype)], dim=1)
-    z_TM[:, :stacked] = mixed_TM
+        mixed_TM = _mixed(c_TE, experts_TM, weights).to(dtype)
+        once_TM = _counted(c_TE, z_TM[:, stacked:], weights).to(dtype)
+        return torch.cat([mixed_TM, once_TM], dim=1)
+    if rank and not weights.rank:
+        experts_TM.view(z_TM.shape[0], weights.experts, rank).mul_(c_TE.unsqueeze(-1))
+    else:
+        experts_TM.copy_(_mixed(c_TE, experts_TM, weights))
     if weights.present is not None:
-        z_TM[:, stacked:] = once_TM
+        z_TM[:, stacked:] = _counted(c_TE, z_TM[:, stacked:], weights)
     return z_TM.to(weights.write.dtype)
+
+
+def _mixed(c_TE: torch.Tensor, z_TM: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:
+    owner = weights.rows.owner
+    if owner is not None:
+        return c_TE[:, owner] * z_TM
+    c_TE1 = c_TE.unsqueeze(-1)
+    z_TER = z_TM.view(z_TM.shape[0], weights.experts, weights.rows.ranks)
+    if weights.rank:
+        z_TER = (c_TE1 * z_TER).sum(1, keepdim=True)
+    return (c_TE1 * z_TER).flatten(1)
+
+
+def _counted(c_TE: torch.Tensor, once_TM: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:
+    """Return the general part's activations times the share that it is subtracted from."""
+    if weights.present is None:
+        return once_TM
+    return (c_TE @ weights.present).unsqueeze(1) * once_TM
