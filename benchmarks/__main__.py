@@ -28,10 +28,10 @@ def _bench(
     rows: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: layer, router, model, evaluation, startup, growth, and full: "
-            "Phi-3-mini's full size on a GPU."
+            help="Comma-separated: layer, router, experts, model, evaluation, startup, growth, and "
+            "full: Phi-3-mini's full size on a GPU."
         ),
-    ] = "layer,router,model,evaluation,startup,growth",
+    ] = "layer,router,experts,model,evaluation,startup,growth",
     json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="File for the picture of growth: .png, .svg or .pdf.")

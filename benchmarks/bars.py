@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.record import Bar, Evaluation, FullModel, LayerRow, ModelRow, RouterRow, Startup
+from benchmarks.record import (
+    Bar,
+    Evaluation,
+    ExpertsRow,
+    FullModel,
+    LayerRow,
+    ModelRow,
+    RouterRow,
+    Startup,
+)
 
 __all__ = ["bars_of"]
 
@@ -18,8 +27,20 @@ LAYER_MEMORY = 8.0
 ROUTERS = ("spectr", "norm")
 ROUTER_RANK = 4
 ROUTER_COST = 1.15
+EXPERTS_COST = {
+    ("3072->9216", 64): 1.10,
+    ("3072->9216", 256): 1.25,
+    ("3072->9216", 1000): 1.6,
+    ("transformer layer, width 3072", 10): 1.02,
+    ("transformer layer, width 3072", 64): 1.03,
+    ("transformer layer, width 3072", 256): 1.10,
+    ("transformer layer, width 3072", 1000): 1.30,
+}
+PLAN_COST = 1.10
 SLICE_WIDTH = "Phi-3, width 3072"
-SLICE_COST = 1.06
+SLICE_COST = {"prefill": 1.02, "decode": 1.02}
+SMALL = "smollm2-135m"
+SMALL_COST = {"prefill": 1.05, "decode": 1.10}
 MIX_SPEED_UP = 4.0
 SET_SPEED_UP = 1.0
 FORWARD_SHARE = 0.85
@@ -32,13 +53,14 @@ TABLE_MINUTES = 30.0
 def bars_of(
     layer: Sequence[LayerRow] = (),
     router: Sequence[RouterRow] = (),
+    experts: Sequence[ExpertsRow] = (),
     model: Sequence[ModelRow] = (),
     evaluation: Sequence[Evaluation] = (),
     startup: Startup | None = None,
     full: Sequence[FullModel] = (),
 ) -> list[Bar]:
     """Return the goals that these rows have values for."""
-    found = [*_layer(layer), *_router(router), *_model(model)]
+    found = [*_layer(layer), *_router(router), *_experts(experts), *_model(model)]
     for collection in evaluation:
         found += _evaluation(collection)
     if startup is not None:
@@ -75,11 +97,26 @@ def _router(rows: Sequence[RouterRow]) -> Iterable[Bar]:
             yield _at_most(what, row.over_arrow[name].median_of_rounds, ROUTER_COST)
 
 
+def _experts(rows: Sequence[ExpertsRow]) -> Iterable[Bar]:
+    for row in rows:
+        name = f"{row.layer}, {row.experts} experts, {row.tokens} tokens"
+        goal = EXPERTS_COST.get((row.layer, row.experts))
+        if goal is not None and row.tokens == LAYER_TOKENS:
+            yield _at_most(f"{name}: times the base", row.routed_over_base.median_of_rounds, goal)
+        if row.plan_over_fastest is not None:
+            cost = row.plan_over_fastest.median_of_rounds
+            yield _at_most(f"{name}: times the fastest plan", cost, PLAN_COST)
+
+
 def _model(rows: Sequence[ModelRow]) -> Iterable[Bar]:
     for row in rows:
-        if row.model.startswith(SLICE_WIDTH) and row.phase == "prefill":
-            what = f"Phi-3's width, prefill {row.batch}x{row.tokens}: times the base's forward"
-            yield _at_most(what, row.routed_over_base.median_of_rounds, SLICE_COST)
+        for part, name, goals in (
+            (SLICE_WIDTH, "Phi-3's width", SLICE_COST),
+            (SMALL, "SmolLM2-135M", SMALL_COST),
+        ):
+            if part in row.model:
+                what = f"{name}, {row.phase} {row.batch}x{row.tokens}: times the base's forward"
+                yield _at_most(what, row.routed_over_base.median_of_rounds, goals[row.phase])
 
 
 def _evaluation(found: Evaluation) -> Iterable[Bar]:

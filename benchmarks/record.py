@@ -17,9 +17,9 @@ from gks_eval.util.json_file import JsonFile
 from gks_eval.util.yaml import FrozenModel
 
 __all__ = [
-    "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "FullEvaluation", "FullModel",
-    "Growth", "GrowthPoint", "LayerRow", "ModelForward", "ModelRow", "PlainForward", "Ratio",
-    "Record", "RouterRow", "Startup", "Timing", "read_record",
+    "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "ExpertsRow", "FullEvaluation",
+    "FullModel", "Growth", "GrowthPoint", "LayerRow", "ModelForward", "ModelRow", "PlainForward",
+    "Ratio", "Record", "RouterRow", "Startup", "Timing", "read_record",
 ]  # fmt: skip
 
 SCHEMA: Final = "gks_eval.bench/1"
@@ -108,6 +108,29 @@ class RouterRow(FrozenModel):
     seconds: dict[str, Timing]
     over_uniform: dict[str, Ratio]
     over_arrow: dict[str, Ratio]
+
+
+class ExpertsRow(FrozenModel):
+    """One layer with a library of some size: the base's forward, and the routed one's.
+
+    Attributes:
+        layer: ``K->D`` of a linear layer, or a whole transformer layer.
+        experts: Experts of the library.
+        tokens: T.
+        seconds: Of ``base`` and ``routed``; at a linear layer also of the update alone by each
+            plan of `gks_eval.method.mixing.plan`.
+        routed_over_base: Cost of the routed layer, the base's part included.
+        plan: The plan that ``routed`` follows at a linear layer; else empty.
+        plan_over_fastest: Cost of that plan's update relative to the fastest plan's.
+    """
+
+    layer: str
+    experts: int
+    tokens: int
+    seconds: dict[str, Timing]
+    routed_over_base: Ratio
+    plan: str = ""
+    plan_over_fastest: Ratio | None = None
 
 
 class ModelRow(FrozenModel):
@@ -347,6 +370,7 @@ class Record(FrozenModel):
         hardware: See `benchmarks.machine`.
         layer: The rows `layer`; rows that were not requested are empty, as below.
         router: The rows `router`.
+        experts: The rows `experts`.
         model: The rows `model`.
         evaluation: The rows `evaluation`.
         startup: The row `startup`.
@@ -364,6 +388,7 @@ class Record(FrozenModel):
     hardware: dict[str, str | int]
     layer: tuple[LayerRow, ...] = ()
     router: tuple[RouterRow, ...] = ()
+    experts: tuple[ExpertsRow, ...] = ()
     model: tuple[ModelRow, ...] = ()
     evaluation: tuple[Evaluation, ...] = ()
     startup: Startup | None = None

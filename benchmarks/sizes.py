@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 __all__ = ["FULL", "QUICK", "ROWS", "RouterCase", "Sizes", "Slice"]
 
-ROWS = ("layer", "router", "model", "evaluation", "startup", "growth", "full")
+ROWS = ("layer", "router", "experts", "model", "evaluation", "startup", "growth", "full")
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -47,6 +47,10 @@ class Sizes:
         many_tokens: Layer rows with more tokens use a third of the rounds.
         router_cases: Layers of the router rows.
         router_tokens: T of the router rows.
+        many_experts: Numbers of experts of the experts rows.
+        many_layers: (K, D) of their linear layers.
+        many_expert_tokens: Their T.
+        one_layer: Their transformer layer.
         slice: The model of Phi-3's width.
         full: The model of the rows `full`.
         full_prefill: (rows, tokens) of its forwards.
@@ -72,6 +76,10 @@ class Sizes:
     many_tokens: int
     router_cases: tuple[RouterCase, ...]
     router_tokens: int
+    many_experts: tuple[int, ...]
+    many_layers: Shapes
+    many_expert_tokens: int
+    one_layer: Slice
     slice: Slice
     full: Slice
     full_prefill: Shapes
@@ -103,6 +111,10 @@ FULL = Sizes(
         for rule in ("factors", "delta")
     ),
     router_tokens=512,
+    many_experts=(10, 64, 256, 1000),
+    many_layers=((3072, 9216), (3072, 3072), (576, 576)),
+    many_expert_tokens=512,
+    one_layer=Slice(hidden=3072, intermediate=8192, heads=32, layers=1, vocabulary=1000),
     slice=Slice(hidden=3072, intermediate=8192, heads=32, layers=2, vocabulary=1000),
     full=Slice(hidden=3072, intermediate=8192, heads=32, layers=32, vocabulary=32064),
     full_prefill=((1, 512), (8, 512), (32, 512)),
@@ -128,6 +140,10 @@ QUICK = Sizes(
     many_tokens=8,
     router_cases=(RouterCase(64, 192, 4, "factors"), RouterCase(64, 64, 4, "delta")),
     router_tokens=16,
+    many_experts=(4, 12),
+    many_layers=((64, 192),),
+    many_expert_tokens=16,
+    one_layer=Slice(hidden=64, intermediate=128, heads=4, layers=1, vocabulary=300),
     slice=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
     full=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
     full_prefill=((1, 16), (2, 8)),

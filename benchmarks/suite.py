@@ -41,7 +41,8 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
     dtype = getattr(torch, request.dtype)
-    found: dict[str, Any] = {"layer": [], "router": [], "model": [], "evaluation": [], "full": []}
+    listed = ("layer", "router", "experts", "model", "evaluation", "full")
+    found: dict[str, Any] = {name: [] for name in listed}
     with _out_of_memory(request.device):
         if "layer" in request.rows:
             from benchmarks.layer import layer_rows
@@ -51,6 +52,10 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
             from benchmarks.routers import router_rows
 
             found["router"] = router_rows(sizes, dtype=dtype, **how)
+        if "experts" in request.rows:
+            from benchmarks.experts import expert_rows
+
+            found["experts"] = expert_rows(sizes, dtype=dtype, **how)
         if "model" in request.rows:
             from benchmarks.whole_model import slice_rows
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from benchmarks.record import (
     Bar,
     Evaluation,
+    ExpertsRow,
     FullModel,
     Growth,
     GrowthPoint,
@@ -69,6 +70,8 @@ def sections(record: Record) -> list[TableSection]:
         found.append(_layer(record.layer))
     if record.router:
         found.append(_router(record.router))
+    if record.experts:
+        found.append(_experts(record.experts))
     if record.model:
         found.append(_model(record.model))
     for evaluation in record.evaluation:
@@ -106,6 +109,28 @@ def _seconds(timing: Timing) -> str:
     if len(timing.rounds) == 1:
         return f"{timing.median:.2f}"
     return f"{timing.median:.2f} ({timing.minimum:.2f}-{timing.maximum:.2f})"
+
+
+def _experts(rows: Sequence[ExpertsRow]) -> TableSection:
+    table = _table("layer|experts|tokens|base|routed|routed/base|all|write chosen|chosen|plan")
+    for row in rows:
+        updates = ("all", "write chosen", "chosen")
+        table.add_row(
+            row.layer,
+            str(row.experts),
+            str(row.tokens),
+            *(_milliseconds(row.seconds[who]) for who in ("base", "routed")),
+            f"{row.routed_over_base.median_of_rounds:.3f}",
+            *(_short(1000 * row.seconds[one].median) if one in row.seconds else "-"
+              for one in updates),
+            row.plan or "-",
+        )  # fmt: skip
+    return TableSection(
+        "Experts: a layer with libraries of different size; milliseconds, median (range)",
+        table,
+        "Routed/base: median of the rounds' ratios. All, write chosen, chosen: the update alone by"
+        " each plan; plan: the one that routed follows.",
+    )
 
 
 def _layer(rows: Sequence[LayerRow]) -> TableSection:

@@ -94,7 +94,7 @@ class RoutedWeights:
         return self.read[self.write.shape[0] :]
 
     @cached_property
-    def read_KM(self) -> torch.Tensor:
+    def read_columns(self) -> torch.Tensor:
         """Return `read` as the right side of a product, a view."""
         return self.read.T
 

@@ -19,7 +19,7 @@ def read_all(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
     inner = weights.write.shape[0]
     if weights.parts:
         return _read_split(x_TK, weights)
-    read_TM = torch.mm(x_TK, weights.read_KM)
+    read_TM = torch.mm(x_TK, weights.read_columns)
     if weights.directions is not None:
         return Tokens(x_TK, wide_product(x_TK, weights.directions), read_TM)
     return Tokens(x_TK, read_TM[:, inner:].float(), read_TM[:, :inner])

@@ -13,6 +13,7 @@ from benchmarks.record import (
     Agreement,
     Evaluation,
     EvaluationSet,
+    ExpertsRow,
     Growth,
     GrowthPoint,
     LayerRow,
@@ -111,6 +112,20 @@ def router(rank: int, norm: float) -> RouterRow:
     )
 
 
+def experts(cost: float) -> ExpertsRow:
+    plans = {"all": 3.0, "write chosen": 2.0, "chosen": 1.0}
+    times = {name: timing_of([one]) for name, one in plans.items()}
+    return ExpertsRow(
+        layer="3072->9216",
+        experts=256,
+        tokens=512,
+        seconds=seconds(base=10.0, routed=12.0) | times,
+        routed_over_base=same(cost),
+        plan="chosen",
+        plan_over_fastest=same(1.02),
+    )
+
+
 STARTUP = Startup(
     seconds={"hf": timing_of([10.0]), "gks_arrow": timing_of([10.4])},
     difference=0.4,
@@ -123,6 +138,7 @@ def whole() -> Record:
     rows = {
         "layer": (layer(3072, 9216, 512, 20.0, 10), layer(3072, 3072, 512, 9.0, 7)),
         "router": (router(4, 1.2), router(16, 2.0)),
+        "experts": (experts(1.2),),
         "model": (model("prefill", 1.05), model("decode", 1.5)),
         "evaluation": (evaluation("mix"),),
         "startup": STARTUP,
@@ -183,14 +199,17 @@ def test_goals_are_compared_with_what_was_measured() -> None:
         (7.0, False),
         (1.1, True),  # spectr over arrow at rank 4; rank 16 has no goal
         (1.2, False),  # norm
-        (1.05, True),  # the slice, prefill; decoding has no goal
+        (1.2, True),  # 3072->9216 with 256 experts
+        (1.02, True),  # its plan
+        (1.05, False),  # the slice, prefill
+        (1.5, False),  # decoding
         (4.0, True),  # the mix
         (0.8, False),  # its slowest set
         (0.9, True),  # share of the plain forward
         (1.0, True),  # predictions
         (0.4, True),  # start-up
     ]
-    slowest = record.bars[8]
+    slowest = record.bars[11]
     assert "boolq" in slowest.what
     assert slowest.wanted == "at least 1"
 
@@ -212,6 +231,8 @@ def test_tables_hold_the_numbers_and_no_line_is_cut() -> None:
         "2.40 / 1.20",  # norm over uniform, over arrow
         "decode 1x512 after 256",
         "10 of 10",
+        "write chosen",
+        "1.200",  # routed over base
         "boolq",
         "lm_eval --model gks_arrow",
         "+0.40",

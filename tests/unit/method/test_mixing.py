@@ -15,7 +15,16 @@ from gks_eval.method.choice import Choice
 from gks_eval.method.contexts import Contexts
 from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.mixing import chosen
-from gks_eval.method.mixing.plan import Plan, plan_of
+from gks_eval.method.mixing.plan import (
+    GATHERED,
+    GATHERED_16,
+    SPARSE,
+    Plan,
+    Rates,
+    Size,
+    costs,
+    plan_of,
+)
 from gks_eval.method.reference import reference_update
 from gks_eval.method.routed import add_update, routed_update
 from gks_eval.method.setting import Setting
@@ -23,12 +32,12 @@ from gks_eval.method.weights import RoutedWeights
 
 WIDTH_IN, WIDTH_OUT = 16, 24
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-SPARSE: list[Plan] = ["chosen", "write chosen"]
+SOME: list[Plan] = ["chosen", "write chosen"]
 
 
 def plans(weights: RoutedWeights) -> list[Plan]:
     assert weights.sparse is not None
-    return [plan for plan in SPARSE if plan != "chosen" or not weights.sparse.reads_inner]
+    return [plan for plan in SOME if plan != "chosen" or not weights.sparse.reads_inner]
 
 
 def dense(update: tuple[torch.Tensor, torch.Tensor | Choice], experts: int) -> torch.Tensor:
@@ -160,8 +169,34 @@ def test_coefficients_are_dense_for_those_who_ask() -> None:
     x = torch.randn(7, WIDTH_IN)
     with torch.no_grad():
         _, shares = routed_update(x, weights)
-        _, choice = add_update(x, weights)
+        _, choice = add_update(x, weights, plan="chosen")
     assert isinstance(choice, Choice)
     assert shares.shape == (7, 600)
     torch.testing.assert_close(shares.sum(1), torch.ones(7))
     torch.testing.assert_close(Choice.of(shares, 3).dense(600), shares)
+
+
+def test_costs_are_sums_over_entries() -> None:
+    """Worked out by hand: 8 of 400 rows per token, 100->1,000."""
+    rates = Rates(loaded=1.0, dense=0.5, read=(3.0, 30.0), write=(4.0, 40.0), itemsize=8)
+    found = costs(Size(tokens=10, all_rows=400, rows=8, width_in=100, width_out=1000), rates)
+    read_all, write_all = 40_000 * (1 + 5), 400_000 * (1 + 5) + 400 * 10
+    # The A's take 320 kB, the B's 3.2 MB, more than the cache has.
+    read_own, write_own = 80 * 100 * 3, 80 * 1000 * 40
+    assert found == {
+        "all": 20_000 + read_all + write_all,
+        "write chosen": 55_000 + 5_000 + read_all + write_own,
+        "chosen": 90_000 + 8_000 + read_own + write_own,
+    }
+
+
+@pytest.mark.parametrize("rates", [SPARSE, GATHERED, GATHERED_16])
+def test_only_dense_products_grow_with_the_library(rates: Rates) -> None:
+    def at(all_rows: int) -> dict[Plan, float]:
+        return costs(Size(512, all_rows, 12, 3072, 9216), rates)
+
+    ten, thousand, more = at(40), at(4000), at(8000)
+    assert ten["all"] == min(ten.values())
+    assert thousand["all"] == max(thousand.values())
+    assert more["chosen"] == thousand["chosen"]
+    assert more["all"] > 1.9 * thousand["all"]
