@@ -117,17 +117,19 @@ def test_plans_are_the_plain_loops(layer: dict[str, Any], seed: int) -> None:
             assert relative_error(found[0][clear], slow[clear]) < 1e-4, plan
 
 
-def many(count: int, **arguments: Any) -> tuple[RoutedWeights, list[LoraPair], Setting]:
-    pairs = [random_pair(2, seed=n) for n in range(count)]
+def many(
+    count: int, width_in: int = WIDTH_IN, **arguments: Any
+) -> tuple[RoutedWeights, list[LoraPair], Setting]:
+    pairs = [random_pair(2, seed=n, width_in=width_in) for n in range(count)]
     setting = Setting(rule="delta", combine="outputs", subtract=(), **arguments)
     return build(pairs, [], setting, dtype=torch.float32), pairs, setting
 
 
 def test_many_experts_are_not_all_read() -> None:
-    few, _, _ = many(4)
-    lots, _, _ = many(600)
-    every, _, _ = many(600, top_k=-1)
-    by_norm, _, _ = many(600, router="norm")
+    few, _, _ = many(4, 64)
+    lots, _, _ = many(600, 64)
+    every, _, _ = many(600, 64, top_k=-1)
+    by_norm, _, _ = many(600, 64, router="norm")
     assert plan_of(512, few) == "all"
     assert plan_of(512, lots) == "chosen"
     assert plan_of(512, every) == "all"
@@ -154,7 +156,7 @@ def test_one_choice_per_context_is_mixed_sparsely_too() -> None:
     kept: list[dict[str, torch.Tensor]] = []
     updates = []
     with torch.no_grad():
-        for plan in ("all", *SPARSE):
+        for plan in ("all", *SOME):
             contexts = Contexts.of_rows([2, 2], [4, 3], 0)
             update, _ = add_update(x, weights, contexts=contexts, name="a", plan=plan)
             updates.append(update)
