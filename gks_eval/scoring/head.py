@@ -5,6 +5,7 @@ Shapes: M positions, S scored tokens (several may share a position), H hidden, V
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from torch import nn
 from gks_eval.method.hook import RoutedUpdate
 from gks_eval.method.mixing.split import accumulates_wide, wide_mm
 
-__all__ = ["Head"]
+__all__ = ["Answers", "Head"]
+
+Answers = tuple[torch.Tensor, torch.Tensor]
+"""Log-probabilities and greedy marks of scored tokens."""
 
 CHUNK_BYTES = {"cpu": 128 << 20}
 CHUNK_BYTES_DEVICE = 512 << 20
@@ -48,10 +52,16 @@ class Head:
             and module.weight.device.type != "meta"
         )
 
-    @torch.no_grad()  # in-place steps would keep the graph of every batch alive
     def log_probs(
         self, hidden_MH: torch.Tensor, position_S: torch.Tensor, token_S: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Answers:
+        """Score tokens at positions, as `started`, and wait for the result."""
+        return self.started(hidden_MH, position_S, token_S)()
+
+    @torch.no_grad()  # in-place steps would keep the graph of every batch alive
+    def started(
+        self, hidden_MH: torch.Tensor, position_S: torch.Tensor, token_S: torch.Tensor
+    ) -> Callable[[], Answers]:
         """Score tokens at positions, in chunks whose logits fit into bounded memory.
 
         Args:
@@ -60,8 +70,8 @@ class Head:
             token_S: The tokens.
 
         Returns:
-            Their log-probabilities, float32 (S,), and whether each is the argmax of its position,
-            bool (S,); both on the CPU.
+            A function that waits for the device and returns their log-probabilities, float32 (S,),
+            and whether each is the argmax of its position, bool (S,); both on the CPU.
         """
         if self.is_plain:
             hidden_MH = hidden_MH.to(next(self.module.parameters()).device)
@@ -84,11 +94,19 @@ class Head:
             start += step
             budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES_DEVICE)
             step = max(1, budget // (4 * logits.shape[-1]))
-        order_S = torch.cat(order)
-        log_prob_S = torch.empty(token_S.shape, dtype=torch.float32)
-        greedy_S = torch.empty(token_S.shape, dtype=torch.bool)
-        log_prob_S[order_S], greedy_S[order_S] = torch.cat(log_probs).cpu(), torch.cat(greedy).cpu()
-        return log_prob_S, greedy_S
+        on_cuda = device.type == "cuda"
+        found = [torch.cat(parts).to("cpu", non_blocking=on_cuda) for parts in (log_probs, greedy)]
+        copied = torch.cuda.current_stream(device).record_event() if on_cuda else None
+
+        def answers() -> Answers:
+            if copied is not None:
+                copied.synchronize()
+            order_S = torch.cat(order)
+            log_prob_S, greedy_S = (torch.empty_like(one) for one in found)
+            log_prob_S[order_S], greedy_S[order_S] = found
+            return log_prob_S, greedy_S
+
+        return answers
 
     def _logits(self, hidden_MH: torch.Tensor) -> torch.Tensor:
         product = self._wide_product if self.is_plain else self.module

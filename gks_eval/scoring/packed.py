@@ -15,6 +15,7 @@ from torch import nn
 
 from gks_eval.errors import ResourceError, UsageError
 from gks_eval.scoring.batch_sizes import choose_limits
+from gks_eval.scoring.head import Answers
 from gks_eval.scoring.loglikelihood import NOTHING_SCORED, TokenLogLikelihood
 from gks_eval.scoring.plans import Plan, PlanMemo
 from gks_eval.scoring.progress import Progress
@@ -36,6 +37,10 @@ __all__ = ["PackedCounts", "packed_log_likelihoods"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+OVERLAPPED_ON = {"cuda"}
+"""Devices that compute a batch while the host reads the one before and writes the next."""
+_Started = tuple[list[list[Sequence]], Callable[[], Answers]]
 
 
 @dataclass(slots=True)
@@ -170,6 +175,7 @@ class _Run:
             prefix = found
             self._count(len(group.prefix))
         rows = list(group.rows)
+        waiting: _Started | None = None
         while rows:
             size = next_batch(rows, self.limits, len(group.prefix))
             batch, rows = rows[:size], rows[size:]
@@ -179,10 +185,14 @@ class _Run:
             if answers is None:
                 rows = self._smaller(batch, len(group.prefix)) + rows
                 continue
-            at = 0
-            for one in (one for row in members for one in row):
-                yield one, answers[0][at : at + one.scored], answers[1][at : at + one.scored]
-                at += one.scored
+            if waiting is not None:
+                yield from _answered(*waiting)
+            waiting = members, answers
+            if self.tree.device.type not in OVERLAPPED_ON:
+                yield from _answered(*waiting)
+                waiting = None
+        if waiting is not None:
+            yield from _answered(*waiting)
 
     def _in_memory(self, compute: Callable[[], T], tokens: int) -> T | None:
         if self.progress is None:
@@ -196,7 +206,7 @@ class _Run:
 
     def _score_batch(
         self, members: list[list[Sequence]], prefix: SharedPrefix, long: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Callable[[], Answers]:
         before = prefix[0][0].shape[2] if prefix else 0
         rows = [build_row(row, before) for row in members]
         hidden_MH, starts = self.tree.hidden(rows, prefix, long=long)
@@ -209,7 +219,7 @@ class _Run:
         tokens = [token for row in members for one in row for token in one.targets]
         position_P, position_S = torch.unique(torch.tensor(nodes), return_inverse=True)
         hidden_PH = hidden_MH[position_P.to(hidden_MH.device)]
-        answers = self.tree.head.log_probs(hidden_PH, position_S, torch.tensor(tokens))
+        answers = self.tree.head.started(hidden_PH, position_S, torch.tensor(tokens))
         self._count(hidden_MH.shape[0], len(position_P))
         return answers
 
@@ -231,6 +241,16 @@ class _Run:
             raise _too_large(prefix + tokens, self.tree.device)
         logger.warning("Out of memory; splitting a row of %d tokens.", tokens)
         return parts
+
+
+def _answered(
+    members: list[list[Sequence]], answers: Callable[[], Answers]
+) -> Iterator[tuple[Sequence, torch.Tensor, torch.Tensor]]:
+    log_probs, greedy = answers()
+    at = 0
+    for one in (one for row in members for one in row):
+        yield one, log_probs[at : at + one.scored], greedy[at : at + one.scored]
+        at += one.scored
 
 
 def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:

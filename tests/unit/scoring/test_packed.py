@@ -217,3 +217,30 @@ def test_the_model_is_left_as_it_was(model):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert config <= model.config.to_dict().keys()
     assert not model.training
+
+
+def test_a_gpu_computes_the_next_batch_while_one_is_read(monkeypatch, model):
+    """Equal results in equal order; each batch is answered after the next one was started."""
+    events: list[str] = []
+
+    def run() -> list[Any]:
+        events.clear()
+        hook = model.model.register_forward_hook(lambda *_: events.append("forward"))
+        found = score(
+            model,
+            batch_tokens=48,
+            emit=lambda *_: events.append("answer") if events[-1:] != ["answer"] else None,
+        )
+        hook.remove()
+        return found
+
+    expected, at_once = run(), list(events)
+    monkeypatch.setattr("gks_eval.scoring.packed.OVERLAPPED_ON", {"cpu"})
+    assert run() == expected
+    assert at_once[:4] == ["forward", "answer", "forward", "answer"]
+    assert events[:5] == ["forward", "forward", "answer", "forward", "answer"]
+    assert events[-1] == "answer"
+    memory = Scarce(130, torch.OutOfMemoryError("CUDA out of memory"))
+    memory.attach(monkeypatch)
+    scarce = score(model, row_tokens=400, batch_tokens=1600)
+    assert_same(scarce, [(one[0], one[1], one.tokens) for one in expected])
