@@ -62,12 +62,11 @@ def mixed_by_kernel(x_TK: torch.Tensor, weights: RoutedWeights) -> tuple[torch.T
     if accumulates_wide(x_TK.device, x_TK.dtype) and weights.directions is None:
         read_TM = wide_mm(x_TK, weights.read)
         scores_TN, inner_TM = read_TM[:, inner:], read_TM[:, :inner]
-        if router.of_raw == "magnitude":
-            parts, unscale = max(1, weights.parts), weights.unscale  # the kernel adds them
-        else:
-            if weights.parts:
-                scores_TN = joined_scores(scores_TN, weights.parts, weights.unscale)
-            scores_TN = router.raw(Tokens(x_TK, scores_TN, inner_TM))
+        if weights.parts and router.scales_products:
+            parts, unscale = weights.parts, weights.unscale  # the kernel adds them
+        elif weights.parts:
+            scores_TN = joined_scores(scores_TN, weights.parts, weights.unscale)
+        scores_TN = router.raw(Tokens(x_TK, scores_TN, inner_TM))
     else:
         tokens = read_all(x_TK, weights)
         scores_TN, inner_TM = router.raw(tokens), tokens.inner

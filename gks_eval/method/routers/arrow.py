@@ -77,19 +77,23 @@ class LayerArrow(LayerTopK):
 
     @property
     def of_raw(self) -> Scale:
-        """Magnitudes of the products, unless tokens are normalised."""
-        return "magnitude" if self.input_norm == "id" else "same"
+        """Magnitudes of the products."""
+        return "magnitude"
+
+    @property
+    def scales_products(self) -> bool:
+        """Tokens are at most normalised."""
+        return True
 
     def raw(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
-        return tokens.scores if self.input_norm == "id" else self.scores(tokens)
+        if self.input_norm == "id":
+            return tokens.scores
+        return tokens.scores / token_sizes(tokens.x, self.input_norm)
 
     def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
-        scores_TE = tokens.scores.abs()
-        if self.input_norm != "id":
-            scores_TE = scores_TE / token_sizes(tokens.x, self.input_norm)
-        return scores_TE
+        return self.raw(tokens).abs()
 
 
 def scaled_prototypes(layer: Layer, parameters: ArrowParameters) -> torch.Tensor:

@@ -33,6 +33,8 @@ def token_sizes(x_TK: torch.Tensor, norm: InputNorm) -> torch.Tensor:
 
     For ``layer``, the standard deviation of a layer norm; for ``unit``, the norm; for ``id``, 1.
     """
+    if x_TK.device.type == "cuda" and norm != "id" and not torch.is_grad_enabled():
+        return _in_one_launch(x_TK, norm)
     x_TK = x_TK.float()
     if norm == "id":
         return x_TK.new_ones(x_TK.shape[0], 1)
@@ -41,3 +43,12 @@ def token_sizes(x_TK: torch.Tensor, norm: InputNorm) -> torch.Tensor:
         return norms
     centred_TK = x_TK - x_TK.mean(dim=1, keepdim=True)
     return torch.sqrt(centred_TK.square().mean(dim=1, keepdim=True) + LAYER_EPS)
+
+
+def _in_one_launch(x_TK: torch.Tensor, norm: InputNorm) -> torch.Tensor:
+    if norm == "unit":
+        wide = torch.float32
+        norms: torch.Tensor = torch.linalg.vector_norm(x_TK, dim=1, keepdim=True, dtype=wide)
+        return norms.clamp_min(SMALLEST)
+    # Its third result is one over the standard deviation, in float32 also for 16-bit tokens.
+    return torch.native_layer_norm(x_TK, x_TK.shape[1:], None, None, LAYER_EPS)[2].reciprocal()

@@ -43,6 +43,11 @@ class LayerStandardised(LayerTopK):
         used = dead if bool(dead.any()) else None
         return Prepared(cls(parameters.top_k, parameters.temperature, used), directions.float())
 
+    @property
+    def scales_products(self) -> bool:
+        """Tokens are at most normalised."""
+        return True
+
     def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
         width = tokens.x.shape[1]

@@ -115,6 +115,11 @@ class LayerTopK(ABC):
         """How `scores` follow from `raw`."""
         return "same"
 
+    @property
+    def scales_products(self) -> bool:
+        """Whether `raw` is `Tokens.scores` times one number per token, as then also of parts."""
+        return False
+
     def raw(self, tokens: Tokens) -> torch.Tensor:
         """Return what `scores` are an elementwise function of, (T, E)."""
         return self.scores(tokens)

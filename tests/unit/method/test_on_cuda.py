@@ -98,7 +98,7 @@ def test_unequal_ranks_and_missing_updates(dtype: torch.dtype, triton: bool) -> 
         on_cuda(weights)
 
 
-# At most five; further ones are norms of the token, or of residuals that are never written out.
+# At most five, but for norms of the token, and of residuals that are never written out.
 LAUNCHES = {
     "arrow:en": 3,
     "arrow:en;rule=delta": 3,
@@ -108,6 +108,10 @@ LAUNCHES = {
     "spectr:en": 5,
     "norm:en": 5,
     "norm:en;rule=delta": 6,
+    "arrow:en;input_norm=layer": 6,
+    "arrow:en;input_norm=unit": 6,
+    "mean_activation:en": 7,
+    "phatgoose:en": 7,
 }
 
 
