@@ -54,10 +54,11 @@ def full_model_rows(
         if weights == "nf4":
             to_nf4(model)
             keep_portable_layout(model)
-        found.append(_measured(model, weights, sizes, rounds, device, seed, report))
-        del model
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        found.append(_measured(model, weights, sizes, rounds, device, seed, report))
+        del model
     return found
 
 

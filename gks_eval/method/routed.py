@@ -95,12 +95,13 @@ def add_update(
     tokens = read_scores(x_TK, weights) if plan == "chosen" else read_all(x_TK, weights)
     general = weights.write.shape[0] - weights.stacked
     once_TM = tokens.inner[:, tokens.inner.shape[1] - general :]
+    once_TM = once_TM.to(weights.write.dtype)
     choice = _choice(tokens, weights, contexts, name)
     rows_TS = rows_of_choice(choice, weights)
     if plan == "chosen":
         z_TS = read_chosen(x_TK, rows_TS, weights)
     else:
-        z_TS = tokens.inner.gather(1, rows_TS)
+        z_TS = tokens.inner.gather(1, rows_TS).to(weights.write.dtype)
     if into is None:
         into = x_TK.new_zeros(len(x_TK), weights.write.shape[1])
     if general:

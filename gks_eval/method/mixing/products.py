@@ -17,21 +17,22 @@ WIDENED_AT_ONCE = 256
 def read_all(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
     """Return all that a router can read of these tokens."""
     inner = weights.write.shape[0]
+    if weights.parts and torch.is_grad_enabled():
+        # The product into float32 has no gradient.
+        directions = joined_rows(weights.fused, weights.parts, weights.unscale)
+        return Tokens(x_TK, wide_product(x_TK, directions), x_TK @ weights.read[:inner].T)
     if weights.parts:
-        return _read_split(x_TK, weights)
+        return _read_split(x_TK, weights, weights.read, inner)
     read_TM = torch.mm(x_TK, weights.read_columns)
     if weights.directions is not None:
         return Tokens(x_TK, wide_product(x_TK, weights.directions), read_TM)
     return Tokens(x_TK, read_TM[:, inner:].float(), read_TM[:, :inner])
 
 
-def _read_split(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
-    inner = weights.write.shape[0]
-    if torch.is_grad_enabled():
-        # The product into float32 has no gradient.
-        directions = joined_rows(weights.fused, weights.parts, weights.unscale)
-        return Tokens(x_TK, wide_product(x_TK, directions), x_TK @ weights.read[:inner].T)
-    read_TM = wide_mm(x_TK, weights.read)
+def _read_split(
+    x_TK: torch.Tensor, weights: RoutedWeights, rows: torch.Tensor, inner: int
+) -> Tokens:
+    read_TM = wide_mm(x_TK, rows)
     scores_TN = joined_scores(read_TM[:, inner:], weights.parts, weights.unscale)
     return Tokens(x_TK, scores_TN, read_TM[:, :inner])
 
@@ -40,6 +41,8 @@ def read_scores(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
     """Return scores, and only the general part's inner activations, (T, M - M_e)."""
     general = weights.write.shape[0] - weights.stacked
     below = weights.read[weights.stacked :]
+    if weights.parts:
+        return _read_split(x_TK, weights, below, general)
     read_TM = x_TK @ below.T if len(below) else x_TK.new_empty(len(x_TK), 0)
     if weights.directions is not None:
         return Tokens(x_TK, wide_product(x_TK, weights.directions), read_TM)

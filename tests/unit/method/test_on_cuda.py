@@ -20,6 +20,7 @@ from gks_eval.method.choice import Choice
 from gks_eval.method.contexts import Contexts
 from gks_eval.method.hook import RoutedUpdate
 from gks_eval.method.mixing import fused
+from gks_eval.method.mixing.plan import Plan
 from gks_eval.method.registry import MERGES, ROUTERS
 from gks_eval.method.routed import add_update
 from gks_eval.method.setting import Setting
@@ -96,6 +97,16 @@ def test_unequal_ranks_and_missing_updates(dtype: torch.dtype, triton: bool) -> 
     weights = weights_of("arrow;combine=outputs", dtype, general=False, unequal=True)
     with fake_cuda():
         on_cuda(weights)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("plan", ["all", "write chosen", "chosen"])
+def test_every_plan_runs_on_one_gpu(plan: Plan, dtype: torch.dtype) -> None:
+    weights = weights_of("arrow:en;rule=delta", dtype)
+    with fake_cuda(), torch.no_grad():
+        x = torch.empty(T, K, device=CUDA, dtype=dtype)
+        update, _ = add_update(x, to_device(weights, CUDA), plan=plan)
+        assert (update.shape, update.dtype, update.device) == ((T, D), dtype, CUDA)
 
 
 # At most five, but for norms of the token, and of residuals that are never written out.
