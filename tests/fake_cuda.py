@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA, META = 1, 14  # c10::DeviceType
+WIDE = hasattr(torch.ops.aten.mm, "dtype")
+"""Whether this torch multiplies 16-bit matrices into float32; older ones do not."""
 ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided", "detach"}
 
 
@@ -84,3 +87,11 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
     """Make CUDA tensors possible inside the block; they hold nothing."""
     with device_guards(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         yield mode
+
+
+def need_static_cache() -> None:
+    """Skip a test if transformers' static cache does not keep its length as a tensor."""
+    from transformers.cache_utils import StaticLayer
+
+    if not hasattr(StaticLayer(max_cache_len=1), "cumulative_length"):
+        pytest.skip("this transformers has another static cache")

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+from fake_cuda import need_static_cache
 
 from benchmarks.bars import bars_of
 from benchmarks.capture import captured
@@ -19,6 +20,7 @@ from gks_eval.scoring.tree import count_distinct_tokens, to_sequences
 
 @pytest.mark.filterwarnings("default")
 def test_both_kinds_of_weights_are_measured_in_every_phase() -> None:
+    need_static_cache()
     said: list[str] = []
     rows = full_model_rows(QUICK, rounds=1, device="cpu", seed=0, report=said.append)
     assert [row.weights for row in rows] == ["bfloat16", "nf4"]
