@@ -7,8 +7,8 @@ products, which are rows of the same matrix that gives the inner activations.
 
 - bfloat16 has 8 significant bits: three parts hold the 24 of a float32, and two hold 16.
 - float16 has 11 significant bits but a small range: each direction is multiplied by a power of two
-  first, so that its largest entry is near 2^14. Two parts are then off by at most 2^-24 of an
-  entry, half the last bit of a float32, or 2^-39 of the largest entry.
+  first, so that its largest entry is near 2^14. Two parts are then off by at most 2^-23 of an
+  entry, the last bit of a float32, or 2^-39 of the largest entry.
 """
 
 from __future__ import annotations
