@@ -64,7 +64,7 @@ def _measured() -> list[tuple[Any, str, str]]:
         (HFLM, "_model_call", "transformer"),
         (HFLM, "_model_generate", "transformer"),
         (RoutedUpdate, "__call__", "router"),
-        (Head, "log_probs", "head"),
+        (Head, "started", "head"),
         (CacheHook, "add_partial", "writing"),
     ]
 
