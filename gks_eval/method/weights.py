@@ -99,6 +99,11 @@ class RoutedWeights:
         return self.read.T
 
     @cached_property
+    def plans(self) -> dict[int, str]:
+        """Return a table for the plans of calls by their tokens, filled in as calls come."""
+        return {}
+
+    @cached_property
     def sparse(self) -> SparseRouter | None:
         """Return the router if it chooses fewer than E experts per token, else None."""
         router = self.router

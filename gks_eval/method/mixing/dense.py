@@ -27,12 +27,12 @@ def mixed_densely(c_TE: torch.Tensor, z_TM: torch.Tensor, weights: RoutedWeights
         once_TM = _counted(c_TE, z_TM[:, stacked:], weights).to(dtype)
         return torch.cat([mixed_TM, once_TM], dim=1)
     if rank and not weights.rank:
-        experts_TM.view(z_TM.shape[0], weights.experts, rank).mul_(c_TE.unsqueeze(-1))
+        experts_TM.view(-1, weights.experts, rank).mul_(c_TE.unsqueeze(-1))
     else:
         experts_TM.copy_(_mixed(c_TE, experts_TM, weights))
     if weights.present is not None:
         z_TM[:, stacked:] = _counted(c_TE, z_TM[:, stacked:], weights)
-    return z_TM.to(weights.write.dtype)
+    return z_TM if z_TM.dtype == weights.write.dtype else z_TM.to(weights.write.dtype)
 
 
 def _mixed(c_TE: torch.Tensor, z_TM: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:

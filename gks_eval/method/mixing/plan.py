@@ -12,8 +12,7 @@ the benchmark times all plans and reports how far the chosen one is from the fas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from gks_eval.method.mixing.chosen import has_sparse_products
 from gks_eval.method.mixing.fused import can_fuse
@@ -93,6 +92,14 @@ def costs(size: Size, rates: Rates) -> dict[Plan, float]:
 
 def plan_of(tokens: int, weights: RoutedWeights) -> Plan:
     """Return the plan for so many tokens at one layer, without gradients."""
+    plan: Any = weights.plans.get(tokens)
+    if plan is None:
+        plan = weights.plans[tokens] = _plan_of(tokens, weights)
+    found: Plan = plan
+    return found
+
+
+def _plan_of(tokens: int, weights: RoutedWeights) -> Plan:
     if can_fuse(weights):
         return "fused"
     router = weights.sparse
@@ -104,7 +111,10 @@ def plan_of(tokens: int, weights: RoutedWeights) -> Plan:
     rows = router.top_k * weights.rows.of_expert.shape[1]
     width_in, width_out = weights.read.shape[1], weights.write.shape[1]
     size = Size(tokens, weights.stacked, rows, width_in, width_out)
-    return _cheapest(size, rates, router.reads_inner)
+    found = costs(size, rates)
+    if router.reads_inner:
+        del found["chosen"]
+    return min(found, key=lambda plan: found[plan])
 
 
 def _rates_of(weights: RoutedWeights) -> Rates | None:
@@ -115,11 +125,3 @@ def _rates_of(weights: RoutedWeights) -> Rates | None:
     if dtype.itemsize < 4:
         return GATHERED_16
     return SPARSE if has_sparse_products(device, dtype) else GATHERED
-
-
-@lru_cache(maxsize=4096)
-def _cheapest(size: Size, rates: Rates, reads_inner: bool) -> Plan:
-    found = costs(size, rates)
-    if reads_inner:
-        del found["chosen"]
-    return min(found, key=lambda plan: found[plan])

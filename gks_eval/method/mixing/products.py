@@ -26,7 +26,8 @@ def read_all(x_TK: torch.Tensor, weights: RoutedWeights) -> Tokens:
     read_TM = torch.mm(x_TK, weights.read_columns)
     if weights.directions is not None:
         return Tokens(x_TK, wide_product(x_TK, weights.directions), read_TM)
-    return Tokens(x_TK, read_TM[:, inner:].float(), read_TM[:, :inner])
+    inner_TM, scores_TN = read_TM.split_with_sizes((inner, read_TM.shape[1] - inner), 1)
+    return Tokens(x_TK, scores_TN.float(), inner_TM)
 
 
 def _read_split(
