@@ -150,7 +150,7 @@ def test_one_choice_per_context(router: str, dtype: torch.dtype, triton: bool) -
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_weights_follow_the_input_to_another_gpu_and_back(dtype: torch.dtype) -> None:
+def test_weights_follow_the_input_to_another_gpu_and_back(dtype: torch.dtype, triton: bool) -> None:
     """As in a model that is split over GPUs, or whose layers are offloaded."""
     weights = weights_of("arrow:en;rule=delta", dtype)
     with fake_cuda():
