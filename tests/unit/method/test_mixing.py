@@ -186,9 +186,9 @@ def test_costs_are_sums_over_entries() -> None:
     # The A's take 320 kB, the B's 3.2 MB, more than the cache has.
     read_own, write_own = 80 * 100 * 3, 80 * 1000 * 40
     assert found == {
-        "all": 20_000 + read_all + write_all,
-        "write chosen": 55_000 + 5_000 + read_all + write_own,
-        "chosen": 90_000 + 8_000 + read_own + write_own,
+        "all": 50_000 + read_all + write_all,
+        "write chosen": 90_000 + 5_000 + read_all + write_own,
+        "chosen": 130_000 + 8_000 + read_own + write_own,
     }
 
 
