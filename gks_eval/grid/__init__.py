@@ -3,9 +3,11 @@
 - `settings`: what a grid is, and the grammar of its settings
 - `prepare`: what is checked before the base is loaded
 - `runner`: runs all settings on one loaded base
-- `on_ray`: runs them on the workers of a Ray cluster
+- `on_ray`: runs them on the workers of a Ray cluster; `ray_worker` is one of these, `units` divides
+  the work among them
 - `shared_tasks`: tasks and requests, made once for all settings
 - `cell`: one setting, from its evaluation to its folder; `cell_files` writes it
+- `kept_requests`: the requests that an unfinished setting or a part of it has scored
 - `parts`: one setting whose items are read in parts
 - `kept`: which settings are finished already
 - `grid_plan`: the size of a grid before it runs, counted by `weightless`, a model without weights

@@ -6,14 +6,23 @@ our ``cell.json``.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gks_eval.errors import ResultsError
-from gks_eval.grid.cell_files import SECRET, prepare_partial, publish, write_results
+from gks_eval.grid.cell_files import SECRET, publish, spent_since, write_results
+from gks_eval.grid.kept_requests import (
+    evaluate_and_keep,
+    forget,
+    partial_folder,
+    prepare_part,
+    prepare_partial,
+)
 from gks_eval.grid.settings import Cell, Grid
+from gks_eval.grid.shared_tasks import SharedTasks
 from gks_eval.library.load import Library
 from gks_eval.method.declaration import Merge, Router, Rule
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
@@ -27,7 +36,7 @@ from gks_eval.util.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
 
-__all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "record_of"]
+__all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "evaluate_part", "record_of"]
 
 
 def cell_request(
@@ -106,6 +115,7 @@ def evaluate_cell(
     grid: Grid,
     group: ProcessGroup,
     watch: Stopwatch | None = None,
+    before: Mapping[str, float] | None = None,
 ) -> None:
     """Run one setting, which `lm` has applied already, and put its folder in place.
 
@@ -117,16 +127,49 @@ def evaluate_cell(
         grid: The grid that the cell belongs to.
         group: The processes that run the grid together.
         watch: Its times go into the folder; None measures nothing.
+        before: What the parts of the setting took, as `evaluate_part` returns it.
 
     Raises:
         ResourceError: The results could not be written.
         UsageError: The items asked for do not exist.
     """
-    partial = grid.output / f".{cell.slug}.partial"
+    partial = partial_folder(grid, cell)
     if group.is_main:
         prepare_partial(partial, lm.identity(), request)
     found = write_results(partial, lm, tasks, cell, grid, group, watch)
     if found is None:
         return  # process 0 writes the results
+    if before is not None:
+        both = {name: took + before.get(name, 0) for name, took in found.spent.items()}
+        found = replace(found, spent=both)
     publish(partial, lm, cell, request, grid, found)
-    shutil.rmtree(partial, ignore_errors=True)
+    forget(partial)
+
+
+def evaluate_part(
+    lm: GksArrowLM,
+    tasks: SharedTasks,
+    cell: Cell,
+    request: Mapping[str, Any],
+    grid: Grid,
+    part: int,
+    names: Sequence[str],
+) -> dict[str, float]:
+    """Score the requests of some tasks for a later `evaluate_cell`, which writes the results.
+
+    Args:
+        lm: The model, at this setting.
+        tasks: lm-eval's index of tasks.
+        cell: The setting.
+        request: Of the whole setting.
+        grid: The grid that the cell belongs to.
+        part: Number of the part; parts that are evaluated at the same time have different ones.
+        names: Its tasks.
+
+    Returns:
+        What it took.
+    """
+    folder, began = partial_folder(grid, cell, part), time.monotonic()
+    prepare_part(folder, partial_folder(grid, cell), lm.identity(), request)
+    evaluate_and_keep(folder, lm, tasks.only(names), grid, log_samples=False, bootstrap_iters=0)
+    return spent_since(began, lm.counts.distinct_tokens)

@@ -1,23 +1,19 @@
-"""The files of a setting: written in a temporary folder, then put in place.
-
-While a setting runs, every scored request goes into lm-eval's request cache in the temporary
-folder, so that a killed run is resumed where it stopped.
-"""
+"""The files of a setting: written in a temporary folder, then put in place."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
-import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gks_eval.errors import ResourceError
 from gks_eval.grid.evaluate import evaluate
+from gks_eval.grid.kept_requests import evaluate_and_keep
 from gks_eval.grid.profile import profile_of
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.util.files import disk_errors, write_text
@@ -30,7 +26,7 @@ from gks_eval.util.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
 
-__all__ = ["SECRET", "Written", "prepare_partial", "publish", "write_results"]
+__all__ = ["SECRET", "Written", "publish", "spent_since", "write_results"]
 
 SECRET: Final = ("token", "use_auth_token")
 """Arguments that are never written to a file."""
@@ -41,7 +37,7 @@ class Written:
     """What was written: rows of samples per task, and what the evaluation took."""
 
     rows: Mapping[str, int]
-    spent: Mapping[str, Any]
+    spent: Mapping[str, float]
 
 
 def write_results(
@@ -57,7 +53,7 @@ def write_results(
     """Evaluate one setting and write its results below `partial`, where its requests are kept.
 
     Args:
-        partial: As `prepare_partial` made it.
+        partial: As `gks_eval.grid.kept_requests.prepare_partial` made it.
         lm: The model, at this setting.
         tasks: lm-eval's index of tasks.
         cell: The setting.
@@ -69,27 +65,20 @@ def write_results(
     Returns:
         What was written; None in all processes but process 0.
     """
-    from lm_eval.api.model import CacheHook
     from lm_eval.loggers import EvaluationTracker
 
-    # Several processes divide all requests again in each call, so a cache per process cannot be
-    # used: a killed grid then starts its unfinished cell again.
-    cache = str(partial / "requests") if group.size == 1 else None
     written = partial / "written"
     # A name that ends in .json makes the tracker write without a folder for the model. It measures
     # the time from here.
     tracker = EvaluationTracker(output_path=str(written / "results.json"))
     began = time.monotonic()
-    with _cache_errors(partial):
-        results = evaluate(lm, tasks, grid, use_cache=cache, log_samples=True, **how)
-    spent = {
-        "seconds": round(time.monotonic() - began, 1),
-        "distinct_tokens": sum(group.gather(lm.counts.distinct_tokens)),
-    }
-    if cache is not None:
-        with _cache_errors(partial):
-            lm.cache_hook.dbdict.close()
-        lm.cache_hook = CacheHook(None)
+    # Several processes divide all requests again in each call, so a cache per process cannot be
+    # used: a killed grid then starts its unfinished cell again.
+    if group.size == 1:
+        results = evaluate_and_keep(partial, lm, tasks, grid, log_samples=True, **how)
+    else:
+        results = evaluate(lm, tasks, grid, log_samples=True, **how)
+    spent = spent_since(began, sum(group.gather(lm.counts.distinct_tokens)))
     if results is None:
         return None
 
@@ -115,33 +104,9 @@ def write_results(
     return Written({task: len(found) for task, found in samples.items()}, spent)
 
 
-@contextlib.contextmanager
-def _cache_errors(partial: Path) -> Iterator[None]:
-    # SQLite has its own errors for a full disk.
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise ResourceError(
-            f"{partial}: scored requests could not be written ({error}); make room and run the "
-            "same command again to resume."
-        ) from error
-
-
-def prepare_partial(partial: Path, identity: str, request: Mapping[str, Any]) -> None:
-    """Keep the folder of a killed run with the same request, or start an empty one."""
-    marker = partial / "request.json"
-    mark = json.dumps({"identity": identity, **request}, sort_keys=True, default=str)
-    try:
-        usable = marker.read_text(encoding="utf-8") == mark
-        for database in partial.glob("requests*.db") if usable else ():
-            with contextlib.closing(sqlite3.connect(database)) as connection:
-                usable = connection.execute("pragma quick_check").fetchone() == ("ok",)
-    except (OSError, ValueError, sqlite3.DatabaseError):
-        usable = False
-    if usable:
-        return
-    shutil.rmtree(partial, ignore_errors=True)
-    write_text(marker, mark)
+def spent_since(began: float, distinct_tokens: int) -> dict[str, float]:
+    """Return what an evaluation took that began at a time of `time.monotonic`."""
+    return {"seconds": round(time.monotonic() - began, 1), "distinct_tokens": distinct_tokens}
 
 
 def publish(

@@ -1,27 +1,27 @@
 """A grid on a Ray cluster: each worker loads the base once and evaluates settings in turn.
 
-A setting whose worker died goes to the next free one, which resumes it from the requests that are
-scored already: they are in the output folder, which all workers share.
+If fewer settings than workers remain, the workers score parts of them, and one worker writes the
+results from the scored requests. What a dead worker had goes to the next free one, which resumes it
+from the requests that are scored already: they are in the output folder, which all workers share.
 """
 
 from __future__ import annotations
 
 import os
-import platform
-from collections import Counter, deque
-from contextlib import ExitStack
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.errors import GksError, ResourceError, ResultsError, UsageError, reason
-from gks_eval.grid.kept import differences
+from gks_eval.errors import GksError, ResourceError, UsageError, reason
+from gks_eval.grid.ray_worker import RayWorker
 from gks_eval.grid.runner import GridRun, OnCell, locked
+from gks_eval.grid.units import Unit, divide, units
 from gks_eval.tasklib.local_data import DATA_ROOT, local_data
 from gks_eval.util.ray_cluster import LOCAL, RETRIES, check_ray, ray_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from gks_eval.grid.settings import Grid
 
@@ -68,64 +68,91 @@ def run_grid_on_ray(grid: Grid, options: RayOptions, on_cell: OnCell | None = No
         with local_data():
             run.read_tasks()
             done = run.finished()
-        for cell, kept in zip(run.cells, done, strict=True):
+        for at, (cell, kept) in enumerate(zip(run.cells, done, strict=True)):
             if kept:
+                run.clear(at)
                 report(cell, "kept")
         left = [at for at, kept in enumerate(done) if not kept]
         if left:
             with ray_cluster(options.address):
-                _Pool(run, options, report, deque(left)).work()
+                _Pool(run, options, report).work(left)
     return run.folders
 
 
 @dataclass
 class _Pool:
-    """The workers, and the settings that remain.
+    """The workers, and the work that remains.
 
     Attributes:
-        waiting: Numbers of the settings that no worker has.
-        calls: What each worker is doing: a setting, or None for its start.
-        idle: Workers without a setting.
+        waiting: Units that no worker has.
+        unfinished: Number of parts that are not done, by setting.
+        spent: What the parts of a setting took, by setting.
+        calls: What each worker is doing: a unit, or None for its start.
+        idle: Workers without a unit.
         workers: All that were started, dead ones too.
-        deaths: By setting; None for workers that died at their start.
+        deaths: By unit; None for workers that died at their start.
     """
 
     run: GridRun
     options: RayOptions
     report: OnCell
-    waiting: deque[int]
-    calls: dict[Any, tuple[Any, int | None]] = field(default_factory=dict)
+    waiting: deque[Unit] = field(default_factory=deque)
+    unfinished: Counter[int] = field(default_factory=Counter)
+    spent: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    calls: dict[Any, tuple[Any, Unit | None]] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)
     workers: list[Any] = field(default_factory=list)
-    deaths: Counter[int | None] = field(default_factory=Counter)
+    deaths: Counter[Unit | None] = field(default_factory=Counter)
 
-    def work(self) -> None:
-        """Evaluate all settings."""
+    def work(self, left: list[int]) -> None:
+        """Evaluate settings.
+
+        Args:
+            left: Their numbers.
+        """
         import ray
         from ray.exceptions import RayError, RayTaskError
 
-        for _ in range(min(self._size(), len(self.waiting))):
+        size = self._size()
+        self.waiting.extend(units(left, size, self._parts(size)))
+        self.unfinished.update(unit.at for unit in self.waiting if unit.part is not None)
+        for _ in range(min(size, len(self.waiting))):
             self._start()
         try:
-            while self.waiting or any(at is not None for _, at in self.calls.values()):
+            while self.waiting or any(unit is not None for _, unit in self.calls.values()):
                 (done,), _ = ray.wait(list(self.calls), num_returns=1)
-                worker, at = self.calls.pop(done)
+                worker, unit = self.calls.pop(done)
                 try:
-                    fault = ray.get(done)
+                    found = ray.get(done)
                 except RayTaskError as error:
                     raise error.cause from None
                 except RayError as error:
-                    self._buried(at, error)
+                    self._buried(unit, error)
                     continue
-                if fault is not None:
-                    raise fault
-                if at is not None:
-                    self.report(self.run.cells[at], "done")
+                if isinstance(found, GksError):
+                    raise found
+                if unit is not None:
+                    self._done(unit, found or {})
                 self.idle.append(worker)
                 self._assign()
         finally:
             for worker in self.workers:
                 ray.kill(worker)
+
+    def _done(self, unit: Unit, spent: Mapping[str, float]) -> None:
+        if unit.part is None:
+            self.report(self.run.cells[unit.at], "done")
+            return
+        self.spent[unit.at].update(spent)
+        self.unfinished[unit.at] -= 1
+        if not self.unfinished[unit.at]:
+            self.waiting.appendleft(Unit(unit.at))
+
+    def _parts(self, size: int) -> list[list[str]]:
+        if self.run.grid.profile:  # which is of one process
+            return []
+        with local_data():
+            return divide(self.run.tasks, self.run.grid, size)
 
     def _size(self) -> int:
         import ray
@@ -142,7 +169,7 @@ class _Pool:
     def _start(self) -> None:
         import ray
 
-        kind = ray.remote(num_cpus=self.options.cpus, num_gpus=self.options.gpus)(_Worker)
+        kind = ray.remote(num_cpus=self.options.cpus, num_gpus=self.options.gpus)(RayWorker)
         data = os.environ.get(DATA_ROOT)
         worker = kind.remote(self.run.grid, self.run.requests, str(Path.cwd()), data)
         self.workers.append(worker)
@@ -150,66 +177,26 @@ class _Pool:
 
     def _assign(self) -> None:
         while self.waiting and self.idle:
-            at, worker = self.waiting.popleft(), self.idle.pop()
-            self.report(self.run.cells[at], "running")
-            self.calls[worker.evaluate.remote(at)] = worker, at
+            unit, worker = self.waiting.popleft(), self.idle.pop()
+            cell = self.run.cells[unit.at]
+            if unit.part is not None:
+                self.report(cell, f"part {unit.part + 1}")
+            elif unit.at not in self.unfinished:
+                self.report(cell, "running")
+            self.calls[worker.evaluate.remote(unit, self.spent[unit.at])] = worker, unit
 
-    def _buried(self, at: int | None, error: Exception) -> None:
-        """Give a dead worker's setting to another, and start a worker in its place."""
-        self.deaths[at] += 1
-        if self.deaths[at] > RETRIES:
-            what = "workers" if at is None else f"setting {self.run.cells[at].label}: its workers"
+    def _buried(self, unit: Unit | None, error: Exception) -> None:
+        """Give a dead worker's unit to another, and start a worker in its place."""
+        self.deaths[unit] += 1
+        if self.deaths[unit] > RETRIES:
+            label = unit and self.run.cells[unit.at].label
+            what = "workers" if label is None else f"setting {label}: its workers"
             raise ResourceError(
-                f"{what} died {self.deaths[at]} times ({reason(error, last=True)}); see Ray's own "
-                "logs, then run the same command again to resume."
+                f"{what} died {self.deaths[unit]} times ({reason(error, last=True)}); see Ray's "
+                "own logs, then run the same command again to resume."
             ) from error
-        if at is not None:
-            self.waiting.appendleft(at)
+        if unit is not None:
+            self.waiting.appendleft(unit)
         self._assign()
         if self.waiting:
             self._start()
-
-
-class _Worker:
-    """What runs in a worker's process. A GksError is returned, because Ray would wrap it."""
-
-    def __init__(
-        self, grid: Grid, requests: Sequence[Mapping[str, Any]], folder: str, data: str | None
-    ) -> None:
-        self._asked = grid, requests, folder, data
-        self._data = ExitStack()
-
-    def start(self) -> GksError | None:
-        """Read libraries and tasks, and check that they are those of the command."""
-        grid, requests, folder, data = self._asked
-        try:
-            try:
-                os.chdir(folder)  # paths are relative to it
-            except OSError as error:
-                raise ResultsError(
-                    f"--ray: host {platform.node()} cannot enter {folder} ({reason(error)}); run "
-                    "the command in a folder that all hosts share."
-                ) from None
-            if data is not None:
-                os.environ[DATA_ROOT] = data
-            self._data.enter_context(local_data())
-            self._run = GridRun(grid)
-            self._run.read_tasks()
-            for asked, found in zip(requests, self._run.requests, strict=True):
-                if others := list(differences(asked, found)):
-                    raise ResultsError(
-                        f"--ray: host {platform.node()} reads other content than the command "
-                        f"({'; '.join(others)}); give all hosts the same files and versions."
-                    )
-        except GksError as error:
-            return error
-        return None
-
-    def evaluate(self, at: int) -> GksError | None:
-        """Evaluate one setting, unless a worker that died afterwards has finished it."""
-        try:
-            if not self._run.finished()[at]:
-                self._run.evaluate(at)
-        except GksError as error:
-            return error
-        return None

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gks_eval.errors import UsageError
-from gks_eval.grid.cell_files import prepare_partial, publish, write_results
+from gks_eval.grid.cell_files import publish, write_results
+from gks_eval.grid.kept_requests import forget, partial_folder, prepare_partial
 from gks_eval.grid.runner import GridRun, locked
 from gks_eval.grid.settings import Grid
 from gks_eval.tasklib.local_data import local_data
@@ -33,7 +34,7 @@ class Parts:
             UsageError: The prompts of a task depend on which items are read.
         """
         self._run = run
-        self._partial = run.grid.output / f".{run.cells[0].slug}.partial"
+        self._partial = partial_folder(run.grid, run.cells[0])
         self.folder: Path = run.folders[0]
         self.content: Mapping[str, Any] = run.requests[0]["content"]
         self.versions = _versions(run.tasks, run.grid)
@@ -70,7 +71,7 @@ class Parts:
 
     def close(self) -> None:
         """Remove the kept requests."""
-        shutil.rmtree(self._partial, ignore_errors=True)
+        forget(self._partial)
 
 
 @contextmanager

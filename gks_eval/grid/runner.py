@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import ResourceError
-from gks_eval.grid.cell import cell_request, evaluate_cell
+from gks_eval.grid.cell import cell_request, evaluate_cell, evaluate_part
 from gks_eval.grid.kept import check_commit, finished
+from gks_eval.grid.kept_requests import forget, partial_folder
 from gks_eval.grid.prepare import base_record, library_name, make_lm, prepare
 from gks_eval.grid.profile import profiling
 from gks_eval.grid.settings import Cell, Grid
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["GridRun", "OnCell", "locked", "run_grid"]
 
 OnCell = Callable[[Cell, str], None]
-"""Called with a cell and ``"kept"``, ``"running"`` or ``"done"``."""
+"""Called with a cell and ``"kept"``, ``"running"`` or ``"done"``, or ``"part 1"`` on a cluster."""
 
 
 def run_grid(grid: Grid, on_cell: OnCell | None = None) -> list[Path]:
@@ -52,6 +53,7 @@ def run_grid(grid: Grid, on_cell: OnCell | None = None) -> list[Path]:
         run.read_tasks()
         for at, (cell, done) in enumerate(zip(run.cells, run.finished(), strict=True)):
             if done:
+                run.clear(at)
                 report(cell, "kept")
                 continue
             report(cell, "running")
@@ -129,17 +131,29 @@ class GridRun:
         self._done = self.group.agree(finished(self.folders, self.requests))
         return self._done
 
-    def evaluate(self, at: int) -> None:
+    def evaluate(self, at: int, before: Mapping[str, float] | None = None) -> None:
         """Run one setting and write its folder; the first call loads the base.
 
         Args:
             at: Its number in `cells`.
+            before: What its parts took, see `evaluate_part`.
         """
         cell = self.cells[at]
         with profiling() if self.grid.profile else nullcontext() as watch:
             with watch.phase("loading") if watch else nullcontext():
                 lm = self.applied(at)
-            evaluate_cell(lm, self.tasks, cell, self.requests[at], self.grid, self.group, watch)
+            request = self.requests[at]
+            evaluate_cell(lm, self.tasks, cell, request, self.grid, self.group, watch, before)
+
+    def evaluate_part(self, at: int, part: int, names: Sequence[str]) -> dict[str, float]:
+        """Score the requests of some tasks of a setting, see `gks_eval.grid.cell.evaluate_part`."""
+        lm, cell, request = self.applied(at), self.cells[at], self.requests[at]
+        return evaluate_part(lm, self.tasks, cell, request, self.grid, part, names)
+
+    def clear(self, at: int) -> None:
+        """Remove what a command that was killed right after it finished a setting left of it."""
+        if self.group.is_main:
+            forget(partial_folder(self.grid, self.cells[at]))
 
     def applied(self, at: int) -> GksArrowLM:
         """Return the model at one setting; the first call loads the base.

@@ -40,6 +40,33 @@ class SharedTasks:
             self._loaded[key] = loaded
         return self._loaded[key]
 
+    def only(self, names: Sequence[str]) -> _Part:
+        """Return an index that loads only these of the loaded tasks."""
+        return _Part(self, names)
+
+
+class _Part:
+    """An index with a part of the tasks.
+
+    They build their requests themselves: a prompt that draws from a global random generator depends
+    on the tasks before it, so these requests are none for a later evaluation of all tasks.
+    """
+
+    def __init__(self, index: SharedTasks, names: Sequence[str]) -> None:
+        self._index, self._names = index, names
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the index."""
+        return getattr(self._index, name)
+
+    def load(self, names: Sequence[str]) -> Any:
+        """Return the part's tasks, without groups."""
+        loaded = self._index.load(names)
+        tasks = {name: copy.copy(loaded["tasks"][name]) for name in self._names}
+        for task in tasks.values():
+            del task.build_all_requests
+        return {**loaded, "tasks": tasks, "groups": {}, "group_map": {}}
+
 
 def _builds_once(task: Any, build: Callable[..., None]) -> Callable[..., None]:
     built: tuple[dict[str, Any], list[Any], tuple[Any, Any]] | None = None

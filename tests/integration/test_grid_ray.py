@@ -6,12 +6,11 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from common import assert_sentence
 
@@ -29,7 +28,6 @@ def grid(library: Path, output: Path, settings: Sequence[str] = SETTINGS, **chan
     options: dict[str, Any] = {
         "tasks": ["gks_demo_goals_en", "gks_demo_science_de"],
         "library": str(library),
-        # One request per batch, so that a resumed setting has the batches of an undisturbed one.
         "model_arguments": {"dtype": "float32", "batch_size": "1"},
         "evaluation": {"limit": 12, "bootstrap_iters": 0},
     }
@@ -37,101 +35,16 @@ def grid(library: Path, output: Path, settings: Sequence[str] = SETTINGS, **chan
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """Scores of every sample by task, and the request of the setting."""
+    """Prompts and scores of every sample by task, and the request of the setting."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("samples_*.jsonl")):
         task = path.name.removeprefix("samples_").rpartition("_")[0]
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        found[task] = [(row["doc_id"], row["resps"], row["acc"]) for row in rows]
+        # Parts have other batches, which may change the last bits.
+        scores = [[float(pair[0]) for [pair] in row["resps"]] for row in rows]
+        found[task] = [(row["doc_id"], row["arguments"], row["acc"]) for row in rows]
+        found[f"{task} scores"] = np.array(scores)
     return found | {"request": json.loads((folder / CELL_FILE).read_text("utf-8"))["request"]}
-
-
-def evaluating() -> list[int]:
-    """Processes under this one that are evaluating a setting now."""
-    import psutil
-
-    named = ((p.pid, " ".join(p.cmdline())) for p in psutil.Process().children(recursive=True))
-    return [pid for pid, command in named if "_Worker.evaluate" in command]
-
-
-def start(cpus: int) -> None:
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})  # fmt: skip
-
-
-def test_a_worker_killed_midway_changes_no_number(tiny_library: LibraryOf, tmp_path: Path) -> None:
-    from gks_eval.grid.on_ray import RayOptions, run_grid_on_ray
-
-    library, output = tiny_library("phi3"), tmp_path / "ray"
-    run_grid(grid(library, output, SETTINGS[:1]))  # a plain run, which the cluster resumes
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        deadline = time.monotonic() + 400
-        while not killed and time.monotonic() < deadline:
-            if list(output.glob(".*.partial/requests_*.db")) and (found := evaluating()):
-                os.kill(found[0], signal.SIGKILL)
-                killed.append(found[0])
-            time.sleep(0.01)
-
-    states: list[tuple[str, str]] = []
-    start(cpus=2)
-    try:
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        folders = run_grid_on_ray(
-            grid(library, output),
-            RayOptions(workers=2),
-            lambda cell, state: states.append((cell.label, state)),
-        )
-        killer.join()
-    finally:
-        ray.shutdown()
-    assert killed
-    assert ("base", "kept") in states
-    running = [label for label, state in states if state == "running"]
-    assert len(running) == len(SETTINGS)  # three settings, one of them twice
-    assert sorted(running) != sorted(set(running))
-    assert [folder.name for folder in folders] == ["base", "arrow", "gks-avg", "uniform"]
-    assert not list(output.glob(".*.partial"))
-    for folder in run_grid(grid(library, tmp_path / "plain")):
-        assert numbers(output / folder.name) == numbers(folder)
-    kept: list[str] = []
-    run_grid(grid(library, output), lambda _cell, state: kept.append(state))
-    assert kept == ["kept"] * len(SETTINGS)
-
-
-def test_errors_of_workers_are_sentences(
-    tiny_library: LibraryOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from gks_eval.grid import on_ray
-
-    class Dying(on_ray._Worker):
-        def evaluate(self, at: int) -> None:
-            os._exit(at + 1)
-
-    class Elsewhere(on_ray._Worker):
-        def __init__(self, grid: Grid, requests: Any, *others: Any) -> None:
-            changed = [{**one, "base": {"name": "another"}} for one in requests]
-            super().__init__(grid, changed, *others)
-
-    asked = grid(tiny_library("phi3"), tmp_path, ["base"])
-    monkeypatch.setattr(on_ray, "RETRIES", 1)
-    start(cpus=1)
-    try:
-        with pytest.raises(UsageError) as few:
-            on_ray.run_grid_on_ray(asked, on_ray.RayOptions(gpus=3))
-        monkeypatch.setattr(on_ray, "_Worker", Elsewhere)
-        with pytest.raises(ResultsError) as other:
-            on_ray.run_grid_on_ray(asked, on_ray.RayOptions(workers=1))
-        monkeypatch.setattr(on_ray, "_Worker", Dying)
-        with pytest.raises(ResourceError) as dead:
-            on_ray.run_grid_on_ray(asked, on_ray.RayOptions(workers=1))
-    finally:
-        ray.shutdown()
-    assert_sentence(few.value, "--gpus 3", "has 0 GPUs")
-    assert_sentence(other.value, "other content", "the base")
-    assert_sentence(dead.value, "setting base: its workers died 2 times", "again to resume")
 
 
 def test_a_cluster_that_is_not_there_ends_in_a_sentence(
@@ -142,6 +55,105 @@ def test_a_cluster_that_is_not_there_ends_in_a_sentence(
     with pytest.raises(UsageError) as caught:
         run_grid_on_ray(grid(tiny_library("phi3"), tmp_path, ["base"]), RayOptions("auto"))
     assert_sentence(caught.value, "--ray auto: cannot be reached")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two workers' cores, for all tests below."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
+             runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_killed_midway_changes_no_number(
+    tiny_library: LibraryOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gks_eval.grid import on_ray
+
+    class Mortal(on_ray.RayWorker):
+        """One worker is killed in the middle of a part."""
+
+        def evaluate(self, unit: Any, before: Any) -> Any:
+            from lm_eval.api.model import CacheHook
+
+            add, seen = CacheHook.add_partial, []
+
+            def scored(*arguments: Any) -> None:
+                add(*arguments)
+                seen.append(arguments)
+                if len(seen) == 10 and not killed.exists():
+                    killed.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            if unit.part is not None:
+                CacheHook.add_partial = scored
+            try:
+                return super().evaluate(unit, before)
+            finally:
+                CacheHook.add_partial = add
+
+    library, output, killed = tiny_library("phi3"), tmp_path / "ray", tmp_path / "killed"
+    run_grid(grid(library, output, SETTINGS[:1]))  # a plain run, which the cluster resumes
+    monkeypatch.setattr(on_ray, "RayWorker", Mortal)
+    states: list[tuple[str, str]] = []
+    folders = on_ray.run_grid_on_ray(
+        grid(library, output),
+        on_ray.RayOptions(workers=2),
+        lambda cell, state: states.append((cell.label, state)),
+    )
+    assert killed.exists()
+    parts = [state for label, state in states if state.startswith("part")]
+    assert sorted(set(parts)) == ["part 1", "part 2"]
+    assert len(parts) == 3  # one of them twice
+    whole = [("arrow", "running"), ("gks:avg", "running")]
+    parted = [("uniform", state) for state in parts]
+    ended = [(label, "done") for label in SETTINGS[1:]]
+    assert sorted(states) == sorted([("base", "kept"), *whole, *parted, *ended])
+    assert [folder.name for folder in folders] == ["base", "arrow", "gks-avg", "uniform"]
+    assert not list(output.glob(".*.partial*"))
+    for folder in run_grid(grid(library, tmp_path / "plain")):
+        found, expected = numbers(output / folder.name), numbers(folder)
+        for name in [name for name in expected if name.endswith(" scores")]:
+            np.testing.assert_allclose(found.pop(name), expected.pop(name), rtol=1e-6)
+        assert found == expected
+    spent = [json.loads((o / "uniform" / CELL_FILE).read_text("utf-8"))["spent"]["distinct_tokens"]
+             for o in (output, tmp_path / "plain")]  # fmt: skip
+    assert 0.6 < spent[0] / spent[1] <= 1  # without what the killed worker had scored
+    kept: list[str] = []
+    run_grid(grid(library, output), lambda _cell, state: kept.append(state))
+    assert kept == ["kept"] * len(SETTINGS)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_errors_of_workers_are_sentences(
+    tiny_library: LibraryOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gks_eval.grid import on_ray
+
+    class Dying(on_ray.RayWorker):
+        def evaluate(self, unit: Any, before: Any) -> Any:
+            os._exit(1)
+
+    class Elsewhere(on_ray.RayWorker):
+        def __init__(self, grid: Grid, requests: Any, *others: Any) -> None:
+            changed = [{**one, "base": {"name": "another"}} for one in requests]
+            super().__init__(grid, changed, *others)
+
+    asked = grid(tiny_library("phi3"), tmp_path, ["base"])
+    monkeypatch.setattr(on_ray, "RETRIES", 0)
+    with pytest.raises(UsageError) as few:
+        on_ray.run_grid_on_ray(asked, on_ray.RayOptions(gpus=3))
+    monkeypatch.setattr(on_ray, "RayWorker", Elsewhere)
+    with pytest.raises(ResultsError) as other:
+        on_ray.run_grid_on_ray(asked, on_ray.RayOptions(workers=1))
+    monkeypatch.setattr(on_ray, "RayWorker", Dying)
+    with pytest.raises(ResourceError) as dead:
+        on_ray.run_grid_on_ray(asked, on_ray.RayOptions(workers=1))
+    assert_sentence(few.value, "--gpus 3", "has 0 GPUs")
+    assert_sentence(other.value, "other content", "the base")
+    assert_sentence(dead.value, "setting base: its workers died", "again to resume")
 
 
 @pytest.mark.parametrize(
