@@ -15,7 +15,7 @@ from gks_eval.library.stand_in_layers import stand_ins_at
 from gks_eval.library.tied import TiedLayers, in_words
 from gks_eval.method.declaration import TARGET, VECTORS
 from gks_eval.method.grammar import EXPERTS
-from gks_eval.method.lora import EXACT, LoraPair, no_update, same_factors
+from gks_eval.method.lora import EXACT, LoraPair, no_update, one_of_each, same_factors
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import Setting
 from gks_eval.method.tied import Tied
@@ -230,13 +230,14 @@ class Library:
             self._check_equal(experts, self.modules, "combine=factors")
         if general and setting.rule_method()[0].equal_factors:
             # Nothing is subtracted from an expert at layers that it does not update.
-            for expert in experts:
+            for expert in one_of_each(experts):
                 self._check_equal([expert, *general], expert.pairs, f"rule={setting.rule}")
 
     def _check_equal(
         self, adapters: Sequence[Adapter], modules: Iterable[str], why: str, instead: str = EXACT
     ) -> None:
         first, *others = adapters
+        others = one_of_each(others)
         for module in modules:
             for other in others:
                 try:

@@ -9,11 +9,12 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from gks_eval.errors import LibraryError
 from gks_eval.library.peft_config import (
@@ -23,8 +24,8 @@ from gks_eval.library.peft_config import (
     read_config,
     refuse_unsupported,
 )
+from gks_eval.library.weights_file import WeightsFile
 from gks_eval.method.lora import LoraPair
-from gks_eval.util.files import sha256_of
 from gks_eval.util.json_file import parse_json, read_or_empty
 
 __all__ = ["CONFIG_FILE", "EXPORT", "RECORD", "WEIGHTS_FILE", "Adapter", "read_adapter"]
@@ -89,6 +90,11 @@ class Adapter:
     copies: Mapping[str, str] = field(repr=False)
     subtracted: tuple[str, ...] = ()
 
+    @cached_property
+    def kind(self) -> tuple[object, ...]:
+        """The layers with their shapes, ranks and scalings: checks of these repeat per kind."""
+        return tuple((layer, pair.kind) for layer, pair in self.pairs.items())
+
 
 def read_adapter(folder: Path, name: str) -> Adapter:
     """Read the adapter in `folder`; its factors are converted to float32.
@@ -102,7 +108,8 @@ def read_adapter(folder: Path, name: str) -> Adapter:
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise _missing_weights(folder, name)
-    factors, copies = _read_tensors(weights, name)
+    file = _open(weights, name)
+    factors, copies = _read_tensors(file, weights, name)
     bias = config.get("bias") or "none"
     if trained := [base for base in copies if bias != "none" and base.endswith(".bias")]:
         raise LibraryError(
@@ -120,8 +127,7 @@ def read_adapter(folder: Path, name: str) -> Adapter:
             f"exclude_modules or layers_to_transform in {CONFIG_FILE} leave out; config and "
             "weights belong to different adapters, copy both again."
         )
-    weights_sha256 = sha256_of(weights)
-    exported = _export_record(weights)
+    exported = _export_record(file)
     started = exported.get("init") or read_or_empty(folder / RECORD).get("init")
     subtracted = exported.get("subtracted")
     return Adapter(
@@ -129,8 +135,8 @@ def read_adapter(folder: Path, name: str) -> Adapter:
         folder=folder,
         pairs=pairs,
         base_model=str(config.get("base_model_name_or_path") or ""),
-        digest=hashlib.sha256(config_bytes + weights_sha256.encode()).hexdigest(),
-        weights_sha256=weights_sha256,
+        digest=hashlib.sha256(config_bytes + file.sha256.encode()).hexdigest(),
+        weights_sha256=file.sha256,
         init="loftq" if started == "loftq" else config.get("init_lora_weights"),
         targets=targets,
         copies=copies,
@@ -138,12 +144,10 @@ def read_adapter(folder: Path, name: str) -> Adapter:
     )
 
 
-def _export_record(weights: Path) -> dict[str, Any]:
+def _export_record(file: WeightsFile) -> dict[str, Any]:
     """Return what `gks_eval.library.export` wrote into the header; empty for other adapters."""
-    with safe_open(weights, framework="pt") as file:
-        text = (file.metadata() or {}).get(EXPORT, "{}")
     try:
-        record = parse_json(text.encode())
+        record = parse_json(file.metadata.get(EXPORT, "{}").encode())
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
@@ -181,48 +185,61 @@ def _missing_weights(folder: Path, name: str) -> LibraryError:
     return LibraryError(f"{folder} (adapter {name!r}) has no {WEIGHTS_FILE}; copy it again.")
 
 
+def _open(path: Path, name: str) -> WeightsFile:
+    try:
+        return WeightsFile(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(path, name, error) from None
+
+
+def _unreadable(path: Path, name: str, error: Exception) -> LibraryError:
+    return LibraryError(
+        f"{path} (adapter {name!r}) is no readable safetensors file ({error}); copy it again."
+    )
+
+
 def _read_tensors(
-    path: Path, name: str
+    file: WeightsFile, path: Path, name: str
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]:
     factors: dict[str, dict[str, torch.Tensor]] = {}
     copies: dict[str, str] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                match = _KEY.fullmatch(key)
-                if match is None or len(match["module"]) > _MAX_NAME:
-                    if not _TRAINING_ONLY.fullmatch(key):
-                        copies[_name_in_base(key, path, name)] = key
-                    continue
-                found = factors.setdefault(match["module"], {})
-                if match["factor"] in found:
-                    raise LibraryError(
-                        f"{path}: {key} is a second lora_{match['factor']} of the same layer; "
-                        "save one adapter per folder."
-                    )
-                found[match["factor"]] = _finite(file.get_tensor(key), key, path)
-    except (SafetensorError, OSError, ValueError, NotImplementedError) as error:
-        # NotImplementedError: torch cannot convert some dtypes, such as 4-bit floats.
-        raise LibraryError(
-            f"{path} (adapter {name!r}) is no readable safetensors file ({error}); copy it again."
-        ) from None
+    values: dict[str, torch.Tensor] = {}
+    for key in file.keys:
+        match = _KEY.fullmatch(key)
+        if match is None or len(match["module"]) > _MAX_NAME:
+            if not _TRAINING_ONLY.fullmatch(key):
+                copies[_name_in_base(key, path, name)] = key
+            continue
+        found = factors.setdefault(match["module"], {})
+        if match["factor"] in found:
+            raise LibraryError(
+                f"{path}: {key} is a second lora_{match['factor']} of the same layer; "
+                "save one adapter per folder."
+            )
+        try:
+            tensor = file.tensor(key)
+            if not tensor.is_floating_point():
+                raise LibraryError(
+                    f"{path}: {key} is {tensor.dtype}, not floating point; export the adapter "
+                    "again."
+                )
+            found[match["factor"]] = values[key] = tensor.float()
+        except (SafetensorError, OSError, NotImplementedError) as error:
+            # NotImplementedError: torch cannot convert some dtypes, such as 4-bit floats.
+            raise _unreadable(path, name, error) from None
     if not factors:
         raise LibraryError(f"{path} (adapter {name!r}) holds no LoRA factors; export it again.")
+    _check_finite(values, path)
     return factors, copies
 
 
-def _finite(tensor: torch.Tensor, key: str, path: Path) -> torch.Tensor:
-    if not tensor.is_floating_point():
-        raise LibraryError(
-            f"{path}: {key} is {tensor.dtype}, not floating point; export the adapter again."
-        )
-    # Checked after conversion: a large float64 overflows in float32.
-    values = tensor.float()
-    if not bool(torch.isfinite(values).all()):
-        raise LibraryError(
-            f"{path}: {key} holds NaN or Inf; the training diverged, train it again."
-        )
-    return values
+def _check_finite(values: Mapping[str, torch.Tensor], path: Path) -> None:
+    # After the conversion to float32, in which a large float64 overflows.
+    ends = [end for tensor in values.values() for end in torch.aminmax(tensor)]
+    if bool(torch.stack(ends).isfinite().all()):
+        return
+    key = next(key for key, tensor in values.items() if not bool(tensor.isfinite().all()))
+    raise LibraryError(f"{path}: {key} holds NaN or Inf; the training diverged, train it again.")
 
 
 def _name_in_base(key: str, path: Path, name: str) -> str:

@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gks_eval.method.lora import LoraPair, inner_product
+import torch
+
+from gks_eval.method.batches import squared_norms
+from gks_eval.method.lora import LoraPair
 
 __all__ = ["SHARED", "Starts", "StartsTally"]
 
@@ -104,14 +107,15 @@ class StartsTally:
             general: What is subtracted from them; at least one, of the experts' rank.
             residuals: The task adapters after subtraction.
         """
-        for name, task, residual in zip(self._cosine, experts, residuals, strict=True):
+        sums = _cosines(experts, general), squared_norms(experts), squared_norms(residuals)
+        rows = zip(self._cosine, experts, torch.stack(sums, 1).tolist(), strict=True)
+        for name, task, (cosine, square, left) in rows:
             if task.missing:
                 continue
             self._layers[name] += 1
-            cosines = (_cosine(task, one) for one in general)
-            self._cosine[name] += sum(cosines) / len(general)
-            self._task[name] += inner_product(task, task)
-            self._residual[name] += inner_product(residual, residual)
+            self._cosine[name] += cosine
+            self._task[name] += square
+            self._residual[name] += left
 
     def result(self) -> Starts:
         """Return the means over the added layers; per expert, over the layers that it updates."""
@@ -125,7 +129,18 @@ class StartsTally:
         )
 
 
-def _cosine(one: LoraPair, other: LoraPair) -> float:
-    # In the factors' dtype: messages show two digits.
-    scale = float(one.A.norm() * other.A.norm())
-    return abs(float((one.A * other.A).sum())) / scale if scale > 0 else 0.0
+def _cosines(experts: Sequence[LoraPair], general: Sequence[LoraPair]) -> torch.Tensor:
+    """Return the mean |cosine| of each expert's A with the general adapters' A, (E,) float64.
+
+    It is computed in the factors' dtype: messages show two digits.
+    """
+    found = torch.zeros(len(experts), dtype=torch.float64)
+    present = [n for n, task in enumerate(experts) if not task.missing]
+    if not present:
+        return found
+    own = torch.stack([experts[n].A for n in present]).flatten(1)
+    others = torch.stack([one.A for one in general]).flatten(1)
+    scale = own.norm(dim=1)[:, None] * others.norm(dim=1)
+    cosines = (own @ others.T).abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+    found[present] = cosines.double().mean(1)
+    return found

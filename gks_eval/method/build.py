@@ -80,15 +80,18 @@ def build(
         same_factors(mixed, "combine=factors")
     if router.basis is not None:
         with guarded(router, name):
-            mixed = [router.basis(pair) for pair in mixed]
+            mixed = router.basis(mixed)
         check_pairs(router, mixed, experts[0].shape, name, "pair")
     parts_A = [pair.A for pair in mixed]
-    parts_B = [pair.scaling * pair.B.T for pair in mixed]
+    parts_B = [pair.B.T for pair in mixed]
     ranks = [pair.rank for pair in mixed]
+    scalings = torch.tensor([pair.scaling for pair in mixed])
+    scalings = scalings.repeat_interleave(torch.tensor(ranks))
     present = None
     if once is not None:
         parts_A.append(once.A)
-        parts_B.append(-once.B.T)
+        parts_B.append(once.B.T)
+        scalings = torch.cat([scalings, torch.full((once.rank,), -once.scaling)])
         if any(pair.missing for pair in experts):
             present = torch.tensor([float(not pair.missing) for pair in experts])
 
@@ -105,8 +108,8 @@ def build(
     weights = suited(
         RoutedWeights(
             router=moved(ready.choose, device),
-            read=torch.cat(parts_A).to(device, dtype).contiguous(),
-            write=torch.cat(parts_B).to(device, dtype).contiguous(),
+            read=torch.cat(parts_A).to(device, dtype),
+            write=torch.cat(parts_B).mul_(scalings[:, None]).to(device, dtype),
             rows=moved(rows_of(ranks), device),
             stacked=sum(ranks),
             rank=ranks[0] if setting.combine == "factors" else 0,

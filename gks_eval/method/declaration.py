@@ -117,6 +117,8 @@ class Rule(Method):
         joint: For a joint rule, ``(tasks, parameters) -> residuals``; None for all others.
         after_merge: For a joint rule, ``(merged, tasks, parameters) -> merged``, applied to the
             merged residuals; None for nothing.
+        of_all: ``(tasks, general, parameters) -> residuals``, the same as `residual` for all task
+            adapters of a layer at once; None for one call of `residual` per task adapter.
     """
 
     residual: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]
@@ -124,6 +126,7 @@ class Rule(Method):
     equal_factors: bool
     joint: Callable[[Sequence[LoraPair], Any], Sequence[LoraPair]] | None = None
     after_merge: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair] | None = None
+    of_all: Callable[[Sequence[LoraPair], Sequence[LoraPair], Any], list[LoraPair]] | None = None
 
     @property
     def linear(self) -> bool:
@@ -165,9 +168,19 @@ class Rule(Method):
         Raises:
             CompatibilityError: As for a single task adapter.
         """
+        chosen = self.parameters() if parameters is None else parameters
+        if self.of_all is not None:
+            nothing = all(one.missing for one in general)
+            changed = [n for n, task in enumerate(tasks) if not (nothing or task.missing)]
+            residuals = list(tasks)
+            if changed:
+                new = self.of_all([tasks[n] for n in changed], general, chosen)
+                for n, residual in zip(changed, new, strict=True):
+                    residuals[n] = residual
+            return residuals
         if self.joint is None or general:
-            return [self(task, general, parameters) for task in tasks]
-        found = self.joint(tasks, self.parameters() if parameters is None else parameters)
+            return [self(task, general, chosen) for task in tasks]
+        found = self.joint(tasks, chosen)
         return [old if old.missing else new for old, new in zip(tasks, found, strict=True)]
 
 
@@ -272,13 +285,13 @@ class Router(Method):
         prepare: ``(layer, parameters) -> Prepared``; called once per layer and setting.
         sums_to_one: Whether every row of coefficients sums to 1. Only then can a linear rule's
             common part be subtracted once instead of once per expert.
-        basis: Changes the factors of a pair but not its update. It is applied to every pair before
-            mixing, which matters for ``combine=factors``; None keeps the factors.
+        basis: Changes the factors of a layer's pairs but not their updates. It is applied to all
+            pairs before mixing, which matters for ``combine=factors``; None keeps the factors.
     """
 
     prepare: Callable[[Layer, Any], Prepared]
     sums_to_one: bool
-    basis: Callable[[LoraPair], LoraPair] | None = None
+    basis: Callable[[Sequence[LoraPair]], list[LoraPair]] | None = None
 
     def __call__(self, layer: Layer, parameters: Parameters | None = None) -> Prepared:
         """Prepare the router for one layer."""

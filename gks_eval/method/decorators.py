@@ -23,6 +23,7 @@ def rule(
     needs: str = "",
     equal_factors: bool = False,
     general_part: Callable[[Sequence[LoraPair], Any], LoraPair] | None = None,
+    of_all: Callable[[Sequence[LoraPair], Sequence[LoraPair], Any], list[LoraPair]] | None = None,
 ) -> Callable[[Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]], Rule]:
     """Declare the decorated function as a rule.
 
@@ -40,7 +41,7 @@ def rule(
 
     def declare(function: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]) -> Rule:
         common = _common(function, paper, parameters, needs)
-        return Rule(*common, function, general_part, equal_factors)
+        return Rule(*common, function, general_part, equal_factors, of_all=of_all)
 
     return declare
 
@@ -76,7 +77,7 @@ def router(
     parameters: type[Parameters] = Parameters,
     needs: str = "",
     sums_to_one: bool = True,
-    basis: Callable[[LoraPair], LoraPair] | None = None,
+    basis: Callable[[Sequence[LoraPair]], list[LoraPair]] | None = None,
 ) -> Callable[[Callable[[Layer, Any], Prepared]], Router]:
     """Declare the decorated function, ``(layer, parameters) -> Prepared``, as a router.
 

@@ -5,10 +5,10 @@ Shapes throughout the package: T tokens, E experts, R rank, K input width, D out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isclose, sqrt
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ __all__ = [
     "average_factors",
     "inner_product",
     "no_update",
+    "one_of_each",
     "same_factors",
     "stack",
     "update_norm",
@@ -64,12 +65,19 @@ class LoraPair:
         """Return (D, K), the shape of the layer's weight."""
         return self.B.shape[0], self.A.shape[1]
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Return what `same_factors` compares."""
+        return *self.B.shape, self.A.shape[1], self.scaling, self.missing
+
     def delta(self) -> torch.Tensor:
         """Return dW = scaling * B @ A, (D, K)."""
         return self.scaling * (self.B @ self.A)
 
     def to(self, dtype: torch.dtype) -> LoraPair:
         """Return the pair with factors of another dtype."""
+        if self.A.dtype == self.B.dtype == dtype:
+            return self
         return replace(self, A=self.A.to(dtype), B=self.B.to(dtype))
 
 
@@ -114,6 +122,24 @@ def stack(pairs: Sequence[LoraPair], weights: Sequence[float]) -> LoraPair:
     return LoraPair(torch.cat([pair.A for pair in pairs]), torch.cat(factors_B, dim=1))
 
 
+KindT = TypeVar("KindT", bound="HasKind")
+
+
+class HasKind(Protocol):
+    """Something whose `kind` decides whether it passes a check."""
+
+    @property
+    def kind(self) -> tuple[object, ...]: ...
+
+
+def one_of_each(members: Iterable[KindT]) -> list[KindT]:
+    """Return the first member of each kind, for a check that depends on the kind only."""
+    found: dict[tuple[object, ...], KindT] = {}
+    for member in members:
+        found.setdefault(member.kind, member)
+    return list(found.values())
+
+
 def same_factors(pairs: Sequence[LoraPair], why: str, instead: str = EXACT) -> None:
     """Check that factors can be added entry by entry.
 
@@ -127,7 +153,7 @@ def same_factors(pairs: Sequence[LoraPair], why: str, instead: str = EXACT) -> N
         layer.
     """
     first = pairs[0]
-    for pair in pairs[1:]:
+    for pair in one_of_each(pairs[1:]):
         if pair.shape != first.shape:
             raise CompatibilityError(
                 f"{why} needs adapters for layers of one shape, not {first.shape} and {pair.shape}."

@@ -58,7 +58,7 @@ def reference_update(
         mixed = list(experts)
         once = part(general, rule_parameters).to(torch.float64).delta()
     if router.basis is not None:
-        mixed = [router.basis(pair) for pair in mixed]
+        mixed = router.basis(mixed)
     tokens = []
     for x in x_TK.float():
         scores = torch.zeros(0, 0)

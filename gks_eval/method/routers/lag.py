@@ -14,7 +14,7 @@ from gks_eval.method.declaration import Layer, Prepared, Tokens
 from gks_eval.method.decorators import router
 from gks_eval.method.routers.norms import LayerNorms, Rows
 from gks_eval.method.routers.prototypes import prototypes
-from gks_eval.method.routers.spectrum import spectral_pair
+from gks_eval.method.routers.spectrum import spectral_pairs
 from gks_eval.method.routers.top_k import ALL, TopK, top_k_choice, top_k_field, top_k_softmax
 
 __all__ = ["lag"]
@@ -85,7 +85,7 @@ class LayerLag(LayerNorms):
 @router(
     paper="Fleshman and Van Durme 2025, https://arxiv.org/abs/2507.05346",
     parameters=Shortlisted,
-    basis=spectral_pair,
+    basis=spectral_pairs,
 )
 def lag(layer: Layer, parameters: Shortlisted) -> Prepared:
     """Arrow's ``shortlist`` best experts, and of these the ones of largest ``|V_e^T x|``.
@@ -95,7 +95,7 @@ def lag(layer: Layer, parameters: Shortlisted) -> Prepared:
     has pools of task and of knowledge adapters and chooses one of each; here there is one pool.
     The shortlist of tied layers is that of their common prototypes.
     """
-    spans = [Rows.spanned(pair) for pair in layer.residuals]
+    spans = Rows.spanned(layer.residuals)
     if layer.tied is None:
         return LayerLag.at(layer, spans, spans, **parameters.model_dump())
     common = prototypes(layer.tied.residuals)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from gks_eval.method.declaration import Layer, Prepared
 from gks_eval.method.decorators import router
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.routers.norms import LayerNorms, Rows
-from gks_eval.method.routers.spectrum import spectral_pair, spectrum
+from gks_eval.method.routers.spectrum import spectral_pairs, spectrum
 from gks_eval.method.routers.top_k import LevelledTopK
 
 __all__ = ["norm"]
@@ -17,7 +19,7 @@ __all__ = ["norm"]
 @router(
     paper="Fleshman and Van Durme 2025, https://arxiv.org/abs/2509.18093",
     parameters=LevelledTopK,
-    basis=spectral_pair,
+    basis=spectral_pairs,
 )
 def norm(layer: Layer, parameters: LevelledTopK) -> Prepared:
     """Softmax over the largest ``|dW_e x|``, the norm of the expert's update of the token.
@@ -27,21 +29,18 @@ def norm(layer: Layer, parameters: LevelledTopK) -> Prepared:
     choice is the paper's, the expert of largest activation norm. An expert whose residual is zero
     is chosen only after all others.
     """
-    whole = [_weighted(pair) for pair in layer.residuals]
+    whole = _weighted(layer.residuals)
     own, common = whole, None
     if layer.once is not None and layer.mixed is not None:
-        own, common = (
-            [_beyond_general(pair, layer.once) for pair in layer.mixed],
-            _weighted(layer.once),
-        )
+        own = [_beyond_general(pair, layer.once) for pair in layer.mixed]
+        (common,) = _weighted([layer.once])
     chosen = {"top_k": parameters.top_k, "temperature": parameters.temperature}
     return LayerNorms.at(layer, whole, own, common, **chosen)
 
 
-def _weighted(pair: LoraPair) -> Rows:
+def _weighted(pairs: Sequence[LoraPair]) -> list[Rows]:
     """Return the rows of V^T with the weights S^2, which give ``|dW x|^2``."""
-    values, right = spectrum(pair)
-    return Rows(right, values.square())
+    return [Rows(right, values.square()) for values, right in spectrum(pairs)]
 
 
 def _beyond_general(pair: LoraPair, general: LoraPair) -> Rows:

@@ -1,6 +1,6 @@
 """Scores whose squares are weighted sums of squared products of the token with fixed rows.
 
-`spectral_pair` replaces A with V^T, so that the inner activations already are the products with the
+`spectral_pairs` replaces A with V^T, so that the inner activations already are the products with the
 rows, and tokens need no other product. If a general part is subtracted once, the factors of the
 task adapters are mixed; a small matrix then turns the inner activations into the products that a
 score needs.
@@ -42,10 +42,9 @@ class Rows:
     weights: torch.Tensor
 
     @classmethod
-    def spanned(cls, pair: LoraPair) -> Self:
+    def spanned(cls, pairs: Sequence[LoraPair]) -> list[Self]:
         """Return the rows of V^T, with weight 1, or 0 if the singular value is a rounding error."""
-        values, right = spectrum(pair)
-        return cls(right, values.sign())
+        return [cls(right, values.sign()) for values, right in spectrum(pairs)]
 
 
 @dataclass(frozen=True)

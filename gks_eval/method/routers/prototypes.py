@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm
 
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.routers.input_norm import LAYER_EPS, SMALLEST
-from gks_eval.method.routers.spectrum import spectrum
+from gks_eval.method.routers.spectrum import spectra
 
 __all__ = ["ProtoNorm", "ProtoScale", "normalised", "prototype", "prototypes", "scales"]
 
@@ -23,13 +23,15 @@ def prototype(pair: LoraPair) -> torch.Tensor:
 
     Its entry of largest magnitude is positive. An update of zero has the prototype zero.
     """
-    _, right = spectrum(pair)
-    return right[0].float()
+    return prototypes([pair])[0]
 
 
 def prototypes(pairs: Sequence[LoraPair]) -> torch.Tensor:
     """Return the prototypes of several experts at one layer, (E, K), float32."""
-    return torch.stack([prototype(pair) for pair in pairs])
+    found = torch.empty(len(pairs), pairs[0].shape[1])
+    for part in spectra(pairs, most=1):
+        found[part.batch.index] = part.rows[:, 0].float()
+    return found
 
 
 def scales(pairs: Sequence[LoraPair], scale: ProtoScale) -> torch.Tensor:
@@ -39,7 +41,9 @@ def scales(pairs: Sequence[LoraPair], scale: ProtoScale) -> torch.Tensor:
     """
     if scale == "none":
         return torch.ones(len(pairs), 1)
-    top = torch.stack([spectrum(pair)[0][:1] for pair in pairs])
+    top = torch.empty(len(pairs), 1, dtype=torch.float64)
+    for part in spectra(pairs, most=1):
+        top[part.batch.index] = part.values[:, :1]
     return (top if scale == "singular" else top.square()).float()
 
 

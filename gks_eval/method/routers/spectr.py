@@ -13,7 +13,7 @@ from gks_eval.errors import UsageError
 from gks_eval.method.declaration import Layer, Prepared
 from gks_eval.method.decorators import router
 from gks_eval.method.routers.norms import LayerNorms, Rows
-from gks_eval.method.routers.spectrum import spectral_pair
+from gks_eval.method.routers.spectrum import spectral_pairs
 from gks_eval.method.routers.top_k import LevelledTopK
 
 __all__ = ["spectr"]
@@ -45,7 +45,7 @@ class SpectrParameters(LevelledTopK):
 @router(
     paper="Fleshman and Van Durme 2025, https://arxiv.org/abs/2504.03454",
     parameters=SpectrParameters,
-    basis=spectral_pair,
+    basis=spectral_pairs,
 )
 def spectr(layer: Layer, parameters: SpectrParameters) -> Prepared:
     """Softmax over the largest ``|V_e^T x|``; ``dW_e = U_e S_e V_e^T`` is its SVD.
@@ -56,10 +56,10 @@ def spectr(layer: Layer, parameters: SpectrParameters) -> Prepared:
     corresponds to ``weights=equal;top_k=4`` with ``combine=factors``.
     """
     temperature = math.inf if parameters.weights == "equal" else parameters.temperature
-    spans = [Rows.spanned(pair) for pair in layer.residuals]
+    spans = Rows.spanned(layer.residuals)
     own, common = spans, None
     if layer.once is not None:
-        own, common = _beyond_general(spans, Rows.spanned(layer.once))
+        own, common = _beyond_general(spans, *Rows.spanned([layer.once]))
     chosen = {"top_k": parameters.top_k, "temperature": temperature}
     return LayerNorms.at(layer, spans, own, common, **chosen)
 

@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gks_eval.method.decorators import rule
-from gks_eval.method.lora import LoraPair, average_factors, same_factors
-from gks_eval.method.rules.rounding import without_rounding
+from gks_eval.method.lora import LoraPair, average_factors, one_of_each, same_factors
+from gks_eval.method.rules.rounding import stacked, without_rounding
 from gks_eval.method.rules.scale import Scaled
 
 __all__ = ["factors"]
+
+
+def _of_all(
+    tasks: Sequence[LoraPair], general: Sequence[LoraPair], parameters: Scaled
+) -> list[LoraPair]:
+    for task in one_of_each(tasks):
+        same_factors([task, *general], "rule=factors")
+    mean, scale = average_factors(general), parameters.scale
+    A_ERK, B_EDR = stacked(tasks)
+    return without_rounding(A_ERK - scale * mean.A, B_EDR - scale * mean.B, tasks)
 
 
 @rule(
     paper="Bagherifard et al. 2025, https://aclanthology.org/2025.acl-short.54/",
     parameters=Scaled,
     equal_factors=True,
+    of_all=_of_all,
 )
 def factors(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
     """``A = A_t - scale mean(A_g)``, ``B = B_t - scale mean(B_g)``.
@@ -28,7 +39,4 @@ def factors(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) -> 
     Raises:
         CompatibilityError: Shapes, ranks or scalings differ.
     """
-    same_factors([task, *general], "rule=factors")
-    mean = average_factors(general)
-    scale = parameters.scale
-    return without_rounding(task.A - scale * mean.A, task.B - scale * mean.B, task)
+    return _of_all([task], general, parameters)[0]

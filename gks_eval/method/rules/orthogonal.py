@@ -7,17 +7,33 @@ from collections.abc import Sequence
 import torch
 
 from gks_eval.method.decorators import rule
-from gks_eval.method.lora import LoraPair, average_factors, same_factors
-from gks_eval.method.rules.rounding import ROUNDING, without_rounding
+from gks_eval.method.lora import LoraPair, average_factors, one_of_each, same_factors
+from gks_eval.method.rules.rounding import ROUNDING, stacked, without_rounding
 from gks_eval.method.rules.scale import Scaled
 
 __all__ = ["orthogonal"]
+
+
+def _of_all(
+    tasks: Sequence[LoraPair], general: Sequence[LoraPair], parameters: Scaled
+) -> list[LoraPair]:
+    for task in one_of_each(tasks):
+        same_factors([task, *general], "rule=orthogonal")
+    mean = average_factors(general)
+    basis_A, basis_B = _range(mean.A.T), _range(mean.B)
+    A_ERK, B_EDR = (factor.double() for factor in stacked(tasks))
+    return without_rounding(
+        (A_ERK - parameters.scale * (A_ERK @ basis_A) @ basis_A.T).to(tasks[0].A.dtype),
+        (B_EDR - parameters.scale * basis_B @ (basis_B.T @ B_EDR)).to(tasks[0].B.dtype),
+        tasks,
+    )
 
 
 @rule(
     paper="an option of the authors' code, https://github.com/saharsamr/Modular-LLM",
     parameters=Scaled,
     equal_factors=True,
+    of_all=_of_all,
 )
 def orthogonal(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) -> LoraPair:
     """``A = A_t (I - scale Q_A Q_A^T)``, ``B = (I - scale Q_B Q_B^T) B_t``.
@@ -29,15 +45,7 @@ def orthogonal(task: LoraPair, general: Sequence[LoraPair], parameters: Scaled) 
     Raises:
         CompatibilityError: Shapes, ranks or scalings differ.
     """
-    same_factors([task, *general], "rule=orthogonal")
-    mean = average_factors(general)
-    basis_A, basis_B = _range(mean.A.T), _range(mean.B)
-    A, B = task.A.double(), task.B.double()
-    return without_rounding(
-        (A - parameters.scale * (A @ basis_A) @ basis_A.T).to(task.A.dtype),
-        (B - parameters.scale * basis_B @ (basis_B.T @ B)).to(task.B.dtype),
-        task,
-    )
+    return _of_all([task], general, parameters)[0]
 
 
 def _range(matrix: torch.Tensor) -> torch.Tensor:

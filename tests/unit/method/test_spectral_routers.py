@@ -21,7 +21,7 @@ from gks_eval.method.lora import LoraPair, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.routed import routed_update
-from gks_eval.method.routers.spectrum import spectral_pair
+from gks_eval.method.routers.spectrum import spectral_pairs
 from gks_eval.method.setting import Setting
 
 NAMES = ["spectr", "norm", "lag"]
@@ -375,7 +375,7 @@ def test_a_spectral_pair_is_the_same_update() -> None:
         stack([random_pair(4, 10, 6, seed=n) for n in range(4)], [1.0, -0.5, 0.5, 2.0]),
         LoraPair(torch.zeros(4, 16), torch.zeros(24, 4), 2.0),
     ):
-        found = spectral_pair(pair)
+        (found,) = spectral_pairs([pair])
         assert relative_error(found.delta(), dense(pair)) < 1e-5
         gram = found.A @ found.A.T
         torch.testing.assert_close(gram, torch.diag(gram.diag().round()), rtol=0, atol=1e-6)
