@@ -235,8 +235,9 @@ def _read_tensors(
 
 def _check_finite(values: Mapping[str, torch.Tensor], path: Path) -> None:
     # After the conversion to float32, in which a large float64 overflows.
-    ends = [end for tensor in values.values() for end in torch.aminmax(tensor)]
-    if bool(torch.stack(ends).isfinite().all()):
+    filled = [tensor for tensor in values.values() if tensor.numel()]
+    ends = [end for tensor in filled for end in torch.aminmax(tensor)]
+    if not ends or bool(torch.stack(ends).isfinite().all()):
         return
     key = next(key for key, tensor in values.items() if not bool(tensor.isfinite().all()))
     raise LibraryError(f"{path}: {key} holds NaN or Inf; the training diverged, train it again.")

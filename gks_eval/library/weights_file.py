@@ -44,7 +44,7 @@ class WeightsFile:
             self.metadata: dict[str, str] = file.metadata() or {}
         size = path.stat().st_size
         content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-        self.sha256 = hashlib.sha256(content.numpy()).hexdigest()
+        self.sha256 = hashlib.sha256(content.numpy().data).hexdigest()
         start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
         self._header = json.loads(content[8:start].numpy().tobytes())
         self._data = content[start:]

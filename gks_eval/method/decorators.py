@@ -37,6 +37,8 @@ def rule(
         equal_factors: Whether task and general adapters must have one rank and one scaling.
         general_part: For a rule that is linear in the updates: returns, from
             ``(general, parameters)``, the part that is common to all experts.
+        of_all: ``(tasks, general, parameters) -> residuals``, the same for all task adapters at
+            once, for a rule that is faster in batches.
     """
 
     def declare(function: Callable[[LoraPair, Sequence[LoraPair], Any], LoraPair]) -> Rule:

@@ -79,7 +79,9 @@ def add_update(
         plan: Which experts are read and written; None for the cheapest.
     """
     if plan is None:
-        plan = "all" if torch.is_grad_enabled() else plan_of(x_TK.shape[0], weights)
+        # A compiled model is traced once for many lengths, and sparse products are not compiled.
+        dense = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        plan = "all" if dense else plan_of(x_TK.shape[0], weights)
     if plan == "fused":
         mixed_TM, choice = mixed_by_kernel(x_TK, weights)
         if into is not None:

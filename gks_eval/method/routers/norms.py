@@ -1,7 +1,7 @@
 """Scores whose squares are weighted sums of squared products of the token with fixed rows.
 
-`spectral_pairs` replaces A with V^T, so that the inner activations already are the products with the
-rows, and tokens need no other product. If a general part is subtracted once, the factors of the
+`spectral_pairs` replaces A with V^T, so that the inner activations already are the products with
+the rows, and tokens need no other product. If a general part is subtracted once, the factors of the
 task adapters are mixed; a small matrix then turns the inner activations into the products that a
 score needs.
 
