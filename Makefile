@@ -68,7 +68,7 @@ test-lowest:  ## run the main tests on the lowest versions in pyproject.toml, in
 	  $(foreach test,$(NOT_LOWEST),--deselect $(test))
 
 test-hostile: setup  ## test killed commands, full disks and odd paths (about 15 minutes)
-	$(BIN)/python -m pytest -m hostile tests/hostile -s
+	$(BIN)/python -m pytest -m hostile -s
 
 dist: setup  ## build a wheel and a source archive in dist/
 	rm -rf dist

@@ -11,21 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from command import run
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 GOLDEN = TESTS / "golden" / "evidence"
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from gks_eval.cli.main import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **environment},
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")

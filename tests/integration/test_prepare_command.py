@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import run
 from common import save_random_vectors, save_two_expert_recipe
 
 COMMAND = [sys.executable, "-c", "from gks_eval.cli.main import main; main()"]
@@ -27,12 +28,6 @@ def folder(
     shutil.copytree(tiny_library("phi3", experts=("one", "two"), general=("en",)), folder)
     save_two_expert_recipe(folder, tiny_base("phi3"), rows=9, dropout=0.0)
     return folder
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
 
 
 def grid(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
@@ -82,6 +77,7 @@ def test_prepared_vectors_run_in_a_grid(folder: Path, tmp_path: Path) -> None:
     assert "the vectors prepared for the router" in changed.stderr
 
 
+@pytest.mark.hostile
 def test_a_killed_run_resumes(folder: Path) -> None:
     arguments = ["prepare", str(folder), "--router", "phatgoose", "--steps", "400"]
     process = subprocess.Popen(

@@ -46,6 +46,7 @@ def losses(library: Path, name: str = "one") -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.hostile
 def test_a_killed_run_is_gone_on_with_and_two_processes_share_the_work(
     recipe: Path, tmp_path: Path
 ) -> None:

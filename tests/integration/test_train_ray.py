@@ -49,6 +49,7 @@ def workers() -> list[int]:
     return [pid for pid, command in named if "_train_one" in command]
 
 
+@pytest.mark.hostile
 def test_a_worker_killed_midway_loses_nothing(recipe: Path, tmp_path: Path) -> None:
     from gks_eval.training.fan_out import train_on_ray
 
