@@ -67,7 +67,7 @@ test-lowest:  ## run the main tests on the lowest versions in pyproject.toml, in
 	.venv-lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default $(LOWEST_TESTS) \
 	  $(foreach test,$(NOT_LOWEST),--deselect $(test))
 
-test-hostile: setup  ## test killed commands, full disks and odd paths (about 15 minutes)
+test-hostile: setup  ## test killed commands, full disks and odd paths (about an hour)
 	$(BIN)/python -m pytest -m hostile -s
 
 dist: setup  ## build a wheel and a source archive in dist/

@@ -47,6 +47,7 @@ def run_gate(grid: Grid, baseline: str, policy: GatePolicy, cluster: str) -> Ver
         kept = parts.bind(baseline=gate.stamp, policy=policy.model_dump(mode="json"))
         before = read_looks(grid.output) if kept else None
         if before is not None and before.verdict is not None:
+            parts.close()  # a run killed after its verdict did not
             return before.verdict
         while gate.verdict is None:
             began = time.monotonic()

@@ -1,6 +1,6 @@
-"""kill -9 at random moments of `train`, `grid` and `report`, and the same command again.
+"""kill -9 at random moments of the commands that write, and the same command again.
 
-Twenty trials a command. The first kill of trial i falls into the i-th twentieth of the time that
+Twenty trials per command, or ``GKS_TRIALS``. The first kill of trial i falls into the i-th twentieth of the time that
 an undisturbed run takes, up to two more anywhere; then the command is left alone. What it ends
 with must equal the undisturbed run's, what was finished before a kill must not be made again, and
 nothing half-written may ever stand under its final name.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +21,14 @@ from typing import Any
 
 import pytest
 import yaml
+from common import save_two_expert_recipe
 from evidence_factory import sample, write_run
 from safetensors import safe_open
 from warm import Server
 
 pytestmark = pytest.mark.hostile
 
-TRIALS = 20
+TRIALS = int(os.environ.get("GKS_TRIALS", "20"))
 MOST_KILLS = 3
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT[\d.-]+\d")
 Command = Callable[[Path], list[str | Path]]
@@ -58,6 +61,8 @@ def assert_whole(path: Path) -> None:
         assert all(json.loads(line) for line in raw.splitlines())
     elif path.suffix == ".yaml":
         assert isinstance(yaml.safe_load(raw), dict)
+    elif path.suffix == ".md":
+        assert raw.strip()
     elif path.suffix == ".html":
         assert raw.rstrip().endswith(b"</html>")
     else:
@@ -69,10 +74,10 @@ def names(folder: Path) -> list[str]:
     return sorted(STAMP.sub("STAMP", str(path.relative_to(folder))) for path in folder.rglob("*"))
 
 
-def finished(folder: Path) -> dict[Path, int]:
+def finished(folder: Path, records: tuple[str, ...]) -> dict[Path, int]:
     """Finished adapters and cells, by the record that each writes last, with its time."""
-    records = [path for path in final_files(folder) if path.name in ("training.json", "cell.json")]
-    return {path: path.stat().st_mtime_ns for path in records}
+    found = [path for path in final_files(folder) if path.name in records]
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 # ------------------------------------------------------------------------- the trials
@@ -84,8 +89,12 @@ def trials(
     command: Command,
     prepare: Callable[[Path], None],
     equal: Callable[[Path, Path], None],
+    records: tuple[str, ...] = ("training.json", "cell.json"),
 ) -> dict[str, int]:
-    """Run all trials of one command and return how many kills there were, and when."""
+    """Run all trials of one command and return how many kills there were, and when.
+
+    `records` are the files that mark finished work, which must not be made again.
+    """
     whole, durations = folder / "whole", []
     for undisturbed in (folder / "another", whole):
         prepare(undisturbed)
@@ -111,12 +120,12 @@ def trials(
             tally["kills"] += 1
             for path in final_files(output):
                 assert_whole(path)
-            now = finished(output)
+            now = finished(output, records)
             tally["kills with something finished"] += bool(now)
             assert kept.items() <= now.items(), "finished work was made again"
             kept = now
             moment = duration * rng.random()
-        assert kept.items() <= finished(output).items(), "finished work was made again"
+        assert kept.items() <= finished(output, records).items(), "finished work was made again"
         tally["kept"] += len(kept)
         for path in final_files(output):
             assert_whole(path)
@@ -150,22 +159,37 @@ def test_train(warm: Server, recipe: Path, tmp_path: Path) -> None:
     assert tally["kept"]
 
 
-def test_grid(warm: Server, library: Path, tmp_path: Path) -> None:
-    def content(folder: Path) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for path in final_files(folder):
-            name = STAMP.sub("STAMP", str(path.relative_to(folder)))
-            text = path.read_text("utf-8")
-            if path.suffix == ".jsonl":
-                found[name] = [json.loads(line) for line in text.splitlines()]
-            elif path.name in ("cell.json", "grid.json"):
-                found[name] = json.loads(text)
-                found[name].pop("spent", None)  # how long it took, and what was left to do
-            else:
-                whole = json.loads(text)
-                found[name] = {key: whole[key] for key in ("results", "n-samples", "configs")}
-        return found
+def content(folder: Path) -> dict[str, Any]:
+    """What the files of results say; not when they were made, and how long it took."""
+    found: dict[str, Any] = {}
+    for path in final_files(folder):
+        name = STAMP.sub("STAMP", str(path.relative_to(folder)))
+        text = path.read_text("utf-8")
+        if path.suffix == ".jsonl":
+            found[name] = [json.loads(line) for line in text.splitlines()]
+        elif path.name.startswith("results_"):
+            whole = json.loads(text)
+            found[name] = {key: whole[key] for key in ("results", "n-samples", "configs")}
+        else:
+            found[name] = json.loads(text)
+            found[name].pop("spent", None)  # how long it took, and what was left to do
+            for look in found[name].get("looks", ()):
+                look.pop("seconds")
+            if "verdict" in found[name]:
+                found[name]["verdict"].pop("candidate")  # its folder
+    return found
 
+
+def same_content(output: Path, whole: Path) -> None:
+    _same(content(output), content(whole))
+
+
+def same_bytes(output: Path, whole: Path) -> None:
+    for path in final_files(whole):
+        assert (output / path.relative_to(whole)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_grid(warm: Server, library: Path, tmp_path: Path) -> None:
     settings = "base,arrow,gks:avg,uniform"
     tally = trials(
         warm,
@@ -175,9 +199,96 @@ def test_grid(warm: Server, library: Path, tmp_path: Path) -> None:
             "gks_demo_goals_en,gks_demo_science_de", "--batch-size", "1", "--output", output,
         ],
         lambda output: output.mkdir(),
-        lambda output, whole: _same(content(output), content(whole)),
+        same_content,
     )  # fmt: skip
     assert tally["kept"]
+
+
+def test_grid_on_ray(warm: Server, library: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    trials(
+        warm,
+        tmp_path,
+        lambda output: [
+            "grid", "--library", library, "--settings", "arrow,gks:en", "--limit", "12", "--tasks",
+            "gks_demo_goals_en,gks_demo_science_de", "--batch-size", "1", "--ray", "local", "--workers",
+            "2", "--output", output,
+        ],
+        lambda output: output.mkdir(),
+        same_content,
+    )  # fmt: skip
+
+
+def test_controls(warm: Server, library: Path, tmp_path: Path) -> None:
+    tally = trials(
+        warm,
+        tmp_path,
+        lambda output: [
+            "controls", "--library", library, "--treatment", "gks:en", "--seeds", "2",
+            "--limit", "6", "--tasks", "gks_demo_goals_en", "--batch-size", "1",
+            "--output", output,
+        ],
+        lambda output: output.mkdir(),
+        same_content,
+    )  # fmt: skip
+    assert tally["kept"]
+
+
+def test_a_gate_that_reads_item_by_item(warm: Server, library: Path, tmp_path: Path) -> None:
+    tasks = "gks_demo_goals_en,gks_demo_science_de"
+    given = ["--library", library, "--tasks", tasks, "--batch-size", "1"]
+    grid = ["grid", *given, "--settings", "arrow", "--limit", "40", "--output", tmp_path / "old"]
+    assert warm.run(grid) == 0, warm.log.read_text()
+    policy = tmp_path / "gate.yaml"
+    policy.write_text("min_pairs: 3\n", "utf-8")
+    trials(
+        warm,
+        tmp_path,
+        lambda output: [
+            "gate", "--run", "arrow", *given, "--baseline", tmp_path / "old" / "arrow",
+            "--policy", policy, "--output", output,
+        ],
+        lambda output: output.mkdir(),
+        same_content,
+        records=(),  # every look writes the results again, from the requests that it kept
+    )  # fmt: skip
+
+
+def test_prepare(
+    warm: Server,
+    tiny_library: Callable[..., Path],
+    tiny_base: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    library = tiny_library("phi3", experts=("one", "two"), general=("en",))
+
+    def copy(output: Path) -> None:
+        shutil.copytree(library, output)
+        save_two_expert_recipe(output, tiny_base("phi3"), rows=24, dropout=0.0)
+        with (output / "rows.jsonl").open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+    trials(
+        warm,
+        tmp_path,
+        lambda output: [
+            "prepare", output, "--router", "phatgoose", "--steps", "40",
+        ],
+        copy,
+        same_bytes,
+    )  # fmt: skip
+
+
+def test_export(warm: Server, library: Path, tmp_path: Path) -> None:
+    trials(
+        warm,
+        tmp_path,
+        lambda output: [
+            "export", library, "--setting", "gks:en;rule=delta", "--output", output / "new",
+        ],
+        lambda output: output.mkdir(),
+        same_bytes,
+    )  # fmt: skip
 
 
 def _same(found: dict[str, Any], expected: dict[str, Any]) -> None:
