@@ -1,8 +1,8 @@
 """kill -9 at random moments of the commands that write, and the same command again.
 
-Twenty trials per command, or ``GKS_TRIALS``. The first kill of trial i falls into the i-th twentieth of the time that
-an undisturbed run takes, up to two more anywhere; then the command is left alone. What it ends
-with must equal the undisturbed run's, what was finished before a kill must not be made again, and
+Twenty trials per command, or ``GKS_TRIALS``. The first kill of trial i falls into the i-th
+twentieth of the time that an undisturbed run takes, up to two more anywhere; then the command is
+left alone. What it ends with must equal the undisturbed run's, what was finished before a kill must not be made again, and
 nothing half-written may ever stand under its final name.
 """
 
@@ -211,8 +211,8 @@ def test_grid_on_ray(warm: Server, library: Path, tmp_path: Path) -> None:
         tmp_path,
         lambda output: [
             "grid", "--library", library, "--settings", "arrow,gks:en", "--limit", "12", "--tasks",
-            "gks_demo_goals_en,gks_demo_science_de", "--batch-size", "1", "--ray", "local", "--workers",
-            "2", "--output", output,
+            "gks_demo_goals_en,gks_demo_science_de", "--batch-size", "1", "--ray", "local",
+            "--workers", "2", "--output", output,
         ],
         lambda output: output.mkdir(),
         same_content,
