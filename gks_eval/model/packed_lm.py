@@ -54,6 +54,7 @@ class PackedLM(ProgressLM):
     softmax_dtype: torch.dtype | None
     batch_size_per_gpu: Any
     batch_schedule: float
+    _batch_size_chosen: bool = False
 
     @cached_property
     def _plans(self) -> PlanMemo:
@@ -90,6 +91,21 @@ class PackedLM(ProgressLM):
             self.batch_size_per_gpu = int(word)
         else:
             raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
+        self._batch_size_chosen = True
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue texts, as HFLM does; on a CPU in batches, unless ``batch_size`` is a number.
+
+        Raises:
+            DataError: A token has no embedding.
+        """
+        own = self.batch_size_per_gpu
+        if self.device.type == "cpu" and (own == "auto" or not self._batch_size_chosen):
+            self.batch_size_per_gpu = CPU_BATCH
+        try:
+            return super().generate_until(requests, disable_tqdm)
+        finally:
+            self.batch_size_per_gpu = own
 
     def connect_processes(self) -> None:
         """Connect the processes that were started together; call before HFLM's ``__init__``."""

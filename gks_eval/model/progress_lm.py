@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import StoppingCriteriaList
 
+from gks_eval.model.row_stop import RowStop
 from gks_eval.model.tokenizing_lm import TokenizingLM
 from gks_eval.scoring.progress import Progress
 
@@ -35,7 +37,7 @@ class ProgressLM(TokenizingLM):
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
     ) -> torch.Tensor:
-        generate = partial(super()._model_generate, context, max_length, stop, **options)
+        generate = partial(self._generate, context, max_length, stop, **options)
         tokens: torch.Tensor
         if (progress := self._progress) is None:
             tokens = generate()
@@ -43,6 +45,30 @@ class ProgressLM(TokenizingLM):
         rows, steps = context.shape[0], max_length - context.shape[1]
         with progress.during([self.model], steps, rows):
             tokens = generate()
+        return tokens
+
+    def _generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
+    ) -> torch.Tensor:
+        # HFLM's `_model_generate` with stop strings per row.
+        if not options.get("temperature") and not options.get("do_sample"):
+            options = {**options, "do_sample": False}
+            options.pop("temperature", None)
+        else:
+            options.setdefault("temperature", 0.0)
+        with torch.autocast(
+            device_type=self.device.type,
+            dtype=self.mixed_precision_dtype,
+            enabled=self.mixed_precision_dtype is not None,
+        ):
+            tokens: torch.Tensor = self.model.generate(
+                input_ids=context,
+                max_length=max_length,
+                stopping_criteria=StoppingCriteriaList([RowStop(self.tokenizer, stop, context)]),
+                pad_token_id=self.tokenizer.pad_token_id,
+                use_cache=True,
+                **options,
+            )
         return tokens
 
     @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.instance import Instance
@@ -99,6 +100,57 @@ def test_generation_in_batches_is_generation_one_by_one(
     gks.choose_batch_size(4)
     assert gks.generate_until(asked) == alone
     gks.choose_batch_size(3)
+
+
+def test_rows_end_at_their_own_stop_strings(gks: GksArrowLM) -> None:
+    """A batch is over once all rows have ended, and its texts are those of rows that run alone."""
+    gks.apply(Setting.from_arguments())
+    texts = ["Say", "One, two, three and", "A much longer prompt than all the others here"]
+
+    def asked(*stops: list[str]) -> list[Instance]:
+        return instances(
+            [(text, {"until": [*until], "max_gen_toks": 12}) for text in texts for until in stops],
+            "generate_until",
+        )
+
+    gks.choose_batch_size(3)
+    free = gks.generate_until(asked([]))
+    # For each row a stop string that no other row produces.
+    own = [
+        next(c for c in text[1:] if c.isascii() and "".join(free).count(c) == text.count(c))
+        for text in free
+    ]
+    gks.choose_batch_size(1)
+    alone = [gks.generate_until([one])[0] for one in asked(own, own[:1])]
+    gks.choose_batch_size(3)
+    assert gks.generate_until(asked(own, own[:1])) == alone
+    assert alone[::2] != free
+    steps: list[int] = []
+    hook = gks.model.register_forward_hook(lambda *_: steps.append(1))
+    assert gks.generate_until(asked(own)) == alone[::2]
+    assert len(steps) < 12
+    # Without a batch size from the user, a CPU generates in batches.
+    gks._batch_size_chosen = False
+    gks.batch_size_per_gpu = 1
+    steps.clear()
+    assert gks.generate_until(asked([])) == free
+    hook.remove()
+    assert len(steps) <= 12
+    assert gks.batch_size_per_gpu == 1
+    gks.choose_batch_size(3)
+
+
+@pytest.mark.parametrize(
+    "how", [{"do_sample": True, "temperature": 0.7}, {"temperature": 0.0}, {"do_sample": False}]
+)
+def test_generation_options_are_those_of_hf(how: dict[str, Any], gks: GksArrowLM, hf: HFLM) -> None:
+    gks.apply(Setting.from_arguments(router=None))
+    asked = [(text, {"until": ["\n"], "max_gen_toks": 8, **how}) for text in ("Say", "One", "Z")]
+    found = []
+    for lm in (gks, hf):
+        torch.manual_seed(0)
+        found.append(lm.generate_until(instances(asked, "generate_until"), disable_tqdm=True))
+    assert found[0] == found[1]
 
 
 class Bar:
