@@ -1,7 +1,7 @@
 """Geometry of a library: the norms of its adapters' updates and the angles between them.
 
 These numbers test the claim that subtracting general knowledge makes experts more distinct. All are
-computed from the factors, see `gks_eval.method.lora.inner_product`; no dW is ever formed.
+computed from the factors, see `gks_eval.method.batches`; no dW is ever formed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.load import Library
 from gks_eval.library.starts import StartsTally
+from gks_eval.method.batches import inner_products, squared_norms
 from gks_eval.method.declaration import TARGET
 from gks_eval.method.lora import LoraPair, average_factors, inner_product, stack
 from gks_eval.method.registry import RULES
@@ -84,9 +85,7 @@ def library_geometry(
         for rule, tally in starts.items():
             tally(tasks, subtracted, residuals[rule])
         for variant, pairs in residuals.items():
-            table = torch.tensor(
-                [[inner_product(a, b) for b in pairs] for a in pairs], dtype=torch.float64
-            )
+            table = inner_products(pairs, pairs)
             gram[variant] += table
             for name, square in zip(experts, table.diagonal().tolist(), strict=True):
                 norms[variant][name].append(math.sqrt(max(0.0, square)))
@@ -94,12 +93,8 @@ def library_geometry(
                 mixed[variant].setdefault(combine, []).append(norm)
             directions = prototypes(prototyped[variant]).double()
             similarity[variant] += (directions @ directions.T).abs() / len(library.modules)
-        crossed += torch.tensor(
-            [[inner_product(t, g) for g in generals] for t in tasks], dtype=torch.float64
-        ).reshape(crossed.shape)
-        general_squares += torch.tensor(
-            [inner_product(g, g) for g in generals], dtype=torch.float64
-        )
+        crossed += inner_products(tasks, generals)
+        general_squares += squared_norms(generals)
         if "factors" in residuals and "delta" in residuals:
             for name, task, by_factors, exact in zip(
                 experts, tasks, residuals["factors"], residuals["delta"], strict=True

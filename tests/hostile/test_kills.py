@@ -2,8 +2,8 @@
 
 Twenty trials per command, or ``GKS_TRIALS``. The first kill of trial i falls into the i-th
 twentieth of the time that an undisturbed run takes, up to two more anywhere; then the command is
-left alone. What it ends with must equal the undisturbed run's, what was finished before a kill must not be made again, and
-nothing half-written may ever stand under its final name.
+left alone. What it ends with must equal the undisturbed run's, what was finished before a kill must
+not be made again, and nothing half-written may ever stand under its final name.
 """
 
 from __future__ import annotations
