@@ -25,8 +25,8 @@ demo: setup  ## evaluate base, Arrow and GenKnowSub on a small model
 bench: setup  ## compare with PEFT and lm-eval: layers, models, evaluations, start-up
 	@unset OMP_NUM_THREADS; $(BIN)/python -m benchmarks $(ARGS)
 
-# Needs no network once .venv is there; 4-bit rows need bitsandbytes, which is a dependency.
-cuda: setup  ## on a machine with a GPU: its tests, and Phi-3-mini's full size in bf16 and NF4
+# Needs no network once .venv exists.
+cuda: setup  ## on a machine with a GPU: GPU tests, and a benchmark of Phi-3-mini's full size in bf16 and NF4
 	$(BIN)/python -m pytest tests/cuda
 	@unset OMP_NUM_THREADS; $(BIN)/python -m benchmarks --rows full --device cuda \
 	  --dtype bfloat16 --json cuda.json $(ARGS)

@@ -1,4 +1,4 @@
-"""What MkDocs does not do by itself: pages outside of docs/, and a page for the Python API.
+"""A hook for MkDocs: pages outside of docs/, and a page for the Python API.
 
 Every page keeps its path in the repository, so links between README.md, docs/ and tasks/ need no
 change. The API page is not a file; it lists the public names of `gks_eval/__init__.py`, which is

@@ -1,7 +1,7 @@
 """Goals and measured values, as pure functions of the rows.
 
-Most goals are for float32 on a CPU with 10 experts of rank 4, those of the rows `full` for one H100
-or H200. Other runs are compared with them too, and no exit status depends on them.
+Most goals are for float32 on a CPU with 10 experts of rank 4. Those of the rows `full` are for one
+H100 or H200. Other runs are compared with them too. They do not change the exit status.
 """
 
 from __future__ import annotations

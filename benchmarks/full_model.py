@@ -1,7 +1,7 @@
 """Row `full`: Phi-3-mini's full size with random weights, in bfloat16 and NF4, for one GPU.
 
-Weights are made on the device, layer by layer, so that neither the network nor the host's memory is
-needed. The base and the routed model share them.
+Weights are made on the device, layer by layer, so they need neither the network nor the host's
+memory. The base and the routed model share them.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def full_model_rows(
 def to_nf4(model: nn.Module) -> None:
     """Quantise the linear layers of a model in place, one by one, all but the head.
 
-    They are as `gks_eval.model.load_base` loads them: NF4 without double quantisation, computing in
-    bfloat16.
+    They have the format of `gks_eval.model.load_base`: NF4 without double quantisation,
+    computing in bfloat16.
     """
     from bitsandbytes.nn import Linear4bit, Params4bit
 

@@ -1,7 +1,7 @@
 """The paper's Table 1 as an amount of work: its items, and random texts of about their lengths.
 
-Lengths are those of the sets' first 60 items (BBH: 8), counted with SmolLM2's tokenizer in
-lm-eval's form of the tasks, each raised by a fifth: Phi-3's vocabulary is smaller, and its chat
+Lengths are means over the sets' first 60 items (BBH: 8), counted with SmolLM2's tokenizer and the
+prompts of lm-eval's tasks. A fifth is added, because Phi-3's vocabulary is smaller and its chat
 template adds about six tokens. Numbers of items are those of the full splits.
 """
 

@@ -66,5 +66,5 @@ def cite(
 
 
 def _word(name: str) -> str:
-    """Return a name of a stranger's file so that it starts no line and no entry."""
+    """Return a name from a results file without line breaks and without the start of an entry."""
     return one_line(name).replace("@", "?")

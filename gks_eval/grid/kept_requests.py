@@ -1,8 +1,8 @@
 """The requests that an unfinished setting has scored, in a hidden folder next to the settings.
 
-They are in lm-eval's request cache there, so that a killed run is resumed where it stopped. Workers
-that evaluate parts of one setting at the same time have a folder per part, and the folder of the
-setting takes over what they scored.
+The folder has lm-eval's request cache, so a killed run resumes where it stopped. Workers that
+evaluate parts of one setting at the same time have one folder per part. Their scored requests are
+then added to the setting's folder.
 """
 
 from __future__ import annotations

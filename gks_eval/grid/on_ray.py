@@ -1,8 +1,8 @@
 """A grid on a Ray cluster: each worker loads the base once and evaluates settings in turn.
 
 If fewer settings than workers remain, the workers score parts of them, and one worker writes the
-results from the scored requests. What a dead worker had goes to the next free one, which resumes it
-from the requests that are scored already: they are in the output folder, which all workers share.
+results from the scored requests. The unit of a dead worker goes to the next free one, which resumes
+it from the scored requests in the output folder, which all workers share.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run_grid_on_ray(grid: Grid, options: RayOptions, on_cell: OnCell | None = No
         The settings' folders, in order.
 
     Raises:
-        UsageError: Ray is not installed, its cluster cannot be reached, or has fewer GPUs.
+        UsageError: Ray is not installed, or its cluster cannot be reached or has too few GPUs.
         ResourceError: The workers of one setting died repeatedly.
         GksError: As `gks_eval.grid.run_grid`.
     """
@@ -89,7 +89,7 @@ class _Pool:
         spent: What the parts of a setting took, by setting.
         calls: What each worker is doing: a unit, or None for its start.
         idle: Workers without a unit.
-        workers: All that were started, dead ones too.
+        workers: All workers that were started, including dead ones.
         deaths: By unit; None for workers that died at their start.
     """
 
@@ -149,7 +149,7 @@ class _Pool:
             self.waiting.appendleft(Unit(unit.at))
 
     def _parts(self, size: int) -> list[list[str]]:
-        if self.run.grid.profile:  # which is of one process
+        if self.run.grid.profile:  # a profile measures one process
             return []
         with local_data():
             return divide(self.run.tasks, self.run.grid, size)

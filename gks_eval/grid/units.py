@@ -17,7 +17,7 @@ class Unit:
 
     Attributes:
         at: Number of the setting.
-        part: Number of the part; None for the whole setting, or for what its parts have left.
+        part: Number of the part; None for the whole setting, also to write it after its parts.
         tasks: Of the part.
     """
 
@@ -29,8 +29,8 @@ class Unit:
 def units(settings: Sequence[int], workers: int, parts: Sequence[Sequence[str]]) -> list[Unit]:
     """Return the work in its order.
 
-    Every worker gets as many whole settings as every other one. The remaining settings, fewer than
-    the workers, are evaluated in parts.
+    Settings are whole as long as their number divides evenly among the workers. The remaining
+    settings are evaluated in parts.
 
     Args:
         settings: Numbers of the settings that are not finished.

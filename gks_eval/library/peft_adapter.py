@@ -194,7 +194,7 @@ def _open(path: Path, name: str) -> WeightsFile:
 
 def _unreadable(path: Path, name: str, error: Exception) -> LibraryError:
     return LibraryError(
-        f"{path} (adapter {name!r}) is no readable safetensors file ({error}); copy it again."
+        f"{path} (adapter {name!r}) is not a readable safetensors file ({error}); copy it again."
     )
 
 

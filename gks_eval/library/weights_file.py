@@ -1,7 +1,8 @@
 """An adapter's safetensors file, mapped into memory.
 
 A library may have a thousand files of hundreds of tensors. Each file is read from the disk once,
-for its digest; its tensors are views of the same memory, which the system can drop and read again.
+for its digest; its tensors are views of the same memory, which the system can release and
+read again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class WeightsFile:
         sha256: SHA-256 of the file, hex.
 
     Raises:
-        SafetensorError: The file is no safetensors file.
+        SafetensorError: The file is not a safetensors file.
         OSError: It cannot be read.
     """
 
@@ -58,6 +59,6 @@ class WeightsFile:
                 other: torch.Tensor = file.get_tensor(key)
                 return other
         begin, end = entry["data_offsets"]
-        if (self._data.storage_offset() + begin) % dtype.itemsize:  # an old file, not aligned
+        if (self._data.storage_offset() + begin) % dtype.itemsize:  # an old file without alignment
             return self._data[begin:end].clone().view(dtype).view(entry["shape"])
         return self._data[begin:end].view(dtype).view(entry["shape"])

@@ -1,7 +1,7 @@
 """Many updates of one layer at once: pairs of equal rank, stacked.
 
-A library may hold a thousand adapters. One decomposition per pair would spend most of its time
-between operations.
+A library may hold a thousand adapters. With one decomposition per pair, most of the time would be
+the overhead of calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gks_eval.method.lora import LoraPair
 __all__ = ["Batch", "batches", "inner_products", "squared_norms"]
 
 _ENTRIES: Final = 1 << 22
-"""Entries of all factors in a batch, 32 megabytes: larger batches are not faster."""
+"""Largest number of entries of a batch's factors, 32 MiB in float64; more is not faster."""
 
 
 @dataclass(frozen=True)

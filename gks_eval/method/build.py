@@ -60,8 +60,8 @@ def build(
 
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule, merge or combination needs
-            them equal, or a method of another package fails or returns something else than its
-            kind does.
+            them equal, or a method of another package fails or returns a value that its kind
+            does not allow.
         UsageError: The setting names a rule, router or merge that does not exist.
     """
     experts = [pair.to(torch.float32) for pair in experts]
@@ -154,7 +154,7 @@ def residual_pairs(
 
     Raises:
         CompatibilityError: Ranks or scalings differ where the rule or merge needs them equal, or
-            a method of another package fails or returns something else than its kind does.
+            a method of another package fails or returns a value that its kind does not allow.
     """
     experts = [pair.to(torch.float32) for pair in experts]
     general = [pair.to(torch.float32) for pair in general]

@@ -1,4 +1,4 @@
-"""A router's answer as each token's few experts, where most coefficients are zero."""
+"""The sparse result of a router: the chosen experts of each token and their coefficients."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Choice:
 
 @runtime_checkable
 class SparseRouter(LayerRouter, Protocol):
-    """A router that can also answer with a `Choice`; ``coefficients`` is its dense form.
+    """A router that can also return a `Choice`; ``coefficients`` is its dense form.
 
     Attributes:
         top_k: Experts per token; -1 for all.

@@ -1,6 +1,7 @@
 """References of methods and software in BibTeX, one entry per paper in ``references.bib``.
 
-A declaration names its source with an address (`Method.paper`), which also stands in the entry.
+A declaration gives the address of its source (`Method.paper`), and the entry with the same ``url``
+is used.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def references() -> dict[str, Reference]:
 def source_of(method: Method, kind: str) -> Reference | None:
     """Return the reference of a method; None for a control, which has no paper.
 
-    A source that is not one of this package's becomes an entry of the type ``misc``.
+    A source without an entry in ``references.bib`` gets an entry of type ``misc``.
 
     Args:
         method: A rule, router or merge.
@@ -99,7 +100,7 @@ def used_by(recorded: Mapping[str, Any]) -> tuple[list[Reference], list[str]]:
 
     Args:
         recorded: What results record under ``gks_eval``: setting, family and versions. Empty for
-            the run of another model, which gives the reference of lm-eval alone.
+            the run of another model, for which only lm-eval's reference is returned.
     """
     setting = _mapping(recorded.get("setting"))
     versions = _mapping(recorded.get("versions"))

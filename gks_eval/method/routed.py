@@ -11,8 +11,8 @@ extra adapter instead of one per expert: ``sum_e c_e (dW_e - dW_g) = (sum_e c_e 
 Nothing is subtracted from an expert that does not update the layer, so dW_g is then multiplied by
 the sum of the other experts' coefficients.
 
-Few experts are all read and written, in two matrix products. Of many, only the chosen ones are,
-see `gks_eval.method.mixing.plan`. Nothing of size tokens x experts x D is ever allocated.
+All experts are read and written in two matrix products, or with many experts on a CPU only the
+chosen ones, see `gks_eval.method.mixing.plan`. Nothing of size tokens x experts x D is allocated.
 `gks_eval.method.reference` computes the same in plain loops.
 """
 
@@ -76,7 +76,7 @@ def add_update(
         into: As there.
         contexts: As there.
         name: As there.
-        plan: Which experts are read and written; None for the cheapest.
+        plan: Which experts are read and written; None for the plan with the lowest estimated cost.
     """
     if plan is None:
         # A compiled model is traced once for many lengths, and sparse products are not compiled.

@@ -100,7 +100,7 @@ class RoutedWeights:
 
     @cached_property
     def plans(self) -> dict[int, str]:
-        """Return a table for the plans of calls by their tokens, filled in as calls come."""
+        """Return the cache of plans by number of tokens; `plan_of` fills it."""
         return {}
 
     @cached_property
@@ -112,7 +112,7 @@ class RoutedWeights:
         return None
 
     def tensors(self) -> list[torch.Tensor]:
-        """Return all tensors but the router's."""
+        """Return all tensors except the router's."""
         rows = self.rows
         held = [self.read, self.write, rows.of_expert, rows.owner, rows.counted]
         held += [self.directions, self.present, self.unscale]
@@ -129,7 +129,7 @@ def to_device(weights: RoutedWeights, device: torch.device) -> RoutedWeights:
 
 
 def suited(weights: RoutedWeights) -> RoutedWeights:
-    """Return the weights with directions split where their device can use that, and else whole."""
+    """Return the weights with directions split if their device supports it, else whole."""
     read, rows = weights.read, weights.write.shape[0]
     wide = accumulates_wide(read.device, read.dtype)
     if wide and weights.directions is not None:

@@ -157,7 +157,7 @@ def _log_softmax_at(
     value_S = logits_MV[row_S, token_S]
     if logits_MV.device.type == "cpu":
         greedy_S = value_S == highest_M[row_S]
-        # Of equal logits, argmax takes the first. Few rows need this slow search.
+        # Among equal logits, argmax takes the first. Only few rows need this slow search.
         greedy_S[greedy_S.clone()] = logits_MV[row_S[greedy_S]].argmax(dim=-1) == token_S[greedy_S]
     else:
         greedy_S = logits_MV.argmax(dim=-1)[row_S] == token_S

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OVERLAPPED_ON = {"cuda"}
-"""Devices that compute a batch while the host reads the one before and writes the next."""
+"""Devices that compute a batch while the host reads the previous one and builds the next."""
 _Started = tuple[list[list[Sequence]], Callable[[], Answers]]
 
 

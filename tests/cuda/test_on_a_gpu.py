@@ -1,7 +1,7 @@
-"""What only a GPU shows: its numbers, Triton's kernel, captured graphs, 4-bit layers, two GPUs.
+"""Tests for a GPU: numbers, the Triton kernel, captured graphs, 4-bit layers, two GPUs.
 
-`make cuda` runs this file and the benchmark of the full size. Without a GPU every test but those of
-graphs and several GPUs runs on the CPU, so that a mistake in a test is found before.
+`make cuda` runs this file and the benchmark of the full size. Without a GPU, all tests except that
+of two GPUs run on the CPU, without capturing graphs, so that mistakes in the tests are found early.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Ways to compute one routed update: the same function, with costs that grow differently."""
+"""Plans to compute a routed update: all give the same result, with different costs."""

@@ -1,4 +1,4 @@
-"""Only the chosen experts are written, and read where the router allows it."""
+"""Mixing that writes only the chosen rows, and reads only these if the router allows it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rows_of_choice(choice: Choice, weights: RoutedWeights) -> torch.Tensor:
 
 def read_chosen(x_TK: torch.Tensor, rows_TS: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:
     """Return the products of every token with its own rows of ``weights.read``, (T, S)."""
-    # Repeated rows of experts of small rank can be more entries than a sparse matrix may have.
+    # With repeated rows (experts of smaller rank), S can exceed the columns of the sparse matrix.
     fits = rows_TS.shape[1] <= weights.stacked
     if fits and has_sparse_products(x_TK.device, x_TK.dtype):
         pattern = _sparse(rows_TS, x_TK.new_zeros(rows_TS.shape), weights.stacked)
@@ -49,7 +49,7 @@ def mixed_sparsely(choice: Choice, z_TS: torch.Tensor, weights: RoutedWeights) -
     mixed_TkR = c_Tk1 * z_TkR
     if rows.counted is not None:
         mixed_TkR = mixed_TkR * rows.counted[choice.experts]
-    # Coefficients are float32: the products are rounded to the layer's type once, here.
+    # The coefficients are float32. The products are rounded to the layer's type once, here.
     return mixed_TkR.flatten(1).to(z_TS.dtype)
 
 
@@ -77,7 +77,7 @@ def _sparse(columns_TS: torch.Tensor, values_TS: torch.Tensor, columns: int) -> 
 
 
 def has_sparse_products(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether torch multiplies sparse matrices of this kind; not every build does."""
+    """Return whether this build of torch multiplies such sparse matrices."""
     return device.type == "cpu" and dtype in (torch.float32, torch.float64) and _built_in()
 
 
@@ -85,7 +85,7 @@ def has_sparse_products(device: torch.device, dtype: torch.dtype) -> bool:
 def _built_in() -> bool:
     one = torch.ones(1, 1)
     with warnings.catch_warnings():
-        # torch says once per process that sparse matrices are in beta.
+        # torch warns once per process that sparse CSR tensors are in beta.
         warnings.simplefilter("ignore")
         try:
             entry = _sparse(torch.zeros(1, 1, dtype=torch.long), one, 1)

@@ -1,4 +1,4 @@
-"""All experts are read and written, in two matrix products."""
+"""Mixing of all experts, between the two dense products."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def mixed_densely(c_TE: torch.Tensor, z_TM: torch.Tensor, weights: RoutedWeights
     """Return what is multiplied with ``weights.write``, (T, M).
 
     Args:
-        c_TE: Coefficients, (T, E) or (1, E), float32: products are rounded to the layer's type
+        c_TE: Coefficients, (T, E) or (1, E), float32. The products are rounded to the layer's type
             once, here.
         z_TM: Inner activations; without gradients they are overwritten.
         weights: The layer's.

@@ -1,11 +1,11 @@
 """Choice, softmax and mixing of all experts as one operator, for GPUs.
 
-As separate operators these are about ten launches per layer, and a launch costs more than the work
-it starts. The operator ``gks_eval::mix`` is a Triton kernel, see `gks_eval.method.mixing.kernel`.
-Without Triton, with gradients, for one choice per context and for routers that are no top-k softmax
-over scores, the separate operators run instead.
+As separate operators, they take about ten launches per layer, and each launch takes longer than
+its work. The operator ``gks_eval::mix`` is a Triton kernel, see `gks_eval.method.mixing.kernel`.
+The separate operators run without Triton, with gradients, for one choice per context, and for
+routers that are not a top-k softmax over scores.
 
-Of equal scores the expert of the lower number is chosen; torch.topk leaves open which it chooses.
+Among equal scores, the expert with the lower index is chosen; torch.topk does not define the order.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = ["can_fuse", "has_triton", "mixed_by_kernel"]
 
 SCALES: Final = get_args(Scale)
 MOST_CHOSEN: Final = 64
-"""Largest k, unless all experts are chosen: each is one more maximum over E."""
+"""Largest k, unless all experts are chosen: each chosen expert takes one maximum over E."""
 MOST_EXPERTS: Final = 4096
 """Largest E: the scores of a token are held in registers."""
 
 
 @cache
 def has_triton() -> bool:
-    """Return whether Triton is installed; torch's CUDA builds for Linux need it themselves."""
+    """Return whether Triton is installed; torch's CUDA builds for Linux require it."""
     return find_spec("triton") is not None
 
 
@@ -46,7 +46,7 @@ def can_fuse(weights: RoutedWeights) -> bool:
         and not weights.by_context
         and experts <= MOST_EXPERTS
         and isinstance(router, LayerTopK)
-        # Not a subclass with another choice, such as LAG's.
+        # A subclass with another choice, such as LAG's, is excluded.
         and type(router).coefficients is LayerTopK.coefficients
         and (router.top_k <= MOST_CHOSEN or router.top_k >= experts)
         and has_triton()

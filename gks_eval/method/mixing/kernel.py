@@ -1,9 +1,9 @@
 """The Triton kernel of `gks_eval.method.mixing.fused`; imported only where it runs.
 
-One program per token. The scores of all E experts fit into its registers, so that top-k is k rounds
-of a maximum, without a sort. What decides whether expert e is mixed is then three numbers (the rank
-and the number of the last expert chosen, and the softmax's sum), so the coefficient of any expert
-is computed again from its score where it is needed, and nothing is passed between threads.
+Each program computes one token. The scores of all E experts fit into its registers, so top-k takes
+k maxima, without a sort. The coefficient of an expert follows from its score, the rank and index of
+the last chosen expert, and the softmax's maximum and sum. It is computed again wherever it is
+needed, so threads exchange no coefficients.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -148,12 +148,12 @@ def launch(
     """Run the kernel.
 
     Args:
-        scores_TN: (T, P E), the parts of each token's scores side by side, rows apart by any
-            stride, as in all matrices here.
+        scores_TN: (T, P E), the parts of each token's scores next to each other; rows may have any
+            stride, like those of `inner_TM`.
         inner_TM: Inner activations of the experts, then of the general part.
         owner_M: (M_e,) int64, the expert of each of the experts' columns; None if every expert has
             `ranks` of them.
-        dead_E: Bool, experts that are chosen only after all others; None for none.
+        dead_E: Bool, marks experts that are chosen only after all others; None for no such experts.
         unscale_E: Multiplies the sum of the parts; None for ones.
         present_E: The general part is multiplied with its sum over the coefficients; None for 1.
         experts: E.

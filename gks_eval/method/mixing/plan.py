@@ -1,7 +1,7 @@
-"""Which experts one call reads and writes: the plan of least estimated cost.
+"""Which experts one call reads and writes: the plan with the lowest estimated cost.
 
 Scores need a product with every prototype. The rest can be done for all experts, in dense products,
-or only for the k that each token chose, in slower products with rows that differ by token.
+or only for the k chosen experts of each token, in slower products with different rows per token.
 
 A plan's cost on a CPU is a sum over the factors' entries. Its rates are nanoseconds on one core of
 an Intel Xeon with AVX-512 and AMX (PyTorch 2.13, 2026-11-28), measured part by part at 1 to 512
@@ -30,7 +30,7 @@ CACHED: Final = 2 << 20
 CALL: Final[dict[Plan, float]] = {"all": 50e3, "write chosen": 90e3, "chosen": 130e3}
 """Nanoseconds per call of all operators together, with a cold cache as inside a model."""
 TOKEN: Final[dict[Plan, float]] = {"all": 0.0, "write chosen": 500.0, "chosen": 800.0}
-"""Nanoseconds per token of the operators that are no products."""
+"""Nanoseconds per token of the operators that are not products."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def costs(size: Size, rates: Rates) -> dict[Plan, float]:
 
 
 def plan_of(tokens: int, weights: RoutedWeights) -> Plan:
-    """Return the plan for so many tokens at one layer, without gradients."""
+    """Return the plan for a number of tokens at one layer, without gradients."""
     plan: Any = weights.plans.get(tokens)
     if plan is None:
         plan = weights.plans[tokens] = _plan_of(tokens, weights)

@@ -1,9 +1,9 @@
 """Float32 directions as sums of 16-bit matrices, for devices that multiply 16 bits into float32.
 
-A router's scores must be those of float32 directions, and tensor cores multiply 16-bit matrices
-only. But they compute every product of two 16-bit numbers exactly and add in float32. So each
-direction becomes a sum of 16-bit parts, ``p = p_1 + p_2 + p_3``, and ``x . p`` the sum of three
-products, which are rows of the same matrix that gives the inner activations.
+A router's scores must be as accurate as with float32 directions, but tensor cores multiply 16-bit
+matrices. They compute each product of two 16-bit numbers exactly and add in float32. Each direction
+is therefore a sum of 16-bit parts, ``p = p_1 + p_2 + p_3``, and ``x . p`` is the sum of three
+products. The parts are rows of the matrix that also gives the inner activations.
 
 - bfloat16 has 8 significant bits: three parts hold the 24 of a float32, and two hold 16.
 - float16 has 11 significant bits but a small range: each direction is multiplied by a power of two
@@ -64,7 +64,7 @@ def joined_scores(
 
 
 def joined_rows(rows_PNK: torch.Tensor, parts: int, unscale_N: torch.Tensor | None) -> torch.Tensor:
-    """Return the directions that were split, (N, K) float32, up to what the parts do not hold."""
+    """Return the sums of the parts, (N, K) float32: the directions up to the error of `split`."""
     return joined_scores(rows_PNK.float().T, parts, unscale_N).T.contiguous()
 
 

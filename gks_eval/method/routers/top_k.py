@@ -28,9 +28,9 @@ __all__ = [
 ALL: Final = -1
 """The `top_k` that stands for all experts."""
 TINY: Final = 2.0**-126
-"""The smallest normal float32: a root of zero has no gradient."""
+"""The smallest normal float32; the root has no finite gradient at zero."""
 Scale = Literal["same", "magnitude", "root"]
-"""Raw scores are scores, or these are their magnitudes, or ``sqrt(max(raw, TINY))``."""
+"""How scores follow from raw scores: equal, their magnitudes, or ``sqrt(max(raw, TINY))``."""
 
 
 def top_k_field(default: int) -> Any:
@@ -93,7 +93,7 @@ class LevelledTopK(TopK):
 
 @dataclass(frozen=True)
 class LayerTopK(ABC):
-    """A router whose `top_k` experts of largest score share a softmax over score / temperature.
+    """A router that takes a softmax over score / temperature of the `top_k` largest scores.
 
     Attributes:
         top_k: Experts mixed per token; -1 and values above E mean E.
@@ -117,7 +117,7 @@ class LayerTopK(ABC):
 
     @property
     def scales_products(self) -> bool:
-        """Whether `raw` is `Tokens.scores` times one number per token, as then also of parts."""
+        """Whether `raw` is `Tokens.scores` times one number per token, also for parts."""
         return False
 
     def raw(self, tokens: Tokens) -> torch.Tensor:

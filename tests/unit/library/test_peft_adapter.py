@@ -122,16 +122,16 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         )
         for name in PICKLED
     },
-    "weights cut short": (cut_short, [WEIGHTS_FILE, "no readable safetensors file", "again"]),
-    "weights empty": (text(b"", WEIGHTS_FILE), [WEIGHTS_FILE, "no readable safetensors"]),
-    "weights are HTML": (text("<html>not found", WEIGHTS_FILE), ["no readable safetensors"]),
+    "weights cut short": (cut_short, [WEIGHTS_FILE, "not a readable safetensors file", "again"]),
+    "weights empty": (text(b"", WEIGHTS_FILE), [WEIGHTS_FILE, "not a readable safetensors"]),
+    "weights are HTML": (text("<html>not found", WEIGHTS_FILE), ["not a readable safetensors"]),
     "weights are a pickle": (
         text(pickle.dumps([1] * 99), WEIGHTS_FILE),
-        ["no readable safetensors"],
+        ["not a readable safetensors"],
     ),
     "a git-lfs pointer": (
         text("version https://git-lfs.github.com/spec/v1\n", WEIGHTS_FILE),
-        ["no readable safetensors"],
+        ["not a readable safetensors"],
     ),
     "no tensors": (lambda f: edit_weights(f, dict.clear), ["holds no LoRA factors", "export"]),
     "NaN": (put("B", holding(math.nan)), [KEY.format("B"), "NaN or Inf", "train it again"]),
@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "integers": (put("A", lambda t: t.to(torch.int8)), ["int8", "not floating point", "export"]),
     "booleans": (put("B", lambda t: t > 0), ["bool", "not floating point"]),
-    "4-bit floats": (four_bit_floats, ["no readable safetensors file", "copy it again"]),
+    "4-bit floats": (four_bit_floats, ["not a readable safetensors file", "copy it again"]),
     "complex": (put("A", lambda t: t.to(torch.complex64)), ["complex64", "not floating point"]),
     "ranks differ": (
         put("B", lambda t: t[:, :3]),

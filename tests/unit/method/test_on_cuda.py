@@ -1,4 +1,4 @@
-"""Every device path on CUDA tensors that hold nothing: devices, types, launches, no waiting.
+"""Every device path on fake CUDA tensors: devices, types, launches, no waiting.
 
 Fake tensors raise if devices are mixed or a result depends on values. `Launches` refuses copies
 between host and GPU. So what passes here can be captured in a CUDA graph.
@@ -109,7 +109,7 @@ def test_every_plan_runs_on_one_gpu(plan: Plan, dtype: torch.dtype) -> None:
         assert (update.shape, update.dtype, update.device) == ((T, D), dtype, CUDA)
 
 
-# At most five, but for norms of the token, and of residuals that are never written out.
+# More than five only for norms of the token, and of residuals that are not stored.
 LAUNCHES = {
     "arrow:en": 3,
     "arrow:en;rule=delta": 3,
