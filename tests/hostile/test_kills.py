@@ -1,9 +1,9 @@
 """kill -9 at random moments of the commands that write, and the same command again.
 
 Twenty trials per command, or ``GKS_TRIALS``. The first kill of trial i falls into the i-th
-twentieth of the time that an undisturbed run takes, up to two more anywhere; then the command is
-left alone. What it ends with must equal the undisturbed run's, what was finished before a kill must
-not be made again, and nothing half-written may ever stand under its final name.
+twentieth of an undisturbed run's time, and up to two more at any time. Then the command runs to its
+end. Its results must equal those of the undisturbed run, finished parts must not be made again, and
+no incomplete file may have its final name.
 """
 
 from __future__ import annotations
