@@ -14,6 +14,7 @@ from benchmarks.record import (
     ExpertsRow,
     FullModel,
     LayerRow,
+    LibraryRow,
     ModelRow,
     RouterRow,
     Startup,
@@ -46,6 +47,8 @@ SET_SPEED_UP = 1.0
 FORWARD_SHARE = 0.85
 EQUAL_PREDICTIONS = 0.999
 STARTUP_SECONDS = 0.5
+LIBRARY_EXPERTS = 1000
+LIBRARY_SECONDS = 60.0
 FULL_COST = {"prefill": 1.05, "decode, captured": 1.15}
 TABLE_MINUTES = 30.0
 
@@ -57,6 +60,7 @@ def bars_of(
     model: Sequence[ModelRow] = (),
     evaluation: Sequence[Evaluation] = (),
     startup: Startup | None = None,
+    library: Sequence[LibraryRow] = (),
     full: Sequence[FullModel] = (),
 ) -> list[Bar]:
     """Return the goals that these rows have values for."""
@@ -66,7 +70,7 @@ def bars_of(
     if startup is not None:
         what = "start-up: seconds more than --model hf"
         found.append(_at_most(what, startup.difference, STARTUP_SECONDS))
-    return [*found, *_full(full)]
+    return [*found, *_library(library), *_full(full)]
 
 
 def _at_least(what: str, measured: float, goal: float) -> Bar:
@@ -136,6 +140,13 @@ def _evaluation(found: Evaluation) -> Iterable[Bar]:
     yield _at_least(
         f"{name}: share of PEFT's predictions", packed.equal / packed.items, EQUAL_PREDICTIONS
     )
+
+
+def _library(rows: Sequence[LibraryRow]) -> Iterable[Bar]:
+    for row in rows:
+        if row.experts == LIBRARY_EXPERTS:
+            what = f"{row.base}, {row.experts} adapters: seconds of loading"
+            yield _at_most(what, row.load, LIBRARY_SECONDS)
 
 
 def _full(rows: Sequence[FullModel]) -> Iterable[Bar]:

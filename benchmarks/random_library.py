@@ -16,7 +16,7 @@ from gks_eval.library.load import MANIFEST, Library, load_library
 from gks_eval.library.writer import write_adapter
 from gks_eval.method.lora import LoraPair
 
-__all__ = ["random_library", "random_pairs"]
+__all__ = ["random_library", "random_pairs", "write_random_library"]
 
 GAIN = 0.2
 
@@ -31,7 +31,30 @@ def random_library(
     base_model: str = "random",
     seed: int = 0,
 ) -> Library:
-    """Write a library and load it.
+    """Write a library and load it, see `write_random_library`."""
+    write_random_library(
+        folder,
+        shapes,
+        experts=experts,
+        general=general,
+        rank=rank,
+        base_model=base_model,
+        seed=seed,
+    )
+    return load_library(str(folder))
+
+
+def write_random_library(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    experts: int,
+    general: int = 1,
+    rank: int = 4,
+    base_model: str = "random",
+    seed: int = 0,
+) -> None:
+    """Write a library.
 
     Args:
         folder: The folder to create.
@@ -62,7 +85,6 @@ def random_library(
     }
     text = yaml.safe_dump(manifest, sort_keys=False)
     (folder / MANIFEST).write_text(text, encoding="utf-8", newline="")
-    return load_library(str(folder))
 
 
 def random_pairs(

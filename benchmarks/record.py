@@ -18,8 +18,8 @@ from gks_eval.util.yaml import FrozenModel
 
 __all__ = [
     "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "ExpertsRow", "FullEvaluation",
-    "FullModel", "Growth", "GrowthPoint", "LayerRow", "ModelForward", "ModelRow", "PlainForward",
-    "Ratio", "Record", "RouterRow", "Startup", "Timing", "read_record",
+    "FullModel", "Growth", "GrowthPoint", "LayerRow", "LibraryRow", "ModelForward", "ModelRow",
+    "PlainForward", "Ratio", "Record", "RouterRow", "Startup", "Timing", "read_record",
 ]  # fmt: skip
 
 SCHEMA: Final = "gks_eval.bench/1"
@@ -341,6 +341,36 @@ class Growth(FrozenModel):
     contexts: tuple[GrowthPoint, ...]
 
 
+class LibraryRow(FrozenModel):
+    """A library of many random adapters, read from disk once by a new process.
+
+    Attributes:
+        base: Base model.
+        experts: Task adapters; there is one general adapter.
+        file_bytes: Size of all adapters on disk.
+        load: Seconds of `load_library`.
+        attach: Seconds of attaching the loaded library to the model, by setting, in order.
+        evaluated: The setting of the evaluation, the library already attached.
+        items: Items of all the demo's tasks together.
+        evaluate: Seconds of the evaluation.
+        base_evaluate: Seconds of the same evaluation by the base without adapters.
+        peak_bytes: Largest resident memory of the process until the end of ``start`` (model and
+            tasks), ``load``, ``attach`` (all settings) and ``evaluate``; none of them is
+            subtracted from another.
+    """
+
+    base: str
+    experts: int
+    file_bytes: int
+    load: float
+    attach: dict[str, float]
+    evaluated: str
+    items: int
+    evaluate: float
+    base_evaluate: float
+    peak_bytes: dict[str, int]
+
+
 class Bar(FrozenModel):
     """A goal and what was measured.
 
@@ -375,6 +405,7 @@ class Record(FrozenModel):
         evaluation: The rows `evaluation`.
         startup: The row `startup`.
         growth: The rows `growth`.
+        library: The rows `library`.
         full: The rows `full`.
         bars: Goals that these rows have values for.
     """
@@ -393,6 +424,7 @@ class Record(FrozenModel):
     evaluation: tuple[Evaluation, ...] = ()
     startup: Startup | None = None
     growth: Growth | None = None
+    library: tuple[LibraryRow, ...] = ()
     full: tuple[FullModel, ...] = ()
     bars: tuple[Bar, ...] = ()
 

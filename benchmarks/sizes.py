@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 __all__ = ["FULL", "QUICK", "ROWS", "RouterCase", "Sizes", "Slice"]
 
-ROWS = ("layer", "router", "experts", "model", "evaluation", "startup", "growth", "full")
+ROWS = ("layer", "router", "experts", "model", "evaluation", "startup", "growth", "library", "full")
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -51,6 +51,7 @@ class Sizes:
         many_layers: (K, D) of their linear layers.
         many_expert_tokens: Their T.
         one_layer: Their transformer layer.
+        libraries: Numbers of experts of the library rows.
         slice: The model of Phi-3's width.
         full: The model of the rows `full`.
         full_prefill: (rows, tokens) of its forwards.
@@ -80,6 +81,7 @@ class Sizes:
     many_layers: Shapes
     many_expert_tokens: int
     one_layer: Slice
+    libraries: tuple[int, ...]
     slice: Slice
     full: Slice
     full_prefill: Shapes
@@ -115,6 +117,7 @@ FULL = Sizes(
     many_layers=((3072, 9216), (3072, 3072), (576, 576)),
     many_expert_tokens=512,
     one_layer=Slice(hidden=3072, intermediate=8192, heads=32, layers=1, vocabulary=1000),
+    libraries=(100, 1000),
     slice=Slice(hidden=3072, intermediate=8192, heads=32, layers=2, vocabulary=1000),
     full=Slice(hidden=3072, intermediate=8192, heads=32, layers=32, vocabulary=32064),
     full_prefill=((1, 512), (8, 512), (32, 512)),
@@ -144,6 +147,7 @@ QUICK = Sizes(
     many_layers=((64, 192),),
     many_expert_tokens=16,
     one_layer=Slice(hidden=64, intermediate=128, heads=4, layers=1, vocabulary=300),
+    libraries=(4, 12),
     slice=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
     full=Slice(hidden=64, intermediate=128, heads=4, layers=2, vocabulary=300),
     full_prefill=((1, 16), (2, 8)),

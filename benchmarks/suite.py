@@ -41,7 +41,7 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
     dtype = getattr(torch, request.dtype)
-    listed = ("layer", "router", "experts", "model", "evaluation", "full")
+    listed = ("layer", "router", "experts", "model", "evaluation", "library", "full")
     found: dict[str, Any] = {name: [] for name in listed}
     with _out_of_memory(request.device):
         if "layer" in request.rows:
@@ -70,6 +70,12 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
         from benchmarks.startup import startup_row
 
         found["startup"] = startup_row(warm_up=not request.quick, **how)
+    if "library" in request.rows:
+        from benchmarks.library import library_rows
+
+        found["library"] = library_rows(
+            sizes, items=request.items, tiny=request.quick, dtype=request.dtype, **common
+        )
     bars = bars_of(**{name: found[name] for name in found if name != "growth"})
     return Record(
         arguments=asdict(request),

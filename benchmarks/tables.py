@@ -18,6 +18,7 @@ from benchmarks.record import (
     Growth,
     GrowthPoint,
     LayerRow,
+    LibraryRow,
     ModelRow,
     Record,
     RouterRow,
@@ -80,6 +81,8 @@ def sections(record: Record) -> list[TableSection]:
         found.append(_startup(record.startup))
     if record.growth is not None:
         found += _growth(record.growth)
+    if record.library:
+        found.append(_library(record.library))
     if record.full:
         found += [_full_forwards(record.full), _full_evaluations(record.full)]
     if record.bars:
@@ -289,6 +292,31 @@ def _growth(found: Growth) -> list[TableSection]:
             )
         made.append(TableSection(title, table))
     return made
+
+
+def _library(rows: Sequence[LibraryRow]) -> TableSection:
+    settings, stages = list(rows[0].attach), list(rows[0].peak_bytes)
+    table = _table(
+        "|".join(["adapters", "GB on disk", "load", *(f"attach {one}" for one in settings),
+                  "evaluate", "base", *(f"GB {stage}" for stage in stages)])
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            str(row.experts),
+            f"{row.file_bytes / 1e9:.2f}",
+            f"{row.load:.2f}",
+            *(f"{row.attach[one]:.2f}" for one in settings),
+            f"{row.evaluate:.2f}",
+            f"{row.base_evaluate:.2f}",
+            *(f"{row.peak_bytes[stage] / 1e9:.2f}" for stage in stages),
+        )
+    return TableSection(
+        f"Library: many random adapters for {rows[0].base}, each library in a new process; seconds",
+        table,
+        f"Evaluate: {rows[0].items} items of the demo's tasks with {rows[0].evaluated}; base: "
+        "without adapters. GB of\na stage: peak resident memory of the process until its end; "
+        "start: the model and the tasks.",
+    )
 
 
 def _full_forwards(rows: Sequence[FullModel]) -> TableSection:
