@@ -134,11 +134,11 @@ def _add_requests(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _cache_errors(partial: Path) -> Iterator[None]:
-    # SQLite has its own errors for a full disk.
+    # SQLite has its own errors for a full disk, and for a file that is damaged meanwhile.
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         raise ResourceError(
-            f"{partial}: scored requests could not be written ({error}); make room and run the "
-            "same command again to resume."
+            f"{partial}: scored requests could not be written ({error}); make room, or "
+            "delete it if it is damaged, and run the same command again to resume."
         ) from error

@@ -43,7 +43,8 @@ def read_chosen(x_TK: torch.Tensor, rows_TS: torch.Tensor, weights: RoutedWeight
 def mixed_sparsely(choice: Choice, z_TS: torch.Tensor, weights: RoutedWeights) -> torch.Tensor:
     """Return what the chosen rows of ``weights.write`` are multiplied with, (T, S)."""
     rows, c_Tk1 = weights.rows, choice.shares.unsqueeze(-1)
-    z_TkR = z_TS.view(*choice.shares.shape, -1)
+    rank = z_TS.shape[1] // choice.shares.shape[1]
+    z_TkR = z_TS.view(*choice.shares.shape, rank)
     if weights.rank:
         z_TkR = (c_Tk1 * z_TkR).sum(1, keepdim=True)
     mixed_TkR = c_Tk1 * z_TkR

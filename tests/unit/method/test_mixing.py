@@ -202,3 +202,14 @@ def test_only_dense_products_grow_with_the_library(rates: Rates) -> None:
     assert thousand["all"] == max(thousand.values())
     assert more["chosen"] == thousand["chosen"]
     assert more["all"] > 1.9 * thousand["all"]
+
+
+@pytest.mark.parametrize("plan", get_args(Plan)[:3])
+@pytest.mark.parametrize("combine", ["outputs", "factors"])
+def test_no_tokens_have_no_update(plan: Plan, combine: Any) -> None:
+    pairs = [random_pair(2, seed=n) for n in range(5)]
+    setting = Setting(rule="factors", combine=combine, subtract=(), top_k=2)
+    weights = build(pairs, [], setting, dtype=torch.float32)
+    with torch.no_grad():
+        update, _ = add_update(torch.ones(0, WIDTH_IN), weights, plan=plan)
+    assert update.shape == (0, WIDTH_OUT)
