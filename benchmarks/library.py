@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.record import LibraryRow
 from benchmarks.sizes import Sizes
 from gks_eval.errors import ResourceError
+from gks_eval.util.json_file import parse_json
 
 __all__ = ["SETTINGS", "library_rows", "measured"]
 
@@ -69,7 +70,8 @@ def library_rows(
                     f"the process with {experts} adapters ended with status {done.returncode} "
                     f"({last[:200]}); choose other rows with --rows."
                 )
-            rows.append(LibraryRow.model_validate_json(done.stdout.strip().splitlines()[-1]))
+            last = done.stdout.strip().splitlines()[-1]
+            rows.append(LibraryRow.model_validate(parse_json(last.encode())))
     return rows
 
 

@@ -8,12 +8,13 @@ read again.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Final
 
 import torch
 from safetensors import safe_open
+
+from gks_eval.util.json_file import parse_json
 
 __all__ = ["WeightsFile"]
 
@@ -47,7 +48,7 @@ class WeightsFile:
         content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         self.sha256 = hashlib.sha256(content.numpy().data).hexdigest()
         start = 8 + int.from_bytes(content[:8].numpy().tobytes(), "little")
-        self._header = json.loads(content[8:start].numpy().tobytes())
+        self._header = parse_json(content[8:start].numpy().tobytes())
         self._data = content[start:]
 
     def tensor(self, key: str) -> torch.Tensor:
