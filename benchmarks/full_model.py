@@ -17,13 +17,14 @@ from torch import nn
 
 from benchmarks.capture import captured, static_decode
 from benchmarks.peers import peft_setting, twin
-from benchmarks.random_library import random_library
-from benchmarks.record import FullEvaluation, FullModel, ModelForward
+from benchmarks.random_library import write_random_library
+from benchmarks.record import FullEvaluation, FullModel, Phase
 from benchmarks.sizes import Sizes
 from benchmarks.table_one import DISTINCT_PER_ITEM, items_of_table, texts_like_table
-from benchmarks.timing import Call, per_second, ratio, synchroniser, time_interleaved
-from benchmarks.whole_model import phi3_slice
+from benchmarks.timing import Call, per_second, synchroniser, time_interleaved
+from benchmarks.whole_model import phi3_slice, prefill, timed_forward
 from gks_eval.library.fit import linear_shapes
+from gks_eval.library.load import load_library
 from gks_eval.model.inject import attach
 from gks_eval.model.quantized import keep_portable_layout
 from gks_eval.scoring import PackedCounts, packed_log_likelihoods
@@ -31,7 +32,6 @@ from gks_eval.scoring import PackedCounts, packed_log_likelihoods
 __all__ = ["full_model_rows", "to_nf4"]
 
 Weights = Literal["bfloat16", "nf4"]
-Phase = Literal["prefill", "decode", "decode, captured"]
 
 
 @torch.no_grad()
@@ -108,8 +108,10 @@ def _measured(
         if name.endswith(("qkv_proj", "o_proj"))
     }
     with tempfile.TemporaryDirectory(prefix="gks-bench-") as folder:
-        library = random_library(
-            Path(folder) / "library", shapes, experts=sizes.experts, rank=sizes.rank, seed=seed
+        library = load_library(
+            write_random_library(
+                Path(folder) / "library", shapes, experts=sizes.experts, rank=sizes.rank, seed=seed
+            )
         )
         routed: Any = twin(model)
         attach(routed, library, peft_setting(library))
@@ -120,11 +122,9 @@ def _measured(
     for batch, tokens in sizes.full_prefill:
         report(f"full model, {weights}: prefill {batch}x{tokens}")
         ids = torch.randint(vocabulary, (batch, tokens), generator=generator).to(device)
-        calls: dict[str, Call] = {
-            who: partial(_prefill, one.model, ids) for who, one in models.items()
-        }
+        calls: dict[str, Call] = {who: prefill(one.model, ids) for who, one in models.items()}
         shape = (batch, tokens, 0)
-        forwards.append(_forward("prefill", shape, calls, rounds, sizes.least_seconds, device))
+        forwards.append(timed_forward("prefill", shape, calls, rounds, sizes.least_seconds, device))
     decoding: tuple[tuple[Phase, Callable[[Call, str], Call]], ...]
     decoding = (("decode", _as_it_is), ("decode, captured", captured))
     for name, prepare in decoding:
@@ -132,7 +132,7 @@ def _measured(
         ids = torch.randint(vocabulary, (1, sizes.cached + 1), generator=generator).to(device)
         calls = {who: prepare(static_decode(one.model, ids), device) for who, one in models.items()}
         shape = (1, 1, sizes.cached)
-        forwards.append(_forward(name, shape, calls, rounds, sizes.least_seconds, device))
+        forwards.append(timed_forward(name, shape, calls, rounds, sizes.least_seconds, device))
     report(f"full model, {weights}: evaluation")
     return FullModel(
         weights=weights,
@@ -147,33 +147,6 @@ def _measured(
 def _as_it_is(call: Call, device: str) -> Call:
     del device
     return call
-
-
-def _prefill(transformer: Any, ids: torch.Tensor) -> torch.Tensor:
-    hidden: torch.Tensor = transformer(input_ids=ids, use_cache=False)[0]
-    return hidden
-
-
-def _forward(
-    phase: Phase,
-    shape: tuple[int, int, int],
-    calls: dict[str, Call],
-    rounds: int,
-    least_seconds: float,
-    device: str,
-) -> ModelForward:
-    seconds = time_interleaved(
-        calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
-    )
-    batch, tokens, cached = shape
-    return ModelForward(
-        phase=phase,
-        batch=batch,
-        tokens=tokens,
-        cached=cached,
-        seconds=seconds,
-        routed_over_base=ratio(seconds["routed"], seconds["base"]),
-    )
 
 
 def _evaluation(

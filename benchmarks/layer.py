@@ -18,10 +18,11 @@ from torch import nn
 
 from benchmarks.memory import peak_bytes
 from benchmarks.peers import arrow_delta, arrow_layers, peft_arrow, peft_setting, twin
-from benchmarks.random_library import random_library
+from benchmarks.random_library import write_random_library
 from benchmarks.record import LayerRow
 from benchmarks.sizes import Sizes
 from benchmarks.timing import Call, ratio, synchroniser, time_interleaved
+from gks_eval.library.load import load_library
 from gks_eval.method.build import build
 from gks_eval.method.mixing.products import wide_product
 from gks_eval.method.routed import add_update
@@ -96,12 +97,14 @@ def contestants(
     torch.manual_seed(seed)
     model = OneLinear(width_in, width_out).to(device, dtype).eval()
     with tempfile.TemporaryDirectory(prefix="gks-bench-") as folder:
-        library = random_library(
-            Path(folder) / "library",
-            {"linear": (width_out, width_in)},
-            experts=experts,
-            rank=rank,
-            seed=seed,
+        library = load_library(
+            write_random_library(
+                Path(folder) / "library",
+                {"linear": (width_out, width_in)},
+                experts=experts,
+                rank=rank,
+                seed=seed,
+            )
         )
         setting = peft_setting(library)
         pairs, general = library.layer("linear", setting)

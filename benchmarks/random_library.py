@@ -12,36 +12,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from gks_eval.library.load import MANIFEST, Library, load_library
+from gks_eval.library.load import MANIFEST
 from gks_eval.library.writer import write_adapter
 from gks_eval.method.lora import LoraPair
 
-__all__ = ["random_library", "random_pairs", "write_random_library"]
+__all__ = ["random_pairs", "write_random_library"]
 
 GAIN = 0.2
-
-
-def random_library(
-    folder: Path,
-    shapes: Mapping[str, tuple[int, int]],
-    *,
-    experts: int,
-    general: int = 1,
-    rank: int = 4,
-    base_model: str = "random",
-    seed: int = 0,
-) -> Library:
-    """Write a library and load it, see `write_random_library`."""
-    write_random_library(
-        folder,
-        shapes,
-        experts=experts,
-        general=general,
-        rank=rank,
-        base_model=base_model,
-        seed=seed,
-    )
-    return load_library(str(folder))
 
 
 def write_random_library(
@@ -53,8 +30,8 @@ def write_random_library(
     rank: int = 4,
     base_model: str = "random",
     seed: int = 0,
-) -> None:
-    """Write a library.
+) -> str:
+    """Write a library and return its path, for `load_library`.
 
     Args:
         folder: The folder to create.
@@ -85,6 +62,7 @@ def write_random_library(
     }
     text = yaml.safe_dump(manifest, sort_keys=False)
     (folder / MANIFEST).write_text(text, encoding="utf-8", newline="")
+    return str(folder)
 
 
 def random_pairs(

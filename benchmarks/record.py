@@ -19,7 +19,7 @@ from gks_eval.util.yaml import FrozenModel
 __all__ = [
     "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "ExpertsRow", "FullEvaluation",
     "FullModel", "Growth", "GrowthPoint", "LayerRow", "LibraryRow", "ModelForward", "ModelRow",
-    "PlainForward", "Ratio", "Record", "RouterRow", "Startup", "Timing", "read_record",
+    "Phase", "PlainForward", "Ratio", "Record", "RouterRow", "Startup", "Timing", "read_record",
 ]  # fmt: skip
 
 SCHEMA: Final = "gks_eval.bench/1"
@@ -133,48 +133,40 @@ class ExpertsRow(FrozenModel):
     plan_over_fastest: Ratio | None = None
 
 
-class ModelRow(FrozenModel):
+Phase = Literal["prefill", "decode", "decode, captured"]
+
+
+class ModelForward(FrozenModel):
     """One forward of a transformer without its head.
 
     Attributes:
-        model: Description of the model.
-        phase: ``prefill``, or ``decode``: one token per row after `cached` ones.
+        phase: ``prefill``; ``decode``, one token per row after `cached` ones; or ``decode,
+            captured``, as a CUDA graph.
         batch: Rows.
         tokens: Tokens per row.
         cached: Tokens whose keys and values are cached.
-        seconds: Of ``base``, ``routed``, ``peft``.
+        seconds: Of ``base`` and ``routed``, and ``peft`` where it runs.
         routed_over_base: Cost of our routing.
+    """
+
+    phase: Phase
+    batch: int
+    tokens: int
+    cached: int
+    seconds: dict[str, Timing]
+    routed_over_base: Ratio
+
+
+class ModelRow(ModelForward):
+    """A forward that PEFT runs too.
+
+    Attributes:
+        model: Description of the model.
         peft_over_base: Cost of PEFT's routing.
     """
 
     model: str
-    phase: Literal["prefill", "decode"]
-    batch: int
-    tokens: int
-    cached: int
-    seconds: dict[str, Timing]
-    routed_over_base: Ratio
     peft_over_base: Ratio
-
-
-class ModelForward(FrozenModel):
-    """One forward of the full-size transformer without its head.
-
-    Attributes:
-        phase: ``prefill``, ``decode`` or ``decode, captured``, the latter as a CUDA graph.
-        batch: Rows.
-        tokens: Tokens per row.
-        cached: Tokens whose keys and values are cached.
-        seconds: Of ``base`` and ``routed``.
-        routed_over_base: Cost of routing.
-    """
-
-    phase: Literal["prefill", "decode", "decode, captured"]
-    batch: int
-    tokens: int
-    cached: int
-    seconds: dict[str, Timing]
-    routed_over_base: Ratio
 
 
 class FullEvaluation(FrozenModel):

@@ -40,14 +40,14 @@ def startup_row(
     Raises:
         ResourceError: A process failed; the message has its last line.
     """
-    from benchmarks.random_library import random_library
+    from benchmarks.random_library import write_random_library
     from benchmarks.tiny import save_tiny_base
 
     with tempfile.TemporaryDirectory(prefix="gks-bench-") as scratch:
         folder = Path(scratch)
         base = save_tiny_base(folder / "base", seed)
         shapes = {f"model.layers.{n}.self_attn.q_proj": (64, 64) for n in range(2)}
-        random_library(folder / "library", shapes, experts=4, base_model=str(base), seed=seed)
+        write_random_library(folder / "library", shapes, experts=4, base_model=str(base), seed=seed)
         write_task(folder)
         harness = [
             sys.executable, "-m", "lm_eval", "run", "--tasks", TASK, "--limit", "1",

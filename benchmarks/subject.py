@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import peft_setting
-from benchmarks.random_library import random_library
+from benchmarks.random_library import write_random_library
 from benchmarks.tiny import save_tiny_base
 from gks_eval.errors import UsageError
 from gks_eval.library.fit import check_fit, linear_shapes
@@ -72,8 +72,10 @@ def open_subject(
                 for name, shape in linear_shapes(model).items()
                 if name.endswith(("q_proj", "v_proj", "o_proj"))
             }
-            loaded = random_library(
-                Path(scratch) / "library", shapes, experts=4, base_model=folder, seed=seed
+            loaded = load_library(
+                write_random_library(
+                    Path(scratch) / "library", shapes, experts=4, base_model=folder, seed=seed
+                )
             )
             name, adapters = "tiny random Llama", "random adapters"
         else:

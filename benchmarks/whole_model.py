@@ -5,22 +5,30 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.peers import peft_arrow, peft_setting, twin
-from benchmarks.random_library import random_library
-from benchmarks.record import ModelRow
+from benchmarks.random_library import write_random_library
+from benchmarks.record import ModelForward, ModelRow, Phase
 from benchmarks.sizes import Sizes, Slice
 from benchmarks.subject import Subject
 from benchmarks.timing import Call, ratio, synchroniser, time_interleaved
 from gks_eval.library.fit import linear_shapes
-from gks_eval.library.load import Library
+from gks_eval.library.load import Library, load_library
 from gks_eval.model.inject import attach
 
-__all__ = ["model_rows", "phi3_slice", "slice_rows", "subject_rows", "three_transformers"]
+__all__ = [
+    "model_rows",
+    "phi3_slice",
+    "prefill",
+    "slice_rows",
+    "subject_rows",
+    "three_transformers",
+    "timed_forward",
+]
 
 
 def phi3_slice(size: Slice, device: str, dtype: torch.dtype, seed: int) -> Any:
@@ -62,8 +70,10 @@ def slice_rows(
     }
     name = f"Phi-3, width {sizes.slice.hidden}, {sizes.slice.layers} layers, random weights"
     with tempfile.TemporaryDirectory(prefix="gks-bench-") as folder:
-        library = random_library(
-            Path(folder) / "library", shapes, experts=sizes.experts, rank=sizes.rank, seed=seed
+        library = load_library(
+            write_random_library(
+                Path(folder) / "library", shapes, experts=sizes.experts, rank=sizes.rank, seed=seed
+            )
         )
         return model_rows(
             name, model, library, sizes, rounds=rounds, device=device, seed=seed, report=report
@@ -123,20 +133,21 @@ def model_rows(
     for batch, tokens in sizes.prefill:
         report(f"model {name}: prefill {batch}x{tokens}")
         ids = torch.randint(vocabulary, (batch, tokens), generator=generator).to(device)
-        calls = {who: _prefill(one, ids) for who, one in transformers.items()}
-        rows.append(
-            _row(name, "prefill", (batch, tokens, 0), calls, rounds, sizes.least_seconds, device)
-        )
+        calls = {who: prefill(one, ids) for who, one in transformers.items()}
+        shape = (batch, tokens, 0)
+        forward = timed_forward("prefill", shape, calls, rounds, sizes.least_seconds, device)
+        rows.append(_row(name, forward))
     report(f"model {name}: decode after {sizes.cached}")
     ids = torch.randint(vocabulary, (1, sizes.cached + 1), generator=generator).to(device)
     calls = {who: _decode(one, ids) for who, one in transformers.items()}
-    rows.append(
-        _row(name, "decode", (1, 1, sizes.cached), calls, rounds, sizes.least_seconds, device)
-    )
+    shape = (1, 1, sizes.cached)
+    forward = timed_forward("decode", shape, calls, rounds, sizes.least_seconds, device)
+    rows.append(_row(name, forward))
     return rows
 
 
-def _prefill(transformer: Any, ids: torch.Tensor) -> Call:
+def prefill(transformer: Any, ids: torch.Tensor) -> Call:
+    """Return a call that runs all tokens, without a cache."""
     return lambda: transformer(input_ids=ids, use_cache=False)[0]
 
 
@@ -159,26 +170,29 @@ def _decode(transformer: Any, ids: torch.Tensor) -> Call:
     return call
 
 
-def _row(
-    name: str,
-    phase: Literal["prefill", "decode"],
+def timed_forward(
+    phase: Phase,
     shape: tuple[int, int, int],
     calls: dict[str, Call],
     rounds: int,
     least_seconds: float,
     device: str,
-) -> ModelRow:
+) -> ModelForward:
+    """Time one forward of every model; `shape` is rows, tokens per row and cached tokens."""
     seconds = time_interleaved(
         calls, rounds, least_seconds=least_seconds, synchronise=synchroniser(device)
     )
     batch, tokens, cached = shape
-    return ModelRow(
-        model=name,
+    return ModelForward(
         phase=phase,
         batch=batch,
         tokens=tokens,
         cached=cached,
         seconds=seconds,
         routed_over_base=ratio(seconds["routed"], seconds["base"]),
-        peft_over_base=ratio(seconds["peft"], seconds["base"]),
     )
+
+
+def _row(name: str, forward: ModelForward) -> ModelRow:
+    peft_over_base = ratio(forward.seconds["peft"], forward.seconds["base"])
+    return ModelRow(model=name, peft_over_base=peft_over_base, **dict(forward))

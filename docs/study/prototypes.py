@@ -20,7 +20,7 @@ from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import benchmarks.random_library
-from benchmarks.random_library import random_library
+from benchmarks.random_library import write_random_library
 from gks_eval import Layer, Prepared, attach, embedded_model, load_library, router
 from gks_eval.library.load import Library
 from gks_eval.method.registry import ROUTERS, RULES
@@ -117,7 +117,9 @@ def main() -> None:
     for gain in (0.2, 2.0, 10.0):
         benchmarks.random_library.GAIN = gain
         with tempfile.TemporaryDirectory() as folder:
-            library = random_library(Path(folder), shapes, experts=10, base_model=str(base))
+            library = load_library(
+                write_random_library(Path(folder), shapes, experts=10, base_model=str(base))
+            )
             if gain == 0.2:
                 compare_prototypes(library, subtract=False)
             settings = ["arrow", "arrow_of_peft"]

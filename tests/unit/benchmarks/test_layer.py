@@ -9,8 +9,9 @@ import torch
 from common import dense, relative_error
 
 from benchmarks.layer import contestants, layer_rows
-from benchmarks.random_library import random_library
+from benchmarks.random_library import write_random_library
 from benchmarks.sizes import QUICK
+from gks_eval.library.load import load_library
 
 
 @pytest.mark.parametrize(("width_in", "width_out"), [(48, 96), (64, 64)])
@@ -71,9 +72,9 @@ def test_a_row_says_what_was_run() -> None:
 
 def test_a_random_library_is_what_its_seed_says(tmp_path: Path) -> None:
     shapes = {"linear": (24, 16)}
-    one = random_library(tmp_path / "one", shapes, experts=2, seed=5)
-    same = random_library(tmp_path / "same", shapes, experts=2, seed=5)
-    other = random_library(tmp_path / "other", shapes, experts=2, seed=6)
+    one = load_library(write_random_library(tmp_path / "one", shapes, experts=2, seed=5))
+    same = load_library(write_random_library(tmp_path / "same", shapes, experts=2, seed=5))
+    other = load_library(write_random_library(tmp_path / "other", shapes, experts=2, seed=6))
     pair = one.experts["expert-1"].pairs["linear"]
     assert pair.shape == (24, 16)
     assert pair.scaling == 4.0
