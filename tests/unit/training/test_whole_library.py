@@ -221,3 +221,35 @@ def test_a_shared_start_gives_equal_A_before_training(
     shared, own = starts("shared"), starts("own")
     assert torch.equal(*shared)
     assert not torch.equal(*own)
+
+
+def test_logits_of_scored_positions_train_as_those_of_all(
+    recipe_file: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Next to TRL's own loss, which computes the logits of all positions on a CPU."""
+    from trl import SFTTrainer
+
+    plan = make_plan(recipe_file())
+    experts = plan.select(["copy", "upper"])
+    kept: list[int] = []
+    forward = SFTTrainer.compute_loss
+
+    def counted(*given: Any, **named: Any) -> Any:
+        kept.append(1)
+        return forward(*given, **named)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", counted)
+    train_library(plan, tmp_path / "scored", only=[job.key for job in experts])
+    assert not kept
+    monkeypatch.setattr("gks_eval.training.sft._trainer_class", lambda _device: SFTTrainer)
+    train_library(plan, tmp_path / "all", only=[job.key for job in experts])
+    assert kept
+    for job in experts:
+        ours, theirs = (
+            list(map(json.loads, (tmp_path / name / job.key / CURVE).read_text().splitlines()))
+            for name in ("scored", "all")
+        )
+        assert len(ours) == len(theirs) > 1
+        for one, other in zip(ours, theirs, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+            assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
