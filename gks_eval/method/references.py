@@ -31,7 +31,14 @@ _FIELD = re.compile(r"^  (\w+) = \{(.*)\},$", re.MULTILINE)
 _ADDRESS = re.compile(r"https?://[^\s,;]+")
 _NOT_IN_URL: Final = dict.fromkeys(map(ord, "{}\\"))
 _SPECIAL = re.compile(r"[\\{}$&#^_~%]")
-_ESCAPED: Final = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"}
+# BibTeX counts a brace even after a backslash.
+_ESCAPED: Final = {
+    "\\": r"\textbackslash{}",
+    "^": r"\^{}",
+    "~": r"\~{}",
+    "{": r"\textbraceleft{}",
+    "}": r"\textbraceright{}",
+}
 
 
 @dataclass(frozen=True)
@@ -153,4 +160,6 @@ def _escaped(text: str) -> str:
 
 
 def _plain(value: str) -> str:
-    return re.sub(r"\\([{}$&#_%])|[{}]", r"\1", value)
+    for character, written in _ESCAPED.items():
+        value = value.replace(written, f"\\{character}")
+    return re.sub(r"\\([\\^~{}$&#_%])|[{}]", r"\1", value)

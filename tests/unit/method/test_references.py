@@ -17,7 +17,7 @@ from gks_eval.errors import ResultsError
 from gks_eval.method import references as module
 from gks_eval.method.declaration import CONTROL
 from gks_eval.method.decorators import merge
-from gks_eval.method.references import references, source_of, used_by
+from gks_eval.method.references import Reference, _of_version, references, source_of, used_by
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 from gks_eval.method.setting import Setting
 
@@ -144,7 +144,8 @@ def test_a_method_of_another_package_is_cited_by_its_source(tmp_path: Path) -> N
         write(tmp_path / "a", recorded("merge:largest"))
         text = cite(tmp_path)
     assert keys(text)[1] == "merge-largest"
-    assert r"  title = {{Ünal \& Co. 2026 \{draft\}}}," in text
+    title = r"  title = {{Ünal \& Co. 2026 \textbraceleft{}draft\textbraceright{}}},"
+    assert title in text
     assert "  url = {https://example.org/a_bc}," in text
     assert "  note = {merge largest}," in text
     # Without its package, only the name is known; the family distinguishes it from an expert's.
@@ -167,3 +168,15 @@ def test_records_of_strangers_start_no_entry(tmp_path: Path) -> None:
 def test_a_folder_without_results_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="holds no results_"):
         cite(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a}", "{b", "}{", r"\}", r"50% \ {x^2} ~_&#$", "{{}"])
+def test_any_text_of_a_stranger_keeps_an_entry_s_braces_balanced(text: str) -> None:
+    """BibTeX counts braces without regard to backslashes; the plain text is the text again."""
+    entry = _of_version(Reference("k", "misc", {}), text)
+    depth = 0
+    for character in entry.bibtex():
+        depth += (character == "{") - (character == "}")
+        assert depth >= 0
+    assert depth == 0
+    assert entry.text() == f"Version {text}"
