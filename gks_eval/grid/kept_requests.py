@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
+import pickle
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gks_eval.errors import ResourceError
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.settings import Cell, Grid
+from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 from gks_eval.util.files import write_text
 
 if TYPE_CHECKING:
@@ -94,7 +97,8 @@ def _prepare(folder: Path, identity: str, request: Mapping[str, Any]) -> str:
 
 
 def _parts(partial: Path) -> list[Path]:
-    return sorted(partial.parent.glob(f"{glob.escape(partial.name)}.*"))
+    found = sorted(partial.parent.glob(f"{glob.escape(partial.name)}.*"))
+    return [path for path in found if path.suffix[1:].isdigit()]
 
 
 def _databases(folder: Path) -> list[Path]:
@@ -109,9 +113,39 @@ def _is_usable(folder: Path, mark: str) -> bool:
             with contextlib.closing(sqlite3.connect(database)) as connection:
                 if connection.execute("pragma quick_check").fetchone() != ("ok",):
                     return False
-    except (OSError, ValueError, sqlite3.DatabaseError):
+                if _has_table(connection, "main"):
+                    for (value,) in connection.execute("select value from unnamed"):
+                        _check_result(value)
+    except Exception:  # a damaged pickle can fail in any way
         return False
     return True
+
+
+class _Results(pickle.Unpickler):
+    """Reads results of requests; other objects, whose loading could run code, are errors."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (TokenLogLikelihood.__module__, TokenLogLikelihood.__name__):
+            return TokenLogLikelihood
+        raise pickle.UnpicklingError(f"{module}.{name} is no result of a request")
+
+
+def _check_result(value: bytes) -> None:
+    """Check the stored result of one request, or the stamp.
+
+    Raises:
+        Exception: It is damaged or something else.
+    """
+    found = _Results(io.BytesIO(value)).load()
+    kinds = [type(part) for part in found] if isinstance(found, tuple) else []
+    if not isinstance(found, (float, str)) and kinds != [float, bool]:
+        raise pickle.UnpicklingError(f"{type(found).__name__} is no result of a request")
+
+
+def _has_table(connection: sqlite3.Connection, schema: str) -> bool:
+    # The table of a SqliteDict, missing if the run was killed before it made one.
+    named = f"select 1 from {schema}.sqlite_master where name = 'unnamed'"  # noqa: S608
+    return connection.execute(named).fetchone() is not None
 
 
 def _add_requests(source: Path, target: Path) -> None:
@@ -121,9 +155,7 @@ def _add_requests(source: Path, target: Path) -> None:
             contextlib.closing(sqlite3.connect(target / database.name)) as connection,
         ):
             connection.execute("attach ? as other", (str(database),))
-            # The table of a SqliteDict, missing if the run was killed before it made one.
-            named = "select 1 from other.sqlite_master where name = 'unnamed'"
-            if connection.execute(named).fetchone() is None:
+            if not _has_table(connection, "other"):
                 continue
             connection.execute(
                 "create table if not exists unnamed (key text primary key, value blob)"
