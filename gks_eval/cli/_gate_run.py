@@ -25,16 +25,18 @@ def run_gate(grid: Grid, baseline: str, policy: GatePolicy, cluster: str) -> Ver
         cluster: As the option.
 
     Raises:
-        GksError: The baseline cannot be used, or the setting cannot be run.
+        GksError: The baseline cannot be used, the setting cannot be run, or the output folder holds
+            something else.
     """
     from rich.console import Console
 
+    from gks_eval.errors import ResultsError
     from gks_eval.evidence.clusters import with_clusters
     from gks_eval.evidence.looks_file import LOOKS_FILE, read_looks
     from gks_eval.evidence.runs import one_run
     from gks_eval.evidence.staged import StagedGate
     from gks_eval.grid.parts import open_parts
-    from gks_eval.util.files import write_text
+    from gks_eval.util.files import disk_errors, write_text
     from gks_eval.util.quiet import quiet_libraries
 
     console = Console(stderr=True, emoji=False)
@@ -45,17 +47,24 @@ def run_gate(grid: Grid, baseline: str, policy: GatePolicy, cluster: str) -> Ver
         gate = StagedGate(run, list(tasks), list(groups), policy, grid.settings[0])
         gate.check_tasks(parts.versions, {name: task["items"] for name, task in tasks.items()})
         kept = parts.bind(baseline=gate.stamp, policy=policy.model_dump(mode="json"))
-        before = read_looks(grid.output) if kept else None
-        if before is not None and before.verdict is not None:
+        file, before = grid.output / LOOKS_FILE, read_looks(grid.output)
+        if before is not None and before.setting != grid.settings[0]:
+            raise ResultsError(
+                f"{file} holds the looks of setting {before.setting!r:.200}; name another --output."
+            )
+        if kept and before is not None and before.verdict is not None:
             parts.close()  # a run killed after its verdict did not
             return before.verdict
+        if not kept:
+            with disk_errors(file):
+                file.unlink(missing_ok=True)
         while gate.verdict is None:
             began = time.monotonic()
             items = gate.wanted()
             parts.read(items)
             (candidate,) = with_clusters([one_run(str(parts.folder))], cluster)
             gate.take(candidate, time.monotonic() - began)
-            write_text(grid.output / LOOKS_FILE, gate.to_file().to_json())
+            write_text(file, gate.to_file().to_json())
             look = gate.looks[-1]
             still = sum(check.state == "open" for check in look.checks)
             console.print(

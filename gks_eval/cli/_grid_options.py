@@ -29,6 +29,7 @@ __all__ = [
     "Shots",
     "Tasks",
     "grid_of",
+    "named_tasks",
 ]
 
 Tasks: TypeAlias = Annotated[
@@ -140,13 +141,25 @@ def grid_of(
     }
     return Grid(
         settings=settings,
-        tasks=[part.strip() for part in tasks.split(",") if part.strip()],
+        tasks=named_tasks(tasks),
         output=output,
         library=library,
         model_arguments=_model_arguments(model_args) | given,
         evaluation={name: value for name, value in evaluation.items() if value is not None},
         include_paths=include_path or [],
     )
+
+
+def named_tasks(text: str) -> list[str]:
+    """Return the tasks and groups that ``--tasks`` names.
+
+    Raises:
+        UsageError: It names nothing.
+    """
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UsageError("--tasks names nothing; give tasks or groups, separated by commas.")
+    return names
 
 
 def _model_arguments(text: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from gks_eval.cli import _complete
-from gks_eval.errors import UsageError
+from gks_eval.cli._grid_options import named_tasks
 from gks_eval.util.files import check_output
 
 __all__ = ["overlap"]
@@ -51,9 +51,7 @@ def overlap(
     ] = None,
 ) -> None:
     """Report which share of each task's items shares n-grams with a library's training rows."""
-    names = [part.strip() for part in task.split(",") if part.strip()]
-    if not names:
-        raise UsageError("--tasks names nothing; give tasks or groups, separated by commas.")
+    names = named_tasks(task)
     if output is not None:
         check_output(output)
     from gks_eval.cli._bar import progress_bar, working

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.verdict import Verdict
@@ -73,6 +73,13 @@ class LooksFile(FrozenModel):
     items: dict[str, int]
     looks: list[Look]
     verdict: Verdict | None = None
+
+    @model_validator(mode="after")
+    def _same_checks(self) -> LooksFile:
+        names = {tuple(check.name for check in look.checks) for look in self.looks}
+        if len(names) > 1:
+            raise ValueError("the looks do not have the same checks")
+        return self
 
     def to_json(self) -> str:
         """Return the versioned JSON."""

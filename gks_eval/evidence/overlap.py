@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gks_eval.errors import ResultsError
 from gks_eval.evidence.observed import files_named
@@ -36,6 +36,13 @@ class TaskOverlap(FrozenModel):
     ngram: Share
     question: Share
     adapters: dict[str, dict[str, Count]]
+
+    @model_validator(mode="after")
+    def _within_items(self) -> TaskOverlap:
+        counts = (count for counts in self.adapters.values() for count in counts.values())
+        if max(self.short, *counts, 0) > self.items:
+            raise ValueError("a count is larger than the number of items")
+        return self
 
 
 class Overlap(FrozenModel):

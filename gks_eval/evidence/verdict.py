@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gks_eval.evidence.looks import Reading
 from gks_eval.evidence.policy import GatePolicy, Limits
@@ -113,6 +113,12 @@ class Verdict(FrozenModel):
     policy: GatePolicy
     outcomes: list[Outcome]
     notes: list[str]
+
+    @model_validator(mode="after")
+    def _code_of_status(self) -> Verdict:
+        if self.exit_code != EXIT_CODES[self.status]:
+            raise ValueError(f"exit_code of {self.status} is {EXIT_CODES[self.status]}")
+        return self
 
     def to_json(self) -> str:
         """Return the versioned JSON."""

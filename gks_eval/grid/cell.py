@@ -9,10 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.errors import ResultsError
 from gks_eval.grid.cell_files import SECRET, publish, spent_since, write_results
 from gks_eval.grid.kept_requests import (
     evaluate_and_keep,
@@ -28,7 +26,6 @@ from gks_eval.method.declaration import Merge, Router, Rule
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 from gks_eval.model.base_model import content_stamp
 from gks_eval.tasklib.task_content import code_digest
-from gks_eval.util.json_file import read_or_empty
 from gks_eval.util.process_group import ProcessGroup
 from gks_eval.util.result_files import CELL_FILE
 from gks_eval.util.stopwatch import Stopwatch
@@ -36,7 +33,7 @@ from gks_eval.util.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from gks_eval.model.lm import GksArrowLM
 
-__all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "evaluate_part", "record_of"]
+__all__ = ["CELL_FILE", "cell_request", "evaluate_cell", "evaluate_part"]
 
 
 def cell_request(
@@ -88,23 +85,6 @@ def _plug_ins(cell: Cell) -> dict[str, str]:
         elif isinstance(method, Merge) and not MERGES.is_own(method):
             found[f"merge {method.name}"] = code_digest(method.combine)
     return found
-
-
-def record_of(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished setting; None if its folder does not exist.
-
-    Raises:
-        ResultsError: The folder holds no finished setting, or the record cannot be read.
-    """
-    file = folder / CELL_FILE
-    if not file.is_file():
-        if folder.exists():
-            raise ResultsError(f"{folder} exists but holds no finished cell; move it away.")
-        return None
-    record = read_or_empty(file)
-    if not isinstance(record.get("request"), dict):
-        raise ResultsError(f"{file} cannot be read; delete {folder} to run it again.")
-    return record
 
 
 def evaluate_cell(

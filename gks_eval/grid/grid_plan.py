@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gks_eval.grid.cell import cell_request, record_of
+from gks_eval.grid.cell import cell_request
 from gks_eval.grid.evaluate import evaluate
 from gks_eval.grid.kept import finished
 from gks_eval.grid.prepare import base_record, make_lm, prepare
+from gks_eval.grid.record import record_of
 from gks_eval.grid.settings import Cell, Grid
 from gks_eval.grid.task_index import grid_content, task_manager
 from gks_eval.tasklib.local_data import local_data

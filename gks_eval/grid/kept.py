@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gks_eval.errors import ResultsError
-from gks_eval.grid.cell import record_of
+from gks_eval.grid.record import record_of
 
 __all__ = ["check_commit", "differences", "finished"]
 
@@ -60,6 +60,8 @@ def differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[
         found: Of the finished cell; keys that an older version did not record count as equal.
         asked: As `cell_request` returns it.
     """
+    if ("policy" in found) != ("policy" in asked):
+        yield "gate --run reads a setting in parts, and a grid reads all of it"
     others = {key for key in asked if found.get(key, asked[key]) != asked[key]}
     for key in sorted(others):
         before, now = found[key], asked[key]

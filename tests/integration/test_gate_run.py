@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 
 from gks_eval.cli.main import main
+from gks_eval.evidence.staged import StagedGate
 from gks_eval.grid import Grid, run_grid
 
 TASKS = ["gks_demo_goals_en", "gks_demo_science_de"]
 COMMAND = [sys.executable, "-c", "from gks_eval.cli.main import main; main()"]
 ITEMS = 40
+DTYPE = ["--model-args", "dtype=float32"]
 LOOSE = "min_pairs: 3\nmax_drop: 0.5\n"
 
 
@@ -167,16 +170,63 @@ def test_a_planted_regression_and_a_loose_tolerance_stop_early(
     assert looks[-1]["share"] < 1.0
 
 
+def test_other_settings_and_grids_in_the_folder_of_a_gate_are_refused(
+    place: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    """Else a verdict would be that of another setting, or a grid would keep a part as a whole."""
+    library, baseline = place
+    output = tmp_path / "out"
+    command = words(library, baseline, output, *policy(tmp_path, LOOSE))
+    assert run(command)[0] == 0
+    before = (output / "looks.json").read_bytes()
+    status, *printed = run([*command, "--run", "base"])
+    assert status == 2
+    assert "looks.json holds the looks of setting 'arrow'; name another" in _one_line(printed)
+    assert (output / "looks.json").read_bytes() == before
+    whole = ["grid", "--settings", "arrow", "--library", str(library), "--tasks", ",".join(TASKS)]
+    status, *printed = run([*COMMAND, *whole, "--output", str(output), *DTYPE])
+    assert status == 7
+    assert "gate --run reads a setting in parts" in _one_line(printed)
+
+    # A gate that starts again and dies in its first look does not leave the old verdict.
+    shutil.rmtree(output / "arrow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StagedGate, "take", lambda *_: 1 / 0)
+        assert run(command)[0] == 2
+    assert (output / "arrow").exists()
+    assert not (output / "looks.json").exists()
+    assert run(command)[0] == 0
+
+
+def test_a_grid_s_folder_is_not_replaced_by_a_gate(
+    place: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    library, baseline = place
+    output = tmp_path / "out"
+    model = {"dtype": "float32", "batch_size": "8"}
+    (folder,) = run_grid(Grid(["arrow"], TASKS, output, str(library), model))
+    held = {path.name: path.read_bytes() for path in folder.iterdir()}
+    status, *printed = run(words(library, baseline, output, *policy(tmp_path, LOOSE)))
+    assert status == 2
+    assert "gate --run reads a setting in parts" in _one_line(printed)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == held
+
+
+def _one_line(printed: list[str]) -> str:
+    return " ".join(" ".join(printed).split())
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--candidate", "x"], "--candidate and --run exclude each other"),
+        (["--tasks", " , "], "--tasks names nothing"),
         (["--tasks", ""], "--run needs --tasks and --output"),
         (["--tasks", "gks_demo_goals_fr"], "has no results of gks_demo_goals_fr"),
         (["--baseline", "missing"], "missing does not exist"),
         (["--run", "nosuch"], "nosuch"),
     ],
-    ids=["two candidates", "no tasks", "other tasks", "no baseline", "no setting"],
+    ids=["two candidates", "only commas", "no tasks", "other tasks", "no baseline", "no setting"],
 )
 def test_a_fault_is_one_sentence_and_exit_status_2(
     place: tuple[Path, Path], tmp_path: Path, run: Run, more: list[str], said: str
