@@ -3,87 +3,159 @@
 from __future__ import annotations
 
 import importlib
-import os
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
 
 from gks_eval.cli.main import main
+from tests.common import TARGETS
 
 FOLDER = Path(__file__).parents[2] / "docs/study"
+OWN = ("run", "plan", "records", "page")
+EXPERTS = ("low", "high", "same")
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Return ``study(*words)``: exit status of run.py, its commands run in this process."""
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """Return the study's modules; run.py runs its commands in this process."""
     monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-    script = importlib.import_module("run")
+    found = {name: importlib.import_module(name) for name in OWN}
 
-    def run(command: list[str]) -> None:
+    def run(command: list[str], folder: Path) -> None:
+        monkeypatch.chdir(folder)
         monkeypatch.setattr("gks_eval.model.lm.CREATED", 0)
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code, command
 
-    def started(*words: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
-        try:
-            script.main()
-        except SystemExit as ended:
-            print(ended.code, file=sys.stderr)
-            return ended.code if isinstance(ended.code, int) else 1
-        return 0
+    monkeypatch.setattr(found["run"], "run", run)
+    yield found
+    for name in OWN:
+        sys.modules.pop(name, None)
 
-    monkeypatch.setattr(script, "run", run)
+
+@pytest.fixture
+def small(
+    scripts: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_base: Callable[[str], Path],
+    tmp_path: Path,
+) -> Callable[..., None]:
+    """Return ``small(*words)``: run.py with three experts, one task and few methods."""
+    plan = scripts["plan"]
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [
+        {"source": f"{name} {n}", "target": str(n), "cluster": name}
+        for n in range(6)
+        for name in EXPERTS
+    ]
+    (data / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (data / "en.txt").write_text("one two three four five six seven\n\n" * 20, "utf-8")
+    recipe = {
+        "base_model": "BASE",
+        "seed": "SEED",
+        "start": "START",
+        "adapter": {"targets": list(TARGETS["phi3"])},
+        "schedule": {"accumulation": 2, "optimizer": "adamw", "gradient_checkpointing": False},
+        "experts": {
+            "held_out": 2,
+            "data": {"file": "DATA/rows.jsonl"},
+            "members": {name: {"where": {"cluster": name}} for name in EXPERTS},
+        },
+        "general": {
+            "data": {"prompt": 20, "completion": 5, "cut": "packed", "windows": 4},
+            "members": {"en": {"file": "DATA/en.txt"}},
+        },
+    }
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe).replace("'", ""), "utf-8")
+    monkeypatch.setattr(plan, "FOLDER", folder)
+    monkeypatch.setattr(plan, "ROUTERS", ("arrow",))
+    monkeypatch.setattr(plan, "PREPARED", ("mean_activation",))
+    monkeypatch.setattr(plan, "MERGES", "mean")
+    monkeypatch.setattr(plan, "SUBTRACTIONS", ("gks:avg",))
+    monkeypatch.setattr(plan, "WITHOUT_CONTROL", ("uniform",))
+    monkeypatch.setattr(plan, "TREATMENTS", {"paper": "gks:avg"})
+    (folder / "tasks").mkdir()
+    fixed = (
+        "--data",
+        str(data),
+        "--work",
+        str(tmp_path / "work"),
+        "--base",
+        str(tiny_base("phi3")),
+    )
+    fixed += ("--tasks", "gks_demo_goals_en", "--limit", "3", "--seeds", "3")
+
+    def started(*words: str) -> None:
+        monkeypatch.setattr(
+            sys, "argv", ["run.py", *fixed, "--model-args", "dtype=float32", *words]
+        )
+        scripts["run"].main()
+
     return started
 
 
-def test_the_study_runs_whole(
-    study: Callable[..., int], tiny_library: Callable[..., Path], tmp_path: Path
-) -> None:
-    library, other = tiny_library("phi3"), tiny_library("phi3", seed=7)
-    output = tmp_path / "my study"
-    # Without a group, single tasks stand in the tables of means.
-    task = ("--tasks", "gks_demo_goals_en", "--limit", "2")
-    assert study(library, output, "--other", other, *task) == 0
-    names = {path.name for path in output.iterdir()}
-    assert {"results", "tables.md", "changes.png", "routing.png"} <= names
-    text = (output / "tables.md").read_text("utf-8")
-    means = text.split("\n\n")[0].splitlines()
-    assert means[0] == "| setting | gks_demo_goals_en, n = 2 |"
-    assert means[2] == "| *guessing* | 50.0 |"
-    settings = {line.split(" | ")[0].strip("| ") for line in means[3:]}
-    assert len(settings) == 20 + 2  # of four experts: top_k is 1, 3 and 4
-    assert f"gks-avg_library-{other.name}" in settings
-    assert text.count("| against ") == 4
-    for name in (library.name, other.name):
-        assert text.count(f"| {name} | none |") == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("no-such-library", "out"), "no-such-library"),
-        (("phi3-mini", "out", "--other", "phi3-mini"), "two libraries are called phi3-mini"),
-        (("phi3-mini", "--dry-run"), "output"),
-        (("phi3-mini", __file__), "is a file; name a folder"),
-        (("phi3-mini", "out", "--launch", "'"), "quotation"),
-    ],
-)
-def test_what_cannot_be_run_is_a_sentence(
-    study: Callable[..., int],
+def test_the_study_runs_whole_and_starts_at_its_records(
+    small: Callable[..., None],
+    scripts: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    words: tuple[str, ...],
-    said: str,
+    tmp_path: Path,
 ) -> None:
-    assert study(*words) != 0
-    printed = capsys.readouterr()
-    assert said in printed.err
-    assert not printed.out
+    small()
+    record, work = tmp_path / "work/record", tmp_path / "work"
+    stages = ("train", "leaderboard", "controls", "evidence")
+    assert {f"stage-{stage}.json" for stage in stages} <= {path.name for path in record.iterdir()}
+    text = (record / "tables.md").read_text("utf-8")
+    for title in ("replicates_own-paper", "leaderboard", "methods and their controls", "overlap"):
+        assert f"## {title}" in text
+    assert text.count("`merge-mean` |") == 1
+    assert text.count("| `merge:mean` |") == 1
+    assert text.count("| `shuffled-avg") == 1
+    assert (record / "study.png").read_bytes().startswith(b"\x89PNG")
+
+    # No text of an item is in the packed results, and all numbers are.
+    packed = work / "unpacked"
+    scripts["records"].unpack(record / "leaderboard.tar.xz", packed)
+    (whole,) = (work / "leaderboard/arrow").glob("samples_*")
+    (bare,) = (packed / "arrow").glob("samples_*")
+    for full_line, line in zip(whole.open(), bare.open(), strict=True):
+        full, kept = json.loads(full_line), json.loads(line)
+        assert "arguments" not in kept
+        assert all(len(value) == 12 for value in kept["doc"].values())
+        assert all(kept[key] == full[key] for key in ("acc", "filtered_resps", "doc_hash"))
+
+    # Without the results, the records are enough; nothing is evaluated again.
+    tables = text
+    for name in ("leaderboard", "controls"):
+        (work / name).rename(work / f"away-{name}")
+    (record / "stage-evidence.json").unlink()
+    run, commands = scripts["run"].run, []
+
+    def noted(command: list[str], folder: Path) -> None:
+        commands.append(command[1])
+        run(command, folder)
+
+    monkeypatch.setattr(scripts["run"], "run", noted)
+    capsys.readouterr()
+    small()
+    assert not {"train", "grid", "controls"} & set(commands)
+    assert capsys.readouterr().out.count("finished, see") == 3
+    assert (record / "tables.md").read_text("utf-8") == tables
+
+
+def test_a_stage_that_does_not_exist_is_a_sentence(small: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit, match="no stage grid; stages: train, leaderboard"):
+        small("--stages", "grid")
 
 
 @pytest.mark.model

@@ -31,6 +31,7 @@ from readme_blocks import (
 )
 
 from gks_eval.method.registry import ROUTERS
+from gks_eval.training.jobs import make_plan
 
 DOCUMENTS = [
     ROOT / "README.md",
@@ -109,7 +110,9 @@ def check(words: list[str], command: Command, app: Any, known_tasks: set[str]) -
         check_ours(rest[2:], command, benchmark_app(), known_tasks, whole)
     elif program.startswith("docs/"):
         assert os.access(ROOT / program, os.X_OK), f"{command.where}: {program} cannot be run"
-        runpy.run_path(str(ROOT / program))["arguments"](rest)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend((ROOT / program).parent)
+            runpy.run_path(str(ROOT / program))["arguments"](rest)
     elif program == "make":
         assert rest[-1] in make_targets(), command.where
     else:
@@ -252,22 +255,26 @@ def test_a_misspelt_command_is_noticed(text: str, app: Any, known_tasks: set[str
         check(shlex.split(text), Command("x.md", 1, text), app, known_tasks)
 
 
-def test_the_commands_of_the_study(app: Any, known_tasks: set[str], tmp_path: Path) -> None:
+def test_the_commands_of_the_study(
+    app: Any, known_tasks: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What docs/study/run.py would run; it is run in tests/integration/test_study.py."""
-    study = runpy.run_path(str(ROOT / "docs/study/run.py"))["Study"]
-    others = [tmp_path / "one/shared", tmp_path / "two"]
-    for folder in others:
-        folder.mkdir(parents=True)
-        shutil.copy(ROOT / "adapters/phi3-mini/library.yaml", folder)
-    planned = study("phi3-mini", Path("out"), tuple(map(str, others)))
-    settings = planned.settings()
-    assert len(settings) == len(set(settings)) == 22 + 2 * 2
-    assert "gks:avg;preset=exact;top_k=10" in settings
-    read = (planned.comparisons(), planned.routes(), planned.geometries())
-    assert [len(commands) for commands in read] == [2 * (2 + 1 + 2), 3 + 2 * 2, 3]
-    for command in (planned.grid(), *(c for commands in read for c in commands.values())):
-        text = shlex.join(command)
-        check(command, Command("docs/study/run.py", 1, text), app, known_tasks)
+    monkeypatch.syspath_prepend(ROOT / "docs/study")
+    plan = runpy.run_path(str(ROOT / "docs/study/plan.py"))
+    starts = ("own", "shared")
+    fixed = (tmp_path / "data", None, "base", starts, 3, plan["TASKS"], (), 80, ())
+    trained = plan["Study"](tmp_path, tmp_path / "record", *fixed)
+    given = plan["Study"](tmp_path, tmp_path / "record", None, "phi3-mini", *fixed[2:])
+    for study, counts in ((trained, (8, 1, 12, 39)), (given, (0, 1, 2, 26))):
+        stages = [study.train(), study.leaderboard(), study.controls(), study.evidence()]
+        commands = [list(stage) for stage in stages]
+        assert tuple(map(len, commands)) == counts
+        for command in (c for stage in commands for c in stage):
+            text = shlex.join(command)
+            check(command, Command("docs/study/run.py", 1, text), app, known_tasks | {"study"})
+    recipe = make_plan(tmp_path / "shared-2.yaml")
+    assert recipe.recipe.seed == 2
+    assert [len(recipe.recipe.experts.members), len(recipe.recipe.general.members)] == [12, 3]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

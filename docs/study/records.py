@@ -1,0 +1,69 @@
+"""Results of a study without the texts of the data sets, packed into one file.
+
+A packed file restores folders that `gks-eval grid` resumes from and `gks-eval compare` reads. It
+has the scores, log-likelihoods and hashes of every item, but no document and no prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from gks_eval.evidence.samples import SAMPLES
+from gks_eval.util.json_file import parse_json
+from gks_eval.util.paths import tasks_dir
+
+__all__ = ["pack", "unpack"]
+
+KEPT = ("doc_id", "filtered_resps", "filter", "metrics")
+HASHES = ("doc_hash", "prompt_hash", "target_hash")
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Write all results of a folder, at any depth, into a .tar.xz file without texts.
+
+    Equal results give equal bytes.
+    """
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    draft = archive.with_suffix(".part")
+    with tarfile.open(draft, "w:xz", preset=9) as file:
+        for path in sorted(folder.rglob("*.json*")):
+            content = _content(path)
+            member = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    draft.replace(archive)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Restore a packed folder; files that are there stay as they are."""
+    with tarfile.open(archive) as file:
+        missing = [one for one in file.getmembers() if not (folder / one.name).exists()]
+        file.extractall(folder, missing, filter="data")
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix == ".jsonl":
+        return b"".join(_line(row) for _, row in SAMPLES.lines(path))
+    if not path.name.startswith("results_"):
+        return path.read_bytes()
+    results = parse_json(path.read_bytes(), constants=True)
+    results.pop("pretty_env_info", None)
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    return text.replace(f"{tasks_dir().parent.as_posix()}/", "").encode()
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    kept = {key: row[key] for key in (*KEPT, *row.get("metrics", ()), *HASHES) if key in row}
+    if isinstance(document := row.get("doc"), dict):
+        # Equal values stay equal, so that the items of one text or translation are still linked.
+        kept["doc"] = {key: _digest(value) for key, value in document.items()}
+    return json.dumps(kept, separators=(",", ":")).encode() + b"\n"
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
