@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch.nn.functional import pad
 from typing_extensions import Self
 
 from gks_eval.method.declaration import Layer, Prepared, Tokens
 from gks_eval.method.lora import LoraPair
+from gks_eval.method.routers.blocks import Blocks
 from gks_eval.method.routers.spectrum import spectrum
 from gks_eval.method.routers.top_k import TINY, LayerTopK, Scale
 
@@ -52,16 +52,16 @@ class LayerNorms(LayerTopK):
     """Top-k softmax over norms such as ``|V_e^T x|``.
 
     Attributes:
-        core: (M, N) float32, turns inner activations into products; None if they already are.
-        squares: (N, E) float32, the weight of each squared product in each squared score.
+        core: (M, N), turns inner activations into products; None if they already are.
+        squares: (N, E), the weight of each squared product in each squared score.
         first: (E,), the first product of each expert.
         separate: Whether the rows have their own product with the token.
 
     Experts whose update is zero are dead.
     """
 
-    core: torch.Tensor | None
-    squares: torch.Tensor
+    core: Blocks | None
+    squares: Blocks
     first: torch.Tensor
     separate: bool
 
@@ -91,16 +91,18 @@ class LayerNorms(LayerTopK):
         parts = [*own] if common is None else [*own, common]
         rows = torch.cat([part.rows for part in parts]).float()
         dead = torch.tensor([not part.weights.any() for part in whole])
-        squares = _diagonal([part.weights[:, None] for part in own])
-        if common is not None:
-            squares = torch.cat([squares, common.weights[:, None] * ~dead])
+        shared = rows.new_zeros(0, 1) if common is None else common.weights[:, None]
+        squares = Blocks.of([part.weights[:, None] for part in own], shared * ~dead)
         read = torch.cat([pair.A for pair in layer.read])
-        core = None if torch.equal(read, rows) else _core(layer, own, common)
-        separate = core is not None and layer.rounded and _enlarges(core, read, rows)
+        core, separate = None, False
+        if not torch.equal(read, rows):
+            blocks, below = _core(layer, own, common)
+            separate = layer.rounded and _enlarges(blocks, below, layer.read, rows)
+            core = None if separate else Blocks.of(blocks, below)
         sizes = torch.tensor([len(part.rows) for part in own])
         choose = cls(
-            core=None if separate else core,
-            squares=squares.float(),
+            core=core,
+            squares=squares,
             first=sizes.cumsum(0) - sizes,
             separate=separate,
             dead=dead if bool(dead.any()) else None,
@@ -113,7 +115,7 @@ class LayerNorms(LayerTopK):
         if self.separate:
             return tokens.scores
         inner_TM = tokens.inner.float()
-        return inner_TM if self.core is None else inner_TM @ self.core
+        return inner_TM if self.core is None else self.core(inner_TM)
 
     @property
     def of_raw(self) -> Scale:
@@ -129,31 +131,42 @@ class LayerNorms(LayerTopK):
         return self._squared(products_TN).clamp_min(TINY).sqrt()
 
     def _squared(self, products_TN: torch.Tensor) -> torch.Tensor:
-        return products_TN * products_TN @ self.squares
+        return self.squares(products_TN * products_TN)
 
     def scores(self, tokens: Tokens) -> torch.Tensor:
         """Return (T, E)."""
         return self.norms(self.products(tokens))
 
 
-def _core(layer: Layer, own: Sequence[Rows], common: Rows | None) -> torch.Tensor:
-    """Return C of ``[D_1; ...; D] = C^T [A_1; ...; A_g]``, (M, N)."""
+def _core(
+    layer: Layer, own: Sequence[Rows], common: Rows | None
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return C of ``[D_1; ...; D] = C^T [A_1; ...; A_g]``, as blocks and the rows below them."""
     factors = [pair.A for pair in layer.read]
     general = factors.pop() if layer.once is not None else factors[0][:0]
-    blocks = []
+    blocks, below = [], []
     for A, part in zip(factors, own, strict=True):
         found = _in_terms_of(torch.cat([A, general]), part.rows)
-        blocks.append((found[: len(A)], found[len(A) :]))
-    core = torch.cat([_diagonal([a for a, _ in blocks]), torch.cat([g for _, g in blocks], dim=1)])
-    if common is None:
-        return core
-    last = _in_terms_of(general, common.rows)
-    return torch.cat([core, pad(last, (0, 0, len(core) - len(last), 0))], dim=1)
+        blocks.append(found[: len(A)])
+        below.append(found[len(A) :])
+    if common is not None:
+        below.append(_in_terms_of(general, common.rows))
+    return blocks, torch.cat(below, dim=1)
 
 
-def _enlarges(core: torch.Tensor, read: torch.Tensor, rows: torch.Tensor) -> bool:
+def _enlarges(
+    blocks: Sequence[torch.Tensor],
+    below: torch.Tensor,
+    read: Sequence[LoraPair],
+    rows: torch.Tensor,
+) -> bool:
     """Return whether the core enlarges relative errors of inner activations more than twice."""
-    return bool((core * read.norm(dim=1, keepdim=True)).norm() > _ENLARGED * rows.norm())
+    parts = [*blocks, below] if len(below) else blocks
+    errors = [
+        (part * pair.A.norm(dim=1, keepdim=True)).norm()
+        for part, pair in zip(parts, read, strict=True)
+    ]
+    return bool(torch.stack(errors).norm() > _ENLARGED * rows.norm())
 
 
 def _in_terms_of(read: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -163,8 +176,3 @@ def _in_terms_of(read: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     size = torch.where(size > 0, size, 1.0)
     inverse: torch.Tensor = torch.linalg.pinv(read / size[:, None], rtol=_PARALLEL)
     return (wanted @ inverse / size).T.float()
-
-
-def _diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    diagonal: torch.Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    return diagonal

@@ -23,6 +23,7 @@ from gks_eval.method.mixing import fused
 from gks_eval.method.mixing.plan import Plan
 from gks_eval.method.registry import MERGES, ROUTERS
 from gks_eval.method.routed import add_update
+from gks_eval.method.routers import blocks
 from gks_eval.method.setting import Setting
 from gks_eval.method.weights import RoutedWeights, to_device
 
@@ -90,6 +91,19 @@ def test_every_setting_runs_on_one_gpu(dtype: torch.dtype, triton: bool) -> None
             found, _ = on_cuda(weights)
         shares = found.shares if isinstance(found, Choice) else found
         assert (shares.dtype, shares.device) == (torch.float32, CUDA), text
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_blocks_of_many_experts(
+    dtype: torch.dtype, triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "FEW", 0)
+    for router in ("spectr", "norm", "lag"):
+        for rule in ("factors", "delta"):
+            unequal = rule == "delta"
+            weights = weights_of(f"{router}:en;combine=outputs;rule={rule}", dtype, unequal=unequal)
+            with fake_cuda():
+                on_cuda(weights)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

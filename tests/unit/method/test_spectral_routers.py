@@ -21,6 +21,7 @@ from gks_eval.method.lora import LoraPair, no_update, stack
 from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.routed import routed_update
+from gks_eval.method.routers import blocks
 from gks_eval.method.routers.spectrum import spectral_pairs
 from gks_eval.method.setting import Setting
 
@@ -112,6 +113,7 @@ def check_shares(
     shortlist=st.integers(4, 6),
     temperature=st.sampled_from([0.3, 1.0, 4.0]),
     seed=st.integers(0, 10_000),
+    few=st.sampled_from([0, blocks.FEW]),
 )
 def test_coefficients_against_loops(
     router: str,
@@ -125,6 +127,7 @@ def test_coefficients_against_loops(
     shortlist: int,
     temperature: float,
     seed: int,
+    few: int,
 ) -> None:
     scalings = [1.0 + n for n in range(len(ranks))]
     if equal_ranks or (general and rule != "delta"):
@@ -148,7 +151,61 @@ def test_coefficients_against_loops(
     x_TK = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed))
     updates = residuals(pairs, parts, rule)
     assume(all(is_clear(x, updates) for x in x_TK.double()))
-    check_shares(x_TK, pairs, parts, setting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "FEW", few)
+        check_shares(x_TK, pairs, parts, setting)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=5),
+    equal=st.booleans(),
+    below=st.integers(0, 2),
+    more=st.integers(0, 2),
+    tokens=st.integers(0, 3),
+    few=st.sampled_from([0, blocks.FEW]),
+)
+def test_blocks_against_a_loop(
+    shapes: list[tuple[int, int]], equal: bool, below: int, more: int, tokens: int, few: int
+) -> None:
+    shapes = [shapes[0] for _ in shapes] if equal else shapes
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    width = sum(q for _, q in shapes) + (more if below else 0)
+    rows = torch.randn(below, width, generator=generator)
+    x_TM = torch.randn(tokens, sum(r for r, _ in shapes) + below, generator=generator)
+    expected = torch.zeros(tokens, width)
+    for t in range(tokens):
+        row = column = 0
+        for block in made:
+            r, q = block.shape
+            for j in range(q):
+                products = [x_TM[t, row + i] * block[i, j] for i in range(r)]
+                expected[t, column + j] = sum(products)
+            row, column = row + r, column + q
+        expected[t] += x_TM[t, row:] @ rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "FEW", few)
+        matrix = blocks.Blocks.of(made, rows)
+    assert (matrix.whole is None) == (few == 0)
+    torch.testing.assert_close(matrix(x_TM), expected)
+
+
+@pytest.mark.parametrize("router", NAMES)
+@pytest.mark.parametrize("rule", ["factors", "delta"])
+def test_memory_grows_with_the_number_of_experts_not_with_its_square(
+    router: str, rule: str
+) -> None:
+    def held(experts: int) -> int:
+        pairs = [random_pair(2, seed=n) for n in range(experts)]
+        setting = Setting(router=router, rule=rule, combine="outputs", top_k=1)
+        choose: Any = build(pairs, [random_pair(2, seed=999)], setting, dtype=torch.float32).router
+        found = [choose.core, choose.squares]
+        tensors = [one for part in found if part is not None for one in vars(part).values()]
+        return sum(one.numel() for one in tensors if one is not None)
+
+    few = blocks.FEW + 1
+    assert held(3 * few) <= 3.1 * held(few)
 
 
 @pytest.mark.parametrize("general", [0, 1, 2])
@@ -322,7 +379,7 @@ def test_a_general_part_in_every_span_counts_once() -> None:
     for router, products in (("spectr", 3 * 4 + 8), ("norm", 3 * 8 + 8), ("lag", 3 * 12)):
         setting = Setting(router=router, rule="delta", combine="outputs", top_k=1)
         chosen: Any = build(pairs, parts, setting, dtype=torch.float32).router
-        assert chosen.core.shape == (3 * 4 + 8, products)
+        assert chosen.core.whole.shape == (3 * 4 + 8, products)
 
 
 @pytest.mark.parametrize("router", NAMES)
