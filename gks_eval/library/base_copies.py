@@ -8,13 +8,14 @@ is for another base.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gks_eval.errors import CompatibilityError
+from gks_eval.errors import CompatibilityError, LibraryError
 from gks_eval.library.peft_adapter import WEIGHTS_FILE, Adapter
 
 __all__ = ["check_copies"]
@@ -33,10 +34,21 @@ def check_copies(adapter: Adapter, model: nn.Module, base: str) -> None:
 
     Raises:
         CompatibilityError: The base lacks such a weight, or its weight is different.
+        LibraryError: The file has changed since the adapter was loaded and cannot be read.
     """
     if not adapter.copies:
         return
     path = adapter.folder / WEIGHTS_FILE
+    try:
+        _compare(path, adapter, model, base)
+    except (OSError, SafetensorError) as error:
+        raise LibraryError(
+            f"{path}: the file changed after adapter {adapter.name!r} was loaded ({error}); copy "
+            "it again, and load the library again."
+        ) from None
+
+
+def _compare(path: Path, adapter: Adapter, model: nn.Module, base: str) -> None:
     with safe_open(path, framework="pt") as file:
         for name, key in adapter.copies.items():
             start = f"{path}: adapter {adapter.name!r} holds {key}, "

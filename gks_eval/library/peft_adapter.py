@@ -204,7 +204,7 @@ def _read_tensors(
     factors: dict[str, dict[str, torch.Tensor]] = {}
     copies: dict[str, str] = {}
     values: dict[str, torch.Tensor] = {}
-    for key in file.keys:
+    for key, tensor in file.tensors.items():
         match = _KEY.fullmatch(key)
         if match is None or len(match["module"]) > _MAX_NAME:
             if not _TRAINING_ONLY.fullmatch(key):
@@ -216,16 +216,13 @@ def _read_tensors(
                 f"{path}: {key} is a second lora_{match['factor']} of the same layer; "
                 "save one adapter per folder."
             )
+        if not tensor.is_floating_point():
+            raise LibraryError(
+                f"{path}: {key} is {tensor.dtype}, not floating point; export the adapter again."
+            )
         try:
-            tensor = file.tensor(key)
-            if not tensor.is_floating_point():
-                raise LibraryError(
-                    f"{path}: {key} is {tensor.dtype}, not floating point; export the adapter "
-                    "again."
-                )
             found[match["factor"]] = values[key] = tensor.float()
-        except (SafetensorError, OSError, NotImplementedError) as error:
-            # NotImplementedError: torch cannot convert some dtypes, such as 4-bit floats.
+        except NotImplementedError as error:  # torch cannot convert some types
             raise _unreadable(path, name, error) from None
     if not factors:
         raise LibraryError(f"{path} (adapter {name!r}) holds no LoRA factors; export it again.")

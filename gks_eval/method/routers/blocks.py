@@ -66,7 +66,7 @@ class Blocks:
         experts, height, _ = self.blocks.shape
         own = x_TM.shape[1] - (0 if self.below is None else len(self.below))
         x_TL = x_TM[:, :own] if self.read is None else x_TM.index_select(1, self.read)
-        x_ETR = x_TL.view(-1, experts, height).transpose(0, 1)
+        x_ETR = x_TL.view(x_TM.shape[0], experts, height).transpose(0, 1)
         y_TN = torch.bmm(x_ETR, self.blocks).transpose(0, 1).flatten(1)
         if self.kept is not None:
             y_TN = y_TN.index_select(1, self.kept)

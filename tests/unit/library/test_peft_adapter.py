@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import pickle
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from common import assert_sentence, edit_json
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from gks_eval.errors import LibraryError
 from gks_eval.library.peft_adapter import CONFIG_FILE, PICKLED, WEIGHTS_FILE, read_adapter
@@ -306,6 +307,46 @@ def test_factors_come_in_float32(dtype: torch.dtype, folder: Path) -> None:
     pair = read_adapter(folder, "mine").pairs["model.layers.0.self_attn.o_proj"]
     assert pair.A.dtype == pair.B.dtype == torch.float32
     assert torch.equal(pair.A, stored[KEY.format("A")].float())
+
+
+@pytest.mark.parametrize("size", [0, 100, None])
+def test_a_file_that_is_overwritten_later_changes_nothing(size: int | None, folder: Path) -> None:
+    """In place, as `cp` writes: truncated, or with other bytes."""
+    path = folder / WEIGHTS_FILE
+    expected = {key: tensor.clone() for key, tensor in load_file(path).items()}
+    content = path.read_bytes()
+    adapter = read_adapter(folder, "mine")
+    with path.open("r+b") as file:
+        if size is None:
+            file.write(b"\x01" * len(content))
+        else:
+            file.truncate(size)
+    assert path.read_bytes() != content
+    for module, pair in adapter.pairs.items():
+        for factor, tensor in (("A", pair.A), ("B", pair.B)):
+            key = f"base_model.model.{module}.lora_{factor}.weight"
+            assert torch.equal(tensor, expected[key])
+    assert adapter.weights_sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_is_replaced_during_the_read_is_not_mixed_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / WEIGHTS_FILE
+    content, old = path.read_bytes(), {key: one.clone() for key, one in load_file(path).items()}
+    other = folder / "other.safetensors"
+    save_file({key: -tensor for key, tensor in old.items()}, other)
+
+    def parsed(raw: bytes) -> dict[str, torch.Tensor]:
+        other.replace(path)
+        return load(raw)
+
+    monkeypatch.setattr("gks_eval.library.weights_file.load", parsed)
+    adapter = read_adapter(folder, "mine")
+    assert adapter.weights_sha256 == hashlib.sha256(content).hexdigest()
+    pair = adapter.pairs["model.layers.0.self_attn.o_proj"]
+    assert torch.equal(pair.A, old[KEY.format("A")])
+    assert torch.equal(pair.B, old[KEY.format("B")])
 
 
 def test_keys_may_carry_an_adapters_name_or_lack_the_prefix(folder: Path) -> None:
