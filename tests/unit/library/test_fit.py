@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from common import (
     save_tiny_base,
 )
 
-from gks_eval.errors import CompatibilityError
+from gks_eval.errors import CompatibilityError, LibraryError
+from gks_eval.library.base_copies import check_copies
 from gks_eval.library.fit import check_fit, linear_layers, linear_shapes, meta_model
 from gks_eval.library.load import load_library
-from gks_eval.library.peft_adapter import CONFIG_FILE
+from gks_eval.library.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,3 +150,16 @@ def test_an_adapter_of_a_model_without_its_head(
         "it has model.layers.0.self_attn.q_proj",
         "without its head",
     )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x09\0\0\0\0\0\0\0{}"])
+def test_copies_in_a_file_that_changed_after_loading(
+    content: bytes | None, tiny_library: Callable[..., Path], tmp_path: Path
+) -> None:
+    alpha = load_library(str(tiny_library("phi3"))).experts["alpha"]
+    changed = replace(alpha, folder=tmp_path, copies={"lm_head.weight": "lm_head.weight"})
+    if content is not None:
+        (tmp_path / WEIGHTS_FILE).write_bytes(content)
+    with pytest.raises(LibraryError) as raised:
+        check_copies(changed, torch.nn.Linear(1, 1), "base")
+    assert_sentence(raised.value, WEIGHTS_FILE, "changed after adapter 'alpha' was loaded")
