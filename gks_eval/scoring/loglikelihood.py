@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from gks_eval.errors import ResultsError
+
 __all__ = ["NOTHING_SCORED", "TokenLogLikelihood"]
 
 
@@ -33,7 +35,15 @@ class TokenLogLikelihood(tuple[float, bool]):
             is_greedy: Whether every scored token was the argmax.
             tokens: Number of scored tokens.
             nonzero: Number of those with a log-likelihood other than 0; by default all.
+
+        Raises:
+            ResultsError: The log-likelihood is NaN, which lm-eval would take for the best choice.
         """
+        if math.isnan(log_likelihood):
+            raise ResultsError(
+                "the model gave NaN as a log-likelihood; load it in a wider dtype (dtype=bfloat16 "
+                "or dtype=float32), or give the setting smaller values."
+            )
         pair = super().__new__(cls, (float(log_likelihood), bool(is_greedy)))
         pair.tokens = int(tokens)
         pair.nonzero = pair.tokens if nonzero is None else int(nonzero)

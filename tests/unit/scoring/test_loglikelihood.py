@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 
+from gks_eval.errors import ResultsError
 from gks_eval.scoring.loglikelihood import TokenLogLikelihood
 
 
@@ -47,3 +48,10 @@ def test_tensors_become_plain_values() -> None:
     result = TokenLogLikelihood(torch.tensor(-1.5), torch.tensor(False), torch.tensor(3))
     assert [type(value) for value in (*result, result.tokens)] == [float, bool, int]
     assert result == (-1.5, False)
+
+
+def test_nan_is_no_log_likelihood() -> None:
+    """lm-eval's argmax would take it for the best choice."""
+    with pytest.raises(ResultsError, match="gave NaN as a log-likelihood; load it in a wider"):
+        TokenLogLikelihood(float("nan"), False, 3)
+    assert TokenLogLikelihood(float("-inf"), False, 3)[0] == float("-inf")
