@@ -8,7 +8,7 @@ from typing import get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from gks_eval.errors import UsageError
+from gks_eval.errors import UsageError, whole_reason
 from gks_eval.method.declaration import Parameters
 
 __all__ = ["checked"]
@@ -34,9 +34,16 @@ def checked(parameters: type[Parameters], values: Mapping[str, object]) -> Param
         return parameters(**values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        name = str(fault["loc"][0]) if fault["loc"] else "parameters"
-        field = fields[name]
-        raise UsageError(f"{name}={values[name]}: {_expectation(field)}.") from None
+        name = str(fault["loc"][0]) if fault["loc"] else ""
+        if name in values:
+            raise UsageError(f"{name}={values[name]}: {_expectation(fields[name])}.") from None
+        why = fault["msg"].removeprefix("Value error, ").rstrip(".")
+    except UsageError:
+        raise
+    except Exception as error:  # of a method of another package
+        why = f"{type(error).__name__}: {whole_reason(error)}"
+    given = ", ".join(f"{name}={value}" for name, value in values.items())
+    raise UsageError(f"{given}: {why}; give other values.")
 
 
 def _expectation(field: FieldInfo) -> str:

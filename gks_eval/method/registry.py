@@ -17,6 +17,7 @@ from typing import Final, Generic, TypeVar
 
 from gks_eval.errors import UsageError, did_you_mean
 from gks_eval.method.declaration import Merge, Method, Router, Rule
+from gks_eval.method.declared import fault_of
 
 __all__ = ["MERGES", "ROUTERS", "RULES", "Registry"]
 
@@ -39,6 +40,7 @@ class Registry(Generic[MethodT]):
         self._type = kind
         self._own = own
         self._added: dict[str, MethodT] = {}
+        self._loaded: dict[str, MethodT] = {}
         self._broken: dict[str, str] = {}
 
     @cached_property
@@ -80,9 +82,15 @@ class Registry(Generic[MethodT]):
         if name not in self._foreign:
             raise UsageError(f"{self.kind}={name} is unknown; {did_you_mean(name, self.names())}.")
         entry = self._foreign[name]
+        if name in self._loaded:
+            return self._loaded[name]
         if name not in self._broken:
             try:
-                return self._load(entry)
+                found = self._load(entry)
+                if fault := fault_of(found, self._type):
+                    raise TypeError(fault)
+                self._loaded[name] = found
+                return found
             except (Exception, SystemExit) as error:
                 self._broken[name] = f"{type(error).__name__}: {error}"
                 logger.warning("The %s %s of %s is broken: %s", self.kind, name, _by(entry), error)
@@ -111,8 +119,14 @@ class Registry(Generic[MethodT]):
         """Add a method for this process, replacing one added before; returns it.
 
         Raises:
-            UsageError: The name is taken by a method of ours or of an installed package.
+            UsageError: The declaration has a fault, or its name is taken by a method of ours or of
+                an installed package.
         """
+        if fault := fault_of(method, self._type):
+            raise UsageError(
+                f"a {self.kind} cannot be added, as {fault}; correct its declaration, and test it "
+                f"with gks_eval.testing.check_{self.kind}."
+            )
         if method.name in self._own or method.name in self._foreign:
             raise UsageError(f"{self.kind} {method.name} exists; choose another name.")
         self._added[method.name] = method

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, get_args
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
-from gks_eval.errors import UsageError, did_you_mean
+from gks_eval.errors import GksError, UsageError, did_you_mean, whole_reason
 from gks_eval.method.arguments import check_of_another, methods_of, parameter_names
 from gks_eval.method.declaration import TARGET, Merge, Method, Parameters, Router, Rule
 from gks_eval.method.grammar import EXPERT, MERGE, languages, read_kind, word
@@ -291,8 +291,8 @@ class Setting(BaseModel):
             UsageError: A parameter does not fit.
         """
         changed: dict[str, Any] = {}
-        for _, parameters in self.methods():
-            held, fitted = parameters.model_dump(), parameters.fitted(experts).model_dump()
+        for method, parameters in self.methods():
+            held, fitted = parameters.model_dump(), _fitted(method, parameters, experts)
             changed |= {name: fitted[name] for name in held if held[name] != fitted[name]}
         return Setting(**self.model_dump() | changed) if changed else self
 
@@ -347,6 +347,18 @@ def as_setting(given: Setting | str) -> Setting:
 def setting_arguments() -> frozenset[str]:
     """Return the names of all arguments of settings, the parameters of every method included."""
     return frozenset({*Setting.model_fields, "preset"}) | parameter_names()
+
+
+def _fitted(method: Method, parameters: Parameters, experts: int) -> dict[str, Any]:
+    try:
+        return parameters.fitted(experts).model_dump()
+    except GksError:
+        raise
+    except Exception as error:  # of a method of another package
+        raise UsageError(
+            f"the parameters of {method.name} do not fit {experts} experts "
+            f"({type(error).__name__}: {whole_reason(error)}); give other values."
+        ) from error
 
 
 def _is_expert(router: str) -> bool:
