@@ -7,13 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from gks_eval.method.declaration import Layer, Router
-from gks_eval.method.foreign import (
-    check_coefficients,
-    check_pairs,
-    check_prepared,
-    guarded,
-    residuals_of,
-)
+from gks_eval.method.foreign import check_pairs, guarded, residuals_of
+from gks_eval.method.foreign_routers import check_choose, check_prepared
 from gks_eval.method.lora import LoraPair, same_factors
 from gks_eval.method.mixing.products import read_all
 from gks_eval.method.registry import ROUTERS
@@ -73,13 +68,13 @@ def build(
     if general and rule.general_part is not None and router.sums_to_one and not setting.merge:
         # The mixture is taken over the task adapters and the general part subtracted once; only
         # the router sees the residuals.
-        with guarded(rule, name):
+        with guarded(rule, name, general):
             mixed, once = experts, rule.general_part(general, rule_parameters)
         check_pairs(rule, [once], experts[0].shape, name, "general part")
     if setting.combine == "factors":
         same_factors(mixed, "combine=factors")
     if router.basis is not None:
-        with guarded(router, name):
+        with guarded(router, name, mixed):
             mixed = router.basis(mixed)
         check_pairs(router, mixed, experts[0].shape, name, "pair")
     parts_A = [pair.A for pair in mixed]
@@ -97,9 +92,9 @@ def build(
 
     shared = None if tied is None or setting.merge else tied_layer(tied, setting)
     layer = Layer(name, residuals, mixed, once, dtype.itemsize < 4, prepared, shared)
-    with guarded(router, name):
+    with guarded(router, name, layer.read):
         ready = router(layer, router_parameters)
-    by_context = router_parameters.by_context
+        by_context = router_parameters.by_context
     check_prepared(router, ready, experts[0].shape[1], name, by_context=by_context)
     directions = ready.directions
     if directions is not None and dtype in (torch.float32, torch.float64):
@@ -125,12 +120,14 @@ def build(
 
 
 def _probe(router: Router, weights: RoutedWeights, name: str) -> None:
-    """Check the coefficients of another package's router on two random tokens."""
+    """Check another package's router on two and on three random tokens."""
     generator = torch.Generator().manual_seed(0)
-    x_TK = torch.randn(2, weights.read.shape[1], generator=generator)
-    with torch.no_grad(), guarded(router, name):
-        found = weights.router.coefficients(read_all(x_TK.to(weights.read), weights))
-    check_coefficients(router, found, len(x_TK), weights.experts, name)
+    for count in (2, 3):
+        x_TK = torch.randn(count, weights.read.shape[1], generator=generator)
+        with torch.no_grad():
+            tokens = read_all(x_TK.to(weights.read), weights)
+        experts, by_context = weights.experts, weights.by_context
+        check_choose(router, weights.router, tokens, experts, name, by_context=by_context)
 
 
 def residual_pairs(
@@ -165,11 +162,11 @@ def residual_pairs(
     if not setting.merge:
         return residuals
     merge, merge_parameters = setting.merge_method()
-    with guarded(merge, name):
+    with guarded(merge, name, residuals):
         merged = merge(Layer(name, residuals), merge_parameters)
     check_pairs(merge, [merged], experts[0].shape, name, "merged adapter")
     if rule.after_merge is not None:
-        with guarded(rule, name):
+        with guarded(rule, name, experts):
             merged = rule.after_merge(merged, experts, rule_parameters)
         check_pairs(rule, [merged], experts[0].shape, name, "merged adapter")
     return [merged]

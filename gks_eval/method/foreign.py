@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gks_eval.errors import CompatibilityError, GksError, whole_reason
-from gks_eval.method.declaration import (
-    ContextRouter,
-    Merge,
-    Method,
-    Parameters,
-    Prepared,
-    Router,
-    Rule,
-)
+from gks_eval.method.declaration import Merge, Method, Parameters, Router, Rule
 from gks_eval.method.lora import LoraPair
 from gks_eval.method.registry import MERGES, ROUTERS, RULES
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["check_coefficients", "check_pairs", "check_prepared", "guarded", "residuals_of"]
-
-SUM_TOLERANCE = 1e-2
-"""Rows of coefficients in 16 bits sum to 1 up to about this."""
+__all__ = ["check_pairs", "check_tensor", "guarded", "is_own", "refuse", "residuals_of"]
 
 
 def _kind(method: Method) -> tuple[str, bool]:
@@ -42,11 +30,17 @@ def _kind(method: Method) -> tuple[str, bool]:
     return RULES.kind, RULES.is_own(method)
 
 
-def _is_own(method: Method) -> bool:
+def is_own(method: Method) -> bool:
+    """Return whether a method is one of this package's."""
     return _kind(method)[1]
 
 
-def _refuse(method: Method, layer: str, fault: str) -> NoReturn:
+def refuse(method: Method, layer: str, fault: str) -> NoReturn:
+    """Raise an error that names another package's method, its fault and the layer.
+
+    Raises:
+        CompatibilityError: Always.
+    """
     kind, _ = _kind(method)
     where = f"layer {layer}" if layer else "a layer"
     raise CompatibilityError(
@@ -56,23 +50,43 @@ def _refuse(method: Method, layer: str, fault: str) -> NoReturn:
 
 
 @contextmanager
-def guarded(method: Method, layer: str) -> Iterator[None]:
+def guarded(method: Method, layer: str, held: Iterable[LoraPair] = ()) -> Iterator[None]:
     """Turn errors of another package's method into one sentence that names method and layer.
 
+    Args:
+        method: The method.
+        layer: The layer's name.
+        held: The adapters that it is given, which later settings use too.
+
     Raises:
-        CompatibilityError: The method raised an error, or SystemExit.
+        CompatibilityError: The method raised an error or SystemExit, or wrote to its adapters; or
+            a method of ours was given adapters that are not finite.
     """
+    factors = [] if is_own(method) else [one for pair in held for one in (pair.A, pair.B)]
+    before = [_version(factor) for factor in factors]
     try:
         yield
     except (GksError, MemoryError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
-        if _is_own(method):
+        if is_own(method):
+            if type(error).__name__.endswith("LinAlgError"):  # of numbers that are infinite
+                where = f"layer {layer}" if layer else "a layer"
+                raise CompatibilityError(
+                    f"{method.name} cannot decompose the adapters at {where}, as their numbers are "
+                    "too large; give the setting smaller values."
+                ) from error
             raise
         try:
-            _refuse(method, layer, f"failed ({type(error).__name__}: {whole_reason(error)})")
+            refuse(method, layer, f"failed ({type(error).__name__}: {whole_reason(error)})")
         except CompatibilityError as refusal:
             raise refusal from error
+    if before != [_version(factor) for factor in factors]:
+        refuse(method, layer, "writes to its adapters, which other settings use too")
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # counts what was written in place
 
 
 def residuals_of(
@@ -87,7 +101,7 @@ def residuals_of(
     Raises:
         CompatibilityError: The rule fails or returns something else than residuals.
     """
-    with guarded(rule, layer):
+    with guarded(rule, layer, [*tasks, *general]):
         found = rule.residuals(tasks, general, parameters)
     # A task adapter that the rule does not change is not the rule's.
     changed = [new for new, task in zip(found, tasks, strict=True) if new is not task]
@@ -110,69 +124,32 @@ def check_pairs(
     Raises:
         CompatibilityError: One is no `LoraPair` of the layer's shape, or not finite.
     """
-    if _is_own(method):
+    if is_own(method):
         return
     for pair in pairs:
         if not isinstance(pair, LoraPair):
-            _refuse(method, layer, f"returned {type(pair).__name__} as {what}, not a LoraPair")
+            refuse(method, layer, f"returned {type(pair).__name__} as {what}, not a LoraPair")
+        for factor in (pair.A, pair.B):
+            check_tensor(method, factor, layer, f"a factor of a {what}")
         if pair.shape != shape:
-            _refuse(method, layer, f"returned a {what} of shape {pair.shape}, not {shape}")
+            refuse(method, layer, f"returned a {what} of shape {pair.shape}, not {shape}")
+        if not pair.rank:
+            refuse(method, layer, f"returned a {what} of rank 0; return zeros of rank 1")
+        if not isinstance(pair.scaling, (int, float)):
+            refuse(method, layer, f"returned a {what} whose scaling is no number")
         if not (pair.A.isfinite().all() and pair.B.isfinite().all() and isfinite(pair.scaling)):
-            _refuse(method, layer, f"returned a {what} that is not finite")
+            refuse(method, layer, f"returned a {what} that is not finite")
 
 
-def check_prepared(
-    router: Router, ready: Any, width: int, layer: str, *, by_context: bool = False
-) -> None:
-    """Check what another package's router prepared for one layer with `width` inputs.
+def check_tensor(method: Method, found: Any, layer: str, what: str) -> None:
+    """Check that a value of another package's method is a dense tensor of floats.
 
     Raises:
-        CompatibilityError: It is no `Prepared` with directions of the layer's width, or cannot make
-            one choice per context although its parameters say so.
-    """
-    if _is_own(router):
-        return
-    if not isinstance(ready, Prepared):
-        _refuse(router, layer, f"returned {type(ready).__name__}, not a Prepared")
-    choose: Any = ready.choose
-    directions: Any = ready.directions
-    if isinstance(choose, type) or not is_dataclass(choose):
-        _refuse(router, layer, "prepared an object that is no instance of a dataclass")
-    if by_context and not isinstance(choose, ContextRouter):
-        _refuse(router, layer, "prepared an object without the methods scores and chosen")
-    if directions is None:
-        return
-    if not isinstance(directions, torch.Tensor):
-        _refuse(router, layer, f"returned {type(directions).__name__} as directions, not a tensor")
-    if directions.ndim != 2 or directions.shape[1] != width:
-        shape = tuple(directions.shape)
-        _refuse(router, layer, f"returned directions of shape {shape}, not (N, {width})")
-    if not directions.isfinite().all():
-        _refuse(router, layer, "returned directions that are not finite")
-
-
-def check_coefficients(router: Router, found: Any, tokens: int, experts: int, layer: str) -> None:
-    """Check the coefficients of another package's router for some tokens at one layer.
-
-    Raises:
-        CompatibilityError: They are not (T, E) or (1, E), not finite, or do not sum to 1 although
-            the declaration says so.
+        CompatibilityError: It is something else.
     """
     if not isinstance(found, torch.Tensor):
-        _refuse(router, layer, f"returned {type(found).__name__} as coefficients, not a tensor")
-    if tuple(found.shape) not in ((tokens, experts), (1, experts)):
-        _refuse(
-            router,
-            layer,
-            f"returned coefficients of shape {tuple(found.shape)} for {tokens} tokens and "
-            f"{experts} experts, not (T, E) or (1, E)",
-        )
-    if not found.isfinite().all():
-        _refuse(router, layer, "returned coefficients that are not finite")
-    if router.sums_to_one and (found.float().sum(1) - 1).abs().max() > SUM_TOLERANCE:
-        _refuse(
-            router,
-            layer,
-            "returned coefficients whose rows do not sum to 1, and its declaration says that "
-            "every row sums to 1 (sums_to_one)",
-        )
+        refuse(method, layer, f"returned {type(found).__name__} as {what}, not a tensor")
+    if not found.is_floating_point():
+        refuse(method, layer, f"returned {what} of type {found.dtype}, not of floats")
+    if found.layout != torch.strided or found.is_meta:
+        refuse(method, layer, f"returned {what} that is not a dense tensor with data")

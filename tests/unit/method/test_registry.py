@@ -229,8 +229,8 @@ def test_a_router_of_ones_own_passes_and_leaves_nothing_behind() -> None:
         ("nan", "finite"),
         ("type", "float32"),
         ("shape", r"\(T, E\)"),
-        ("write", "write to its tokens"),
-        ("adapters", "write to its adapters"),
+        ("write", "writes to its tokens"),
+        ("adapters", "writes to its adapters"),
     ],
 )
 def test_a_faulty_router_is_found(fault: str, message: str) -> None:
