@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import nn
 from gks_eval.method.choice import Choice
 from gks_eval.method.contexts import current_contexts
 from gks_eval.method.routed import add_update
+from gks_eval.method.siblings import Siblings
 from gks_eval.method.weights import RoutedWeights, to_device
 
-__all__ = ["Observer", "RoutedUpdate", "suspended", "updates_of"]
+__all__ = ["Observer", "RoutedUpdate", "share", "suspended", "updates_of"]
 
 Observer = Callable[[str, torch.Tensor], None]
 """Called with a layer's name and its coefficients, (T, E), at every forward.
@@ -41,6 +42,8 @@ class RoutedUpdate:
         self.name = name
         self.weights: RoutedWeights | None = None
         self.observer: Observer | None = None
+        self._siblings: Siblings | None = None
+        self._place = 0
         self._handle = layer.register_forward_hook(self, with_kwargs=True)
 
     def remove(self) -> None:
@@ -59,7 +62,11 @@ class RoutedUpdate:
         if weights is None:
             return output
         x: torch.Tensor
-        (x,) = (*args, *kwargs.values())
+        (x,) = (*args, *kwargs.values()) if kwargs else args
+        if self._siblings is not None:
+            part = self._siblings.part(self._place, weights, x)
+            if part is not None:
+                return self._with_part(layer, weights, output, *part)
         if weights.read.device != x.device:
             # Layers of an offloaded or split model compute where their input is.
             weights = self.weights = to_device(weights, x.device)
@@ -75,12 +82,7 @@ class RoutedUpdate:
         x_TK = x.reshape(-1, x.shape[-1])
         if x.dtype != weights.read.dtype:
             x_TK = x_TK.to(weights.read.dtype)
-        into = None
-        alone = len(layer._forward_hooks) == 1
-        if alone and not torch.is_grad_enabled() and output.dtype == weights.write.dtype:
-            # The layer's output is fresh, and no other hook holds it: add into it rather than
-            # allocate (T, D) twice more.
-            into = output.view(-1, output.shape[-1])
+        into = _fresh(layer, weights, output)
         contexts = current_contexts(len(x_TK), self.name) if weights.by_context else None
         update_TD, found = add_update(x_TK, weights, into, contexts, self.name)
         if self.observer is not None:
@@ -91,11 +93,57 @@ class RoutedUpdate:
             output = output + update_TD.view_as(output).to(output.dtype)
         return output
 
+    def _with_part(
+        self,
+        layer: nn.Module,
+        weights: RoutedWeights,
+        output: torch.Tensor,
+        mixed_TM: torch.Tensor,
+        c_TLE: torch.Tensor,
+    ) -> torch.Tensor:
+        if self.observer is not None:
+            self.observer(self.name, c_TLE[:, self._place])
+        into = _fresh(layer, weights, output)
+        if into is not None:
+            into.addmm_(mixed_TM, weights.write)
+            return output
+        return output + (mixed_TM @ weights.write).view_as(output).to(output.dtype)
+
+    def share_with(self, siblings: Siblings | None, place: int = 0) -> None:
+        """Compute with layers of the same input from now on; None for alone."""
+        self._siblings, self._place = siblings, place
+        if siblings is not None:
+            self.weights = siblings.weights[place]
+
+
+def _fresh(layer: nn.Module, weights: RoutedWeights, output: torch.Tensor) -> torch.Tensor | None:
+    """Return the output as (T, D) if nothing else holds it, else None.
+
+    The update is added into it rather than allocated: no other hook has seen it.
+    """
+    if (
+        len(layer._forward_hooks) == 1
+        and not torch.is_grad_enabled()
+        and output.dtype == weights.write.dtype
+    ):
+        return output.view(-1, output.shape[-1])
+    return None
+
 
 def updates_of(model: nn.Module) -> list[RoutedUpdate]:
     """Return the hooks on a model's layers."""
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
     return [hook for hook in hooks if isinstance(hook, RoutedUpdate)]
+
+
+def share(updates: Sequence[RoutedUpdate]) -> None:
+    """Let layers that usually read the same tensor compute together, if their weights allow it."""
+    for update in updates:
+        update.share_with(None)
+    updates = [update for update in updates if update.weights is not None]
+    siblings = Siblings.of([update.weights for update in updates])
+    for place, update in enumerate(updates):
+        update.share_with(siblings, place)
 
 
 @contextmanager

@@ -67,6 +67,7 @@ class RoutedWeights:
         stacked: M_e.
         rank: Rank common to the experts, for ``factors``; 0 for ``outputs``.
         directions: (N, K) float32; None if the router has none, or if `read` holds them.
+            Siblings hold them apart, see `gks_eval.method.siblings`.
         experts: E.
         present: (E,) float32, 1 for experts that update the layer and 0 for the others; None if
             the general part is not subtracted once, or is subtracted from all experts.
@@ -130,6 +131,10 @@ def to_device(weights: RoutedWeights, device: torch.device) -> RoutedWeights:
 
 def suited(weights: RoutedWeights) -> RoutedWeights:
     """Return the weights with directions split if their device supports it, else whole."""
+    directions = weights.directions
+    if directions is not None and directions.dtype == weights.read.dtype:
+        # They were separate only to be a view, see `gks_eval.method.siblings`.
+        return replace(weights, read=torch.cat([weights.read, directions]), directions=None)
     read, rows = weights.read, weights.write.shape[0]
     wide = accumulates_wide(read.device, read.dtype)
     if wide and weights.directions is not None:

@@ -16,8 +16,9 @@ from gks_eval.library.fit import check_fit, routable_layers
 from gks_eval.library.load import Library
 from gks_eval.library.starts import Starts, StartsTally
 from gks_eval.method.build import build
-from gks_eval.method.hook import Observer, RoutedUpdate, updates_of
+from gks_eval.method.hook import Observer, RoutedUpdate, share, updates_of
 from gks_eval.method.setting import Setting, as_setting
+from gks_eval.method.siblings import same_input
 from gks_eval.model.prompts import Prompts
 from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout
 from gks_eval.util.process_group import ProcessGroup
@@ -82,6 +83,8 @@ class Attachment:
                 prepared=None if vectors is None else vectors.at(experts, name),
                 tied=self.library.tied_layers(name, setting),
             )
+        for names in same_input(self.layers):
+            share([self.layers[name] for name in names])
         self.setting = setting
         self._follow_prompts(setting.by_context)
         self.starts = None if tally is None else tally.result()

@@ -133,7 +133,7 @@ class LayerTopK(ABC):
         return top_k_choice(self.scores(tokens), self.top_k, self.temperature, self.dead)
 
     def chosen(self, scores_TE: torch.Tensor) -> torch.Tensor:
-        """Return (T, E)."""
+        """Return (T, E), or (T, L, E) for scores of that shape."""
         return top_k_softmax(scores_TE, self.top_k, self.temperature, self.dead)
 
     def coefficients(self, tokens: Tokens) -> torch.Tensor:
@@ -161,20 +161,30 @@ def top_k_softmax(
     experts = scores_TE.shape[-1]
     if top_k == ALL or top_k >= experts:
         return _shares(scores_TE.float(), temperature)
-    return top_k_choice(scores_TE, top_k, temperature, dead).dense(experts)
+    # Not by way of `Choice`, whose creation takes as long as an operator.
+    experts_Tk, share_Tk = _top_k(scores_TE.float(), top_k, temperature, dead)
+    return scores_TE.new_zeros(scores_TE.shape, dtype=torch.float32).scatter_(
+        -1, experts_Tk, share_Tk
+    )
 
 
 def top_k_choice(
     scores_TE: torch.Tensor, top_k: int, temperature: float, dead: torch.Tensor | None
 ) -> Choice:
     """Return the same, for a `top_k` of 1 to E."""
-    scores_TE = scores_TE.float()
+    return Choice(*_top_k(scores_TE.float(), top_k, temperature, dead))
+
+
+def _top_k(
+    scores_TE: torch.Tensor, top_k: int, temperature: float, dead: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each token's experts and their coefficients, (T, k)."""
     if dead is None:
         score_Tk, chosen_Tk = scores_TE.topk(top_k, dim=-1)
     else:
         chosen_Tk = scores_TE.masked_fill(dead, -math.inf).topk(top_k, dim=-1).indices
         score_Tk = scores_TE.gather(-1, chosen_Tk)
-    return Choice(chosen_Tk, _shares(score_Tk, temperature))
+    return chosen_Tk, _shares(score_Tk, temperature)
 
 
 def _shares(scores_TE: torch.Tensor, temperature: float) -> torch.Tensor:
