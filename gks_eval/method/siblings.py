@@ -28,6 +28,8 @@ from gks_eval.method.declaration import Tokens
 from gks_eval.method.mixing.dense import mixed_densely
 from gks_eval.method.mixing.plan import plan_of
 from gks_eval.method.mixing.products import wide_product
+from gks_eval.method.routers.arrow import LayerArrow
+from gks_eval.method.routers.standardised import LayerStandardised
 from gks_eval.method.routers.top_k import LayerTopK
 from gks_eval.method.weights import RoutedWeights
 
@@ -195,13 +197,12 @@ def _directions(weights: RoutedWeights) -> torch.Tensor:
 
 
 def _can_share(weights: RoutedWeights) -> bool:
-    """Return whether scores are an elementwise function of the products with E directions."""
-    router = weights.router
+    """Return whether scores are an elementwise function of the products with E directions.
+
+    A subclass may compute them otherwise.
+    """
     return (
-        isinstance(router, LayerTopK)
-        and type(router).coefficients is LayerTopK.coefficients
-        and type(router).chosen is LayerTopK.chosen
-        and router.scales_products
+        type(weights.router) in (LayerArrow, LayerStandardised)
         and not weights.by_context
         and weights.read.device.type == "cpu"
         and weights.read.dtype != torch.float64

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gks_eval.method.build import build
+from gks_eval.method.declaration import Tokens
 from gks_eval.method.hook import RoutedUpdate, share
 from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.reference import reference_update
+from gks_eval.method.routers.arrow import LayerArrow
 from gks_eval.method.setting import Setting
 from gks_eval.method.siblings import Siblings, same_input
 from gks_eval.method.weights import to_device
@@ -334,5 +337,13 @@ def test_which_layers_are_siblings() -> None:
     assert Siblings.of(weights[:1]) is None
     wide = Attention(dtype=torch.float64, shared=False)
     assert Siblings.of([update.weights for update in wide.updates]) is None
+
+    class Centred(LayerArrow):
+        def scores(self, tokens: Tokens) -> torch.Tensor:
+            return tokens.scores - tokens.scores.mean(1, keepdim=True)
+
+    plain = [update.weights for update in Attention(shared=False).updates]
+    foreign = [replace(one, router=Centred(2, 1.0, None)) for one in plain if one is not None]
+    assert Siblings.of(foreign) is None
     other = Attention("arrow;combine=outputs;top_k=3", shared=False).updates[1].weights
     assert Siblings.of([Attention(shared=False).updates[0].weights, other]) is None
