@@ -179,10 +179,12 @@ def _top_k(
     scores_TE: torch.Tensor, top_k: int, temperature: float, dead: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each token's experts and their coefficients, (T, k)."""
+    # Nothing needs the chosen experts in order.
     if dead is None:
-        score_Tk, chosen_Tk = scores_TE.topk(top_k, dim=-1)
+        score_Tk, chosen_Tk = scores_TE.topk(top_k, dim=-1, sorted=False)
     else:
-        chosen_Tk = scores_TE.masked_fill(dead, -math.inf).topk(top_k, dim=-1).indices
+        alive_TE = scores_TE.masked_fill(dead, -math.inf)
+        chosen_Tk = alive_TE.topk(top_k, dim=-1, sorted=False).indices
         score_Tk = scores_TE.gather(-1, chosen_Tk)
     return chosen_Tk, _shares(score_Tk, temperature)
 
