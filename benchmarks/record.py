@@ -145,7 +145,8 @@ class ModelForward(FrozenModel):
         batch: Rows.
         tokens: Tokens per row.
         cached: Tokens whose keys and values are cached.
-        seconds: Of ``base`` and ``routed``, and ``peft`` where it runs.
+        seconds: Of ``base`` and ``routed``; in the rows `model` also of ``peft``, and of ``hooks``
+            and ``products``, see `benchmarks.floor`.
         routed_over_base: Cost of our routing.
     """
 

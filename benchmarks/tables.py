@@ -25,6 +25,7 @@ from benchmarks.record import (
     Startup,
     Timing,
 )
+from benchmarks.timing import ratio
 
 __all__ = ["TableSection", "heading", "rendered", "sections"]
 
@@ -181,7 +182,7 @@ def _router(rows: Sequence[RouterRow]) -> TableSection:
 
 
 def _model(rows: Sequence[ModelRow]) -> TableSection:
-    table = _table("model|forward|base|ours|PEFT|ours/base|PEFT/base", words=2)
+    table = _table("model|forward|base|ours|PEFT|ours/base|PEFT/base|hooks|products", words=2)
     for row in rows:
         shape = f"{row.phase} {row.batch}x{row.tokens}"
         table.add_row(
@@ -190,12 +191,21 @@ def _model(rows: Sequence[ModelRow]) -> TableSection:
             *(_milliseconds(row.seconds[who]) for who in ("base", "routed", "peft")),
             f"{row.routed_over_base.median_of_rounds:.3f}",
             f"{row.peft_over_base.median_of_rounds:.3f}",
+            *(_over_base(row, who) for who in ("hooks", "products")),
         )
     return TableSection(
         "Model: one forward without head; milliseconds, median (range)",
         table,
-        "Ratios: median of the rounds' ratios.",
+        "Ratios: median of the rounds' ratios. hooks, products: ratios of hooks that do nothing,\n"
+        "and of hooks with a layer's two products only.",
     )
+
+
+def _over_base(row: ModelRow, who: str) -> str:
+    timing = row.seconds.get(who)
+    if timing is None:
+        return "-"
+    return f"{ratio(timing, row.seconds['base']).median_of_rounds:.3f}"
 
 
 def _evaluation(found: Evaluation) -> TableSection:

@@ -1,4 +1,7 @@
-"""Row `model`: a whole transformer's forward without its head, for the base, ours and PEFT's."""
+"""Row `model`: a whole transformer's forward without its head, for the base, ours and PEFT's.
+
+Two more contestants show the least that our hooks can cost, see `benchmarks.floor`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.floor import floor_transformers
 from benchmarks.peers import peft_arrow, peft_setting, twin
 from benchmarks.random_library import write_random_library
 from benchmarks.record import ModelForward, ModelRow, Phase
@@ -126,7 +130,7 @@ def model_rows(
     report: Callable[[str], None],
 ) -> list[ModelRow]:
     """Measure prefill in every shape, and decoding of one token."""
-    transformers = three_transformers(model, library)
+    transformers = three_transformers(model, library) | floor_transformers(model, library)
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.vocab_size
     rows = []

@@ -11,6 +11,7 @@ from lm_eval.api.instance import Instance
 
 from benchmarks.evaluation import Scorers, TokenCounter, evaluate_collection, open_scorers
 from benchmarks.evaluation_items import Items
+from benchmarks.floor import floor_transformers
 from benchmarks.growth import random_requests
 from benchmarks.sizes import QUICK
 from benchmarks.subject import Subject, open_subject
@@ -111,6 +112,16 @@ def test_the_three_transformers_of_the_model_row(subject: Subject) -> None:
     assert off.any(dim=1).sum() <= 1
     weights = [next(one.parameters()).data_ptr() for one in transformers.values()]
     assert len(set(weights)) == 1, "the contestants share the base's weights"
+
+
+@torch.no_grad()
+def test_the_floor_of_the_model_row(subject: Subject) -> None:
+    floor = floor_transformers(subject.model, subject.library)
+    ids = torch.randint(257, (2, 12))
+    hidden = {who: one(input_ids=ids)[0] for who, one in floor.items()}
+    base = subject.model.model(input_ids=ids)[0]
+    assert torch.equal(hidden["hooks"], base)
+    assert float((hidden["products"] - base).abs().max()) > 0.05
 
 
 def test_predictions_are_the_first_of_the_largest() -> None:
