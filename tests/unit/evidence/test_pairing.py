@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gks_eval.evidence.measure import Changes, measure_task
+from gks_eval.evidence.measure import Changes, measure_group, measure_task
 from gks_eval.evidence.pairing import comparability_faults, pair_items
 from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.samples import Item, read_samples
@@ -130,3 +130,12 @@ def test_runs_without_a_common_item_are_found(golden):
     task = one_run(str(golden / "llama-0")).tasks["ev_maths"]
     pairing = pair_items(_items(["a"]), _items(["b"]))
     assert comparability_faults(task, task, pairing) == ["no item in common"]
+
+
+def test_a_group_is_binary_only_if_all_its_tasks_are():
+    items = _items(["a", "b", "c", "d"])
+    pairing, values = pair_items(items, items), np.array([1.0, 0.0, -1.0, 1.0])
+    tasks = {name: Changes(values, name == "x", pairing, values) for name in ("x", "y")}
+    assert measure_group({"x": tasks["x"]}, weighted=False).binary
+    assert not measure_group(tasks, weighted=False).binary
+    assert not measure_group({"y": tasks["y"], "x": tasks["x"]}, weighted=False).binary

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import coefficients, top_direction
 
-from gks_eval.method.declaration import Tokens
+from gks_eval.method.declaration import Layer, Tokens
 from gks_eval.method.lora import LoraPair, stack
-from gks_eval.method.registry import RULES
-from gks_eval.method.routers.arrow import LayerArrow
+from gks_eval.method.registry import ROUTERS, RULES
+from gks_eval.method.routers.arrow import ArrowParameters, LayerArrow
 from gks_eval.method.routers.prototypes import prototype, prototypes
+from gks_eval.method.routers.random import Seeded
+from gks_eval.method.routers.top_k import top_k_softmax
 
 
 def arrow_coefficients(
@@ -209,3 +211,31 @@ def test_inputs_are_not_written_to() -> None:
     before = scores.clone()
     arrow_coefficients(scores, 2, 1.0, torch.tensor([True, False, False]))
     assert torch.equal(scores, before)
+
+
+@pytest.mark.parametrize(("scale", "power"), [("none", 0), ("singular", 1), ("squared", 2)])
+def test_scaled_prototypes_are_those_of_the_full_update(scale: str, power: int) -> None:
+    pairs = [random_pair(seed=n, scaling=1.0 + n) for n in range(4)]
+    prepared = ROUTERS.get("arrow")(Layer("", pairs), ArrowParameters(proto_scale=scale))
+    assert prepared.directions is not None
+    for pair, row in zip(pairs, prepared.directions.double(), strict=True):
+        _, singular, right = torch.linalg.svd(dense(pair))
+        torch.testing.assert_close(row.norm(), singular[0] ** power, rtol=1e-5, atol=0)
+        torch.testing.assert_close((row @ right[0]).abs(), row.norm(), rtol=1e-5, atol=0)
+    drawn = ROUTERS.get("random")(Layer("", pairs), Seeded(proto_scale=scale)).directions
+    assert drawn is not None
+    torch.testing.assert_close(drawn.norm(dim=1), prepared.directions.norm(dim=1))
+
+
+@pytest.mark.parametrize("given", [0.0, -0.0, -3.0])
+def test_a_temperature_of_0_is_the_root_of_the_width(given: float) -> None:
+    parameters = ArrowParameters(temperature=given, top_k=-1)
+    choose = LayerArrow.at(torch.eye(16)[:3], parameters).choose
+    scores = torch.tensor([[8.0, -4.0, 0.0]])
+    found = choose.coefficients(Tokens(scores, scores, scores))
+    torch.testing.assert_close(found, torch.softmax(torch.tensor([[2.0, 1.0, 0.0]]), dim=1))
+
+
+def test_the_default_temperature_is_1() -> None:
+    scores = torch.tensor([[3.0, 2.0, -1.0]])
+    torch.testing.assert_close(top_k_softmax(scores, -1), torch.softmax(scores, dim=1))

@@ -125,6 +125,10 @@ def many(
     return build(pairs, [], setting, dtype=torch.float32), pairs, setting
 
 
+def rates_here() -> Rates:
+    return SPARSE if chosen.has_sparse_products(torch.device("cpu"), torch.float32) else GATHERED
+
+
 def test_many_experts_are_not_all_read() -> None:
     few, _, _ = many(4, 64)
     lots, _, _ = many(600, 64)
@@ -135,6 +139,9 @@ def test_many_experts_are_not_all_read() -> None:
     assert plan_of(512, every) == "all"
     assert plan_of(512, by_norm) == "write chosen"
     assert plan_of(0, lots) == "all"
+    for tokens in range(1, 200, 7):
+        naive = costs(Size(tokens, 1200, 2 * 3, 64, WIDTH_OUT), rates_here())
+        assert plan_of(tokens, lots) == min(naive, key=lambda plan: naive[plan])
     assert {plan_of(t, one) for t in (1, 16) for one in (few, lots)} <= {*get_args(Plan)}
 
 

@@ -329,3 +329,9 @@ def test_every_setting_has_a_family(text: str, family: str) -> None:
 def test_a_setting_needs_what_its_methods_need() -> None:
     assert needs_of(Setting.parse("gks:avg;rule=delta")[0]) == ""
     assert needs_of(Setting.parse("phatgoose:en")[0]) == ROUTERS.get("phatgoose").needs != ""
+
+
+@pytest.mark.parametrize("given", ["-0.0", "-2", "0"])
+def test_all_temperatures_of_the_root_of_the_width_are_one_setting(given: str) -> None:
+    setting, _ = Setting.parse(f"arrow;temperature={given}")
+    assert setting.digest() == Setting.parse("arrow;temperature=0.0")[0].digest()
