@@ -134,6 +134,11 @@ def prepared_vectors(library: Experts, router: str) -> PreparedVectors:
             f"{command}."
         )
     found = read_vectors(folder)
+    if (other := found.record.get("router", router)) != router:
+        raise LibraryError(
+            f"{folder} holds the vectors of router={other!s:.80}; make those of {router} with "
+            f"{command}."
+        )
     if found.record.get("tied", []) != tied_gates(library.tied, router):
         raise LibraryError(
             f"{folder} was made with other tied layers than those of library {library.name}; make "
@@ -213,7 +218,10 @@ def _places(library: Experts, router: str) -> tuple[Path, Path]:
 @lru_cache(maxsize=4)
 def _load(file: Path, _stamp: tuple[int, int, int]) -> tuple[dict[str, torch.Tensor], str]:
     raw = file.read_bytes()  # not mapped, so that it can be replaced on Windows
-    tensors = {name: vector.float() for name, vector in load(raw).items()}
+    held = load(raw)
+    if not all(vector.is_floating_point() for vector in held.values()):
+        raise SafetensorError("it holds numbers that are not floats")
+    tensors = {name: vector.float() for name, vector in held.items()}
     if not all(vector.isfinite().all() for vector in tensors.values()):
         raise SafetensorError("it holds numbers that are not finite")
     return tensors, hashlib.sha256(raw).hexdigest()

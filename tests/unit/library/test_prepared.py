@@ -79,6 +79,13 @@ def test_vectors_of_another_adapter_are_refused(
     refused(folder, "another adapter", "'beta'", COMMAND.format(folder))
 
 
+def test_vectors_of_another_router_are_refused(folder: Path) -> None:
+    save_random_vectors(folder, "mean_activation")
+    edit_json(folder / "prepared/mean_activation/prepared.json", router="mean_activation")
+    (folder / "prepared/mean_activation").rename(folder / "prepared/phatgoose")
+    refused(folder, "router=mean_activation", COMMAND.format(folder))
+
+
 def test_another_file_than_the_record_describes_is_refused(folder: Path) -> None:
     save_random_vectors(folder, "phatgoose")
     file = folder / "prepared/phatgoose/vectors.safetensors"
@@ -113,7 +120,8 @@ def test_an_export_keeps_the_vectors_and_the_function(
 
 
 @pytest.mark.parametrize(
-    "fault", ["no record", "no vectors", "torn", "nan", "no expert", "short", "list"]
+    "fault",
+    ["no record", "no vectors", "torn", "nan", "ints", "complex", "no expert", "short", "list"],
 )
 def test_faults_are_sentences(fault: str, folder: Path) -> None:
     save_random_vectors(folder, "phatgoose")
@@ -130,6 +138,10 @@ def test_faults_are_sentences(fault: str, folder: Path) -> None:
         file.write_bytes(file.read_bytes()[:-10])
     elif fault == "nan":
         write_vectors(place, {n: v * torch.nan for n, v in tensors.items()}, {"experts": experts})
+    elif fault == "ints":
+        write_vectors(place, {n: v.int() for n, v in tensors.items()}, {"experts": experts})
+    elif fault == "complex":
+        write_vectors(place, {n: v + 1j for n, v in tensors.items()}, {"experts": experts})
     elif fault == "list":
         edit_json(place / "prepared.json", experts={"alpha": "made"})
     elif fault == "no expert":
