@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import edit_json, save_library
+from common import edit_json, save_library, save_random_vectors
 from evidence_factory import write_run
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +24,7 @@ from gks_eval.errors import GksError
 
 Spoil = Callable[[Path], Any]
 WEIGHTS = "library/experts/beta/adapter_model.safetensors"
+PREPARED = "library/prepared/phatgoose/vectors.safetensors"
 CONFIG = "library/experts/beta/adapter_config.json"
 
 
@@ -72,6 +73,10 @@ def tensors(change: Callable[[dict[str, Any]], Any]) -> Spoil:
         save_file({k: v.contiguous() for k, v in held.items()}, folder / WEIGHTS)
 
     return spoil
+
+
+def prepared(folder: Path) -> None:
+    save_random_vectors(folder / "library", "phatgoose")
 
 
 def first_entry(value: float) -> Spoil:

@@ -45,10 +45,11 @@ def _prepare(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps (phatgoose).")] = 100,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per step (phatgoose).")] = 4,
     learning_rate: Annotated[
-        float, typer.Option(min=0.0, help="Constant learning rate (phatgoose).")
+        float, typer.Option(min=0.0, max=1e4, help="Constant learning rate (phatgoose).")
     ] = 1e-3,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the order of the rows (phatgoose).")
+        int,
+        typer.Option(min=0, max=2**31 - 1, help="Seed of the order of the rows (phatgoose)."),
     ] = 0,
     dtype: Annotated[
         str | None,

@@ -108,5 +108,6 @@ def find_recipe(recipe: str) -> Path:
     if recipe in names:
         return adapters_dir() / recipe / RECIPE
     raise UsageError(
-        f"{recipe} is not a recipe; give a recipe.yaml or a bundled one: {', '.join(names)}."
+        f"{recipe or repr(recipe)} is not a recipe; give a recipe.yaml or a bundled one: "
+        f"{', '.join(names)}."
     )

@@ -47,6 +47,7 @@ def _check(
     cells: Sequence[Cell], base: ResolvedBase, grid: Grid
 ) -> tuple[list[Cell], list[Library | None]]:
     """Load the libraries, and return each setting, checked by its library, and the library."""
+    _check_others(cells)
     libraries: dict[str, Library] = {}
     checked: list[Cell] = []
     chosen: list[Library | None] = []
@@ -71,6 +72,24 @@ def _check(
             )
         chosen.append(libraries[name])
     return checked, chosen
+
+
+def _check_others(cells: Sequence[Cell]) -> None:
+    """Check the arguments of settings that are the model's, before any setting runs.
+
+    Raises:
+        UsageError: A value cannot be used.
+    """
+    from gks_eval.model.lm import GksArrowLM
+
+    for cell in cells:
+        try:
+            if "scoring" in cell.others:
+                GksArrowLM.checked_scoring(cell.others["scoring"])
+            if "batch_size" in cell.others:
+                GksArrowLM.checked_batch_size(cell.others["batch_size"])
+        except UsageError as error:
+            raise UsageError(f"setting {cell.label}: {error}") from None
 
 
 def make_lm(

@@ -66,12 +66,7 @@ class PackedLM(ProgressLM):
         Raises:
             UsageError: The scorer is unknown.
         """
-        chosen = str(scoring or self.SCORINGS[0])
-        if chosen not in self.SCORINGS:
-            raise UsageError(
-                f"scoring={scoring} is unknown; {did_you_mean(chosen, self.SCORINGS)}."
-            )
-        self.scoring = chosen
+        self.scoring = self.checked_scoring(scoring)
         self._unpackable: str | None = None
         self._known: dict[str, list[int]] = {}
         self.counts = PackedCounts()
@@ -83,15 +78,36 @@ class PackedLM(ProgressLM):
         Raises:
             UsageError: It is neither a number above 0 nor ``auto``.
         """
-        word, _, schedule = str(batch_size).partition(":")
-        if word == "auto" and (schedule or "1").isdecimal():
-            self.batch_size_per_gpu = word
-            self.batch_schedule = float(schedule or 1)
-        elif word.isdecimal() and int(word) > 0 and not schedule:
-            self.batch_size_per_gpu = int(word)
-        else:
-            raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
+        self.batch_size_per_gpu, schedule = self.checked_batch_size(batch_size)
+        if schedule is not None:
+            self.batch_schedule = schedule
         self._batch_size_chosen = True
+
+    @classmethod
+    def checked_scoring(cls, scoring: str | None) -> str:
+        """Return the name of a scorer; None gives the default.
+
+        Raises:
+            UsageError: The scorer is unknown.
+        """
+        chosen = str(scoring or cls.SCORINGS[0])
+        if chosen not in cls.SCORINGS:
+            raise UsageError(f"scoring={scoring} is unknown; {did_you_mean(chosen, cls.SCORINGS)}.")
+        return chosen
+
+    @staticmethod
+    def checked_batch_size(batch_size: int | str) -> tuple[int | str, float | None]:
+        """Return a batch size, and for ``auto`` its schedule.
+
+        Raises:
+            UsageError: It is neither a number above 0 nor ``auto``.
+        """
+        word, _, schedule = str(batch_size).partition(":")
+        if word == "auto" and _is_number(schedule or "1"):
+            return word, float(schedule or 1)
+        if _is_number(word) and int(word) > 0 and not schedule:
+            return int(word), None
+        raise UsageError(f"batch_size={batch_size} is neither a number above 0 nor auto.")
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continue texts, as HFLM does; on a CPU in batches, unless ``batch_size`` is a number.
@@ -285,3 +301,7 @@ class PackedLM(ProgressLM):
         if isinstance(self.cache_hook, CountingHook):
             self.cache_hook.log_probs = log_probs
         return log_probs
+
+
+def _is_number(word: str) -> bool:
+    return word.isdecimal() and len(word) < 10

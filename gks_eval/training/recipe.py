@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -65,7 +64,7 @@ class AdapterShape(FrozenModel):
     """
 
     rank: PositiveInt = 4
-    alpha: PositiveFloat = 16.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     targets: Annotated[list[Text], Field(min_length=1)]
     init: Literal["default", "loftq", "paper"] = "default"
@@ -89,8 +88,8 @@ class Schedule(FrozenModel):
         checkpoint_steps: Optimiser steps between two checkpoints.
     """
 
-    epochs: PositiveFloat = 1.0
-    learning_rate: PositiveFloat = 1e-4
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    learning_rate: Annotated[float, Field(gt=0, le=1e4)] = 1e-4
     batch_size: PositiveInt = 1
     accumulation: PositiveInt = 16
     decay: Literal["cosine", "linear", "constant"] = "cosine"

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from bad_input import (
     CONFIG,
+    PREPARED,
     WEIGHTS,
     Case,
     aliases,
@@ -28,6 +29,7 @@ from bad_input import (
     both,
     config,
     cut_short,
+    edit_json,
     faulty_piqa,
     first_entry,
     header_length,
@@ -35,6 +37,7 @@ from bad_input import (
     manifest,
     narrower,
     pickled,
+    prepared,
     recipe,
     runs,
     tensors,
@@ -103,6 +106,16 @@ LIBRARIES = {
         HubError, ["org/lib is not in the local cache", "local folder"]),
     "other weights than their hash": (GRID + "arrow", LibraryError, ["experts/beta", "SHA-256"],
         manifest(hashes={"experts/beta": "0" * 64})),
+    "one tied layer": (GRID + "arrow", ConfigError, ["tied_prototypes.0.layers", "at least 2"],
+        manifest(tied_prototypes=[{"layers": ["o_proj"]}])),
+    "tied layers that are not there": (GRID + "arrow", LibraryError,
+        ["tied_prototypes a, b", "update no two such layers"],
+        manifest(tied_prototypes=[{"layers": ["a", "b"]}])),
+    "tied layers of unequal shape": (GRID + "arrow", LibraryError,
+        ["(64, 64)", "(192, 64)", "tie other layers"],
+        manifest(tied_prototypes=[{"layers": ["o_proj", "qkv_proj"], "op": "sum"}])),
+    "layers tied twice": (GRID + "arrow", LibraryError, ["in two groups; name it in one"],
+        manifest(tied_prototypes=[{"layers": ["o_proj", "qkv_proj"]}] * 2)),
     "library show": ("library show nowhere", LibraryError, ["library 'nowhere'", "known: "]),
     "routes": ("routes --library nowhere --task gks_demo_goals_en", LibraryError,
         ["library 'nowhere'", "known: "]),
@@ -198,6 +211,27 @@ ARGUMENTS = {
     "no embedded base": (GRID + "arrow --pretrained embedded:smollm3", UsageError,
         ["'smollm3'", "smollm2-135m-instruct"]),
     "an argument twice": (GRID + "arrow;top_k=2;top_k=3", UsageError, ["top_k is given twice"]),
+    "a batch size of one setting": (GRID + "base,arrow;batch_size=0", UsageError,
+        ["setting arrow;batch_size=0", "above 0"]),
+    "an endless batch size": (GRID + "arrow;batch_size=" + "9" * 4400, UsageError, ["above 0"]),
+    "the scoring of one setting": (GRID + "base,arrow;scoring=pakced", UsageError,
+        ["setting arrow;scoring=pakced", "'packed'"]),
+    "no tasks": (GRID.replace("gks_demo_goals_en", ",") + "base", UsageError,
+        ["--tasks names nothing"]),
+    "an unknown level": (GRID + "arrow;level=word", UsageError, ["level=word", "token, sequence"]),
+    "density above 1": (GRID + "merge:ties;density=2", UsageError, ["density=2", "at most 1"]),
+    "an unknown inner merge": (GRID + "merge:knots;inner=x", UsageError, ["inner=x", "ties"]),
+    "rank 0 of a merge": (GRID + "merge:svd;rank=0", UsageError, ["rank=0", "at least 1"]),
+    "an unknown stand-in": (GRID + "gks:avg;general=rotted", UsageError,
+        ["general=rotted", "rotated"]),
+    "an unknown expert as stand-in": (GRID + "gks:avg;general=expert:x", UsageError,
+        ["general=expert:x", "no such expert"]),
+    "a seed below 0": (GRID + "gks:avg;general=random;seed=-1", UsageError, ["seed=-1"]),
+    "an infinite scale": (GRID + "gks:avg;scale=inf", UsageError, ["scale=inf", "a number"]),
+    "no target language": (GRID + "gks:avg;rule=cross_lingual", UsageError, ["target=de"]),
+    "a joint rule that subtracts": (GRID + "gks:en;rule=pico", UsageError, ["subtract=none"]),
+    "a short name out of the folder": (GRID + "../x=arrow", UsageError, ["'../x' cannot be"]),
+    "a short name of Windows": (GRID + "con=arrow", UsageError, ["'con' cannot be"]),
     "a setting twice": (GRID + "arrow,arrow", UsageError, ["arrow"]),
     "no such command": ("gird", UsageError, ["No such command 'gird'", "gks-eval --help"]),
     "a missing option": ("grid --settings base", UsageError, ["'--tasks'", "gks-eval grid --help"]),
@@ -209,6 +243,67 @@ ARGUMENTS = {
     "an item twice": (ITEMS + '{"a":[3,3]}', UsageError, ["--samples: a", "distinct"]),
     "output cannot be made": (GRID.replace("out ", "recipe.txt/out ") + "base", ResourceError,
         ["recipe.txt"], text("recipe.txt", "a file")),
+}  # fmt: skip
+
+VECTORS = {
+    "not prepared": (LibraryError, ["no prepared vectors for router=phatgoose", "make them with"],
+        lambda f: shutil.rmtree(f / "library/prepared")),
+    "cut short": (LibraryError, ["vectors.safetensors cannot be read", "prepare` again"],
+        cut_short("library/prepared/phatgoose/*.safetensors")),
+    "a folder": (LibraryError, ["vectors.safetensors cannot be read", "Is a directory"],
+        lambda f: ((f / PREPARED).unlink(), (f / PREPARED).mkdir())),
+    "a link to itself": (LibraryError, ["vectors.safetensors cannot be read", "symbolic links"],
+        lambda f: ((f / PREPARED).unlink(), (f / PREPARED).symlink_to("vectors.safetensors"))),
+    "no record": (LibraryError, ["no prepared vectors for router=phatgoose"],
+        lambda f: (f / PREPARED).with_name("prepared.json").unlink()),
+    "half a record": (LibraryError, ["prepared.json is broken or only half", "prepare` again"],
+        cut_short("library/prepared/phatgoose/*.json")),
+    "another router's": (LibraryError, ["holds the vectors of router=mean_activation"],
+        lambda f: edit_json((f / PREPARED).with_name("prepared.json"), router="mean_activation")),
+    "another file than recorded": (LibraryError, ["is not the file that prepared.json"],
+        lambda f: edit_json((f / PREPARED).with_name("prepared.json"), sha256="0" * 64)),
+}  # fmt: skip
+
+PREPARE = "prepare library --router phatgoose"
+ROWS = "".join(f" --data {name}=rows.jsonl" for name in ("alpha", "beta", "gamma"))
+RECORDS = {
+    "half a record of a setting": (GRID + "base", ResultsError,
+        ["cell.json is broken or only half", "delete out/base to run it again"],
+        text("out/base/cell.json", '{"request": ')),
+    "a record of another form": (GRID + "base", ResultsError,
+        ["cell.json is no record of a finished cell: request.tasks", "delete out/base"],
+        text("out/base/cell.json", '{"label": "base", "request": {"setting": {}, "arguments": {},'
+             '"library": null, "base": {}, "model_arguments": {}, "tasks": 7, "evaluation": {}}}')),
+    "a folder without a record": (GRID + "base", ResultsError, ["holds no finished cell", "move"],
+        text("out/base/notes.txt", "x")),
+    "a broken overlap in a report": ("report old new", ResultsError, ["overlap.json", "n: "],
+        both(runs(), text("old/overlap.json", '{"schema": "gks_eval.overlap/1", "library": "l",'
+                          '"n": 0, "tasks": {}}'))),
+    "controls of another version in a report": ("report old new", ResultsError,
+        ["controls.json is no file of controls: schema", "delete it"],
+        both(runs(), text("old/controls.json", '{"schema": "gks_eval.controls/9"}'))),
+    "half the looks of a gate in a report": ("report old new", ResultsError,
+        ["looks.json is broken or only half written"], both(runs(), text("old/looks.json", "{"))),
+    "a setting's profile in a report": ("report old new", ResultsError,
+        ["profile.json is no profile of a setting: seconds"],
+        both(runs(), text("old/profile.json", '{"seconds": -1}'))),
+    "a gate of no tasks": (
+        "gate --run arrow --library library --baseline old --output out --tasks ,", 2,
+        ["could not judge: --tasks names nothing"], runs()),
+    "a baseline's results are a folder": (
+        "cite library/results_1.json", ResultsError, ["results_1.json", "holds no results_"],
+        lambda f: (f / "library/results_1.json").mkdir()),
+    "prepare for a router that needs nothing": ("prepare library --router arrow" + ROWS,
+        UsageError, ["--router arrow prepares nothing", "known: mean_activation, phatgoose"],
+        text("rows.jsonl", '{"source": "a", "target": "b"}\n')),
+    "prepare without data": (PREPARE, UsageError, ["no recipe.yaml", "--data"]),
+    "prepare for some experts": (PREPARE + ROWS, UsageError, ["no rows for delta"],
+        text("rows.jsonl", '{"source": "a", "target": "b"}\n')),
+    "prepare from a folder": (PREPARE + ROWS + " --data delta=library", DataError,
+        ["library cannot be read: Is a directory"],
+        text("rows.jsonl", '{"source": "a", "target": "b"}\n')),
+    "prepare at a huge rate": (PREPARE + " --learning-rate 1e38", UsageError, ["10000"]),
+    "prepare with a huge seed": (PREPARE + " --seed 99999999999", UsageError, ["2147483647"]),
 }  # fmt: skip
 
 EXPORT = "export library --output new --setting "
@@ -328,9 +423,14 @@ POLICIES = {
 
 def _cases() -> dict[str, Case]:
     adapters = {name: (GRID + "gks:avg", *row) for name, row in ADAPTERS.items()}
+    vectors = {
+        name: (GRID + "phatgoose", error, parts, both(prepared, spoil))
+        for name, (error, parts, spoil) in VECTORS.items()
+    }
     wings: dict[str, dict[str, Any]] = {
         "libraries": LIBRARIES, "adapters": adapters, "arguments": ARGUMENTS, "tasks": TASKS,
-        "exports": EXPORTS, "recipes": RECIPES, "results": RESULTS, "policies": POLICIES,
+        "vectors": vectors, "records": RECORDS, "exports": EXPORTS, "recipes": RECIPES,
+        "results": RESULTS, "policies": POLICIES,
     }  # fmt: skip
     return {
         f"{wing}: {name}": Case(wing, command, kind, tuple(parts), *spoil)
@@ -348,7 +448,7 @@ def test_the_table_is_large_and_spans_all_wings_and_errors() -> None:
     assert len(CASES) >= 100
     wings = [case.wing for case in CASES.values()]
     assert min(wings.count(wing) for wing in set(wings)) >= 5
-    assert len(set(wings)) == 8
+    assert len(set(wings)) == 10
     assert {case.exit_code for case in CASES.values()} == set(range(2, 10))
 
 
