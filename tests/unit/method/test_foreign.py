@@ -118,6 +118,7 @@ def test_a_router_gives_finite_coefficients_of_the_declared_sum(
         (lambda: Prepared(Given), "no instance of a dataclass"),  # type: ignore[arg-type]
         (lambda: Prepared(Given(torch.ones), torch.ones(3, 5)), r"shape \(3, 5\), not \(N, 16\)"),
         (lambda: Prepared(Given(torch.ones), torch.full((3, 16), torch.inf)), "not finite"),
+        (lambda: Prepared(Given(torch.ones), torch.eye(3, 16) / torch.eye(3, 16)), "not finite"),
         (lambda: exit(3), "failed .SystemExit: 3.,"),
     ],
 )
@@ -253,3 +254,27 @@ def test_adapters_that_overflow_are_a_sentence() -> None:
     setting = Setting(subtract=("x",), scale=1e300)
     with pytest.raises(CompatibilityError, match="too large; give the setting smaller values"):
         build(EXPERTS, GENERAL, setting, dtype=torch.float32, name="h.0")
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda pairs: [NARROW, *pairs[1:]], r"a pair of shape \(24, 15\), not \(24, 16\)"),
+        (lambda pairs: [NAN, *pairs[1:]], "a pair that is not finite"),
+        (lambda pairs: [None, *pairs[1:]], "returned NoneType as pair"),
+        (lambda pairs: pairs[0].A.mul_(1.0) is None or pairs, "writes to its adapters"),
+        (lambda pairs: {}["a"], "failed .KeyError"),
+    ],
+)
+def test_a_router_s_basis_gives_pairs_of_the_layer(
+    made: Callable[[Any], Any], message: str
+) -> None:
+    @router(paper="none", basis=made)
+    def faulty(layer: Layer, parameters: Parameters) -> Prepared:
+        """Faulty."""
+        return Prepared(Given(lambda count: torch.full((count, 3), 1 / 3)))
+
+    with ROUTERS.lent(faulty):
+        setting = Setting(router="faulty", subtract=(), combine="outputs")
+        with pytest.raises(CompatibilityError, match=f"router=faulty .*{message}.*layer h.0;"):
+            build(EXPERTS, [], setting, dtype=torch.float32, name="h.0")

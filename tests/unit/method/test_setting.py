@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from common import assert_sentence
 from pydantic import ValidationError
 
 from gks_eval.errors import UsageError
+from gks_eval.method.arguments import all_methods
+from gks_eval.method.declaration import Method
 from gks_eval.method.family import family_of, needs_of
+from gks_eval.method.parameters import checked
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import NOT_GIVEN, PRESETS, Setting, setting_arguments
 
@@ -335,3 +338,29 @@ def test_a_setting_needs_what_its_methods_need() -> None:
 def test_all_temperatures_of_the_root_of_the_width_are_one_setting(given: str) -> None:
     setting, _ = Setting.parse(f"arrow;temperature={given}")
     assert setting.digest() == Setting.parse("arrow;temperature=0.0")[0].digest()
+
+
+@pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.name)
+def test_no_parameter_that_is_a_number_is_nan_or_infinite(method: Method) -> None:
+    for name, field in method.parameters.fields().items():
+        if float not in (field.annotation, *get_args(field.annotation)):
+            continue
+        for value in ("nan", "inf", "-inf", "1e999", float("nan"), float("inf")):
+            with pytest.raises(UsageError, match=f"{name}={value}: needs a number"):
+                checked(method.parameters, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "defaults"),
+    [
+        ("merge:task_arithmetic", {"lambda": 0.4}),  # Ilharco et al. 2023, without tuning
+        ("merge:ties", {"density": 0.2}),  # Yadav et al. 2023
+        ("merge:knots", {"density": 0.2, "inner": "ties"}),
+        ("phatgoose", {"top_k": 2}),  # Muqeeth et al. 2024
+        ("arrow", {"top_k": 3, "temperature": 1.0}),
+        ("gks:en+de;rule=cross_lingual;target=de", {"keep": 0.5, "add": 0.5}),  # the authors' code
+    ],
+)
+def test_defaults_are_those_of_the_papers(text: str, defaults: dict[str, Any]) -> None:
+    found = Setting.parse(text)[0].parameters
+    assert {name: found[name] for name in defaults} == defaults
