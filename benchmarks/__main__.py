@@ -29,7 +29,8 @@ def _bench(
         str,
         typer.Option(
             help="Comma-separated: layer, router, experts, model, evaluation, startup, growth; "
-            "library: 100 and 1,000 adapters on disk; full: Phi-3-mini's full size on a GPU."
+            "generation: open-ended texts; library: 100 and 1,000 adapters on disk; "
+            "full: Phi-3-mini's full size on a GPU."
         ),
     ] = "layer,router,experts,model,evaluation,startup,growth",
     json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,

@@ -13,6 +13,7 @@ from benchmarks.record import (
     Evaluation,
     ExpertsRow,
     FullModel,
+    GenerationRow,
     LayerRow,
     LibraryRow,
     ModelRow,
@@ -47,6 +48,7 @@ SET_SPEED_UP = 1.0
 FORWARD_SHARE = 0.85
 EQUAL_PREDICTIONS = 0.999
 STARTUP_SECONDS = 0.5
+GENERATION_COST = 1.0
 LIBRARY_EXPERTS = 1000
 LIBRARY_SECONDS = 60.0
 FULL_COST = {"prefill": 1.05, "decode, captured": 1.15}
@@ -60,6 +62,7 @@ def bars_of(
     model: Sequence[ModelRow] = (),
     evaluation: Sequence[Evaluation] = (),
     startup: Startup | None = None,
+    generation: Sequence[GenerationRow] = (),
     library: Sequence[LibraryRow] = (),
     full: Sequence[FullModel] = (),
 ) -> list[Bar]:
@@ -70,7 +73,7 @@ def bars_of(
     if startup is not None:
         what = "start-up: seconds more than --model hf"
         found.append(_at_most(what, startup.difference, STARTUP_SECONDS))
-    return [*found, *_library(library), *_full(full)]
+    return [*found, *_generation(generation), *_library(library), *_full(full)]
 
 
 def _at_least(what: str, measured: float, goal: float) -> Bar:
@@ -140,6 +143,14 @@ def _evaluation(found: Evaluation) -> Iterable[Bar]:
     yield _at_least(
         f"{name}: share of PEFT's predictions", packed.equal / packed.items, EQUAL_PREDICTIONS
     )
+
+
+def _generation(rows: Sequence[GenerationRow]) -> Iterable[Bar]:
+    for row in rows:
+        cost = row.over_hf["router=none"].median_of_rounds
+        name = f"generation without adapters, {row.kind}"
+        yield _at_most(f"{name}: times hf", cost, GENERATION_COST)
+        yield _at_least(f"{name}: share of hf's texts", row.equal / row.prompts, 1.0)
 
 
 def _library(rows: Sequence[LibraryRow]) -> Iterable[Bar]:

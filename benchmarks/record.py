@@ -18,8 +18,9 @@ from gks_eval.util.yaml import FrozenModel
 
 __all__ = [
     "SCHEMA", "Agreement", "Bar", "Evaluation", "EvaluationSet", "ExpertsRow", "FullEvaluation",
-    "FullModel", "Growth", "GrowthPoint", "LayerRow", "LibraryRow", "ModelForward", "ModelRow",
-    "Phase", "PlainForward", "Ratio", "Record", "RouterRow", "Startup", "Timing", "read_record",
+    "FullModel", "GenerationRow", "Growth", "GrowthPoint", "LayerRow", "LibraryRow",
+    "ModelForward", "ModelRow", "Phase", "PlainForward", "Ratio", "Record", "RouterRow", "Startup",
+    "Timing", "read_record",
 ]  # fmt: skip
 
 SCHEMA: Final = "gks_eval.bench/1"
@@ -334,6 +335,29 @@ class Growth(FrozenModel):
     contexts: tuple[GrowthPoint, ...]
 
 
+class GenerationRow(FrozenModel):
+    """Greedy `generate_until` of the same prompts.
+
+    Attributes:
+        model: Base model.
+        kind: When a text ends.
+        prompts: Number of prompts.
+        batch: Batch size.
+        seconds: Seconds of all prompts, by contestant: lm-eval's ``hf`` without adapters, ours
+            with ``router=none``, and ours by setting; on a CPU processor time of all threads.
+        over_hf: The same, relative to ``hf``.
+        equal: Texts of ours with ``router=none`` that equal those of ``hf``.
+    """
+
+    model: str
+    kind: str
+    prompts: int
+    batch: int
+    seconds: dict[str, Timing]
+    over_hf: dict[str, Ratio]
+    equal: int
+
+
 class LibraryRow(FrozenModel):
     """A library of many random adapters, read from disk once by a new process.
 
@@ -398,6 +422,7 @@ class Record(FrozenModel):
         evaluation: The rows `evaluation`.
         startup: The row `startup`.
         growth: The rows `growth`.
+        generation: The rows `generation`.
         library: The rows `library`.
         full: The rows `full`.
         bars: Goals that these rows have values for.
@@ -417,6 +442,7 @@ class Record(FrozenModel):
     evaluation: tuple[Evaluation, ...] = ()
     startup: Startup | None = None
     growth: Growth | None = None
+    generation: tuple[GenerationRow, ...] = ()
     library: tuple[LibraryRow, ...] = ()
     full: tuple[FullModel, ...] = ()
     bars: tuple[Bar, ...] = ()

@@ -7,10 +7,16 @@ Phi-3-mini's attention has linear layers 3072 -> 9216 (qkv) and 3072 -> 3072 (o)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["FULL", "QUICK", "ROWS", "RouterCase", "Sizes", "Slice"]
+__all__ = ["ASKED", "FULL", "QUICK", "ROWS", "RouterCase", "Sizes", "Slice"]
 
-ROWS = ("layer", "router", "experts", "model", "evaluation", "startup", "growth", "library", "full")
+ROWS = (
+    "layer", "router", "experts", "model", "evaluation", "startup", "growth",
+    "generation", "library", "full",
+)  # fmt: skip
+ASKED: Final = ("generation", "library", "full")
+"""Rows that run only if they are named."""
 Shapes = tuple[tuple[int, int], ...]
 
 
@@ -60,6 +66,7 @@ class Sizes:
         cached: Tokens before the one that is decoded.
         batch_sizes: Batch sizes of HFLM.
         forwards: (rows, tokens) of the plain forwards that the packed scorer is compared with.
+        generated: Prompts of the generation rows, and new tokens per prompt.
         growth_layer: (K, D) of the layer.
         growth_tokens: T of the layer.
         growth_experts: Numbers of experts.
@@ -90,6 +97,7 @@ class Sizes:
     cached: int
     batch_sizes: tuple[int, ...]
     forwards: Shapes
+    generated: tuple[int, int]
     growth_layer: tuple[int, int]
     growth_tokens: int
     growth_experts: tuple[int, ...]
@@ -126,6 +134,7 @@ FULL = Sizes(
     cached=256,
     batch_sizes=(1, 8, 32),
     forwards=((1, 128), (1, 256), (1, 512), (4, 128), (8, 64), (4, 256), (8, 128), (16, 64)),
+    generated=(16, 32),
     growth_layer=(3072, 9216),
     growth_tokens=128,
     growth_experts=(2, 4, 8, 16, 32, 64),
@@ -156,6 +165,7 @@ QUICK = Sizes(
     cached=8,
     batch_sizes=(1, 4),
     forwards=((1, 16), (4, 16)),
+    generated=(3, 4),
     growth_layer=(64, 64),
     growth_tokens=8,
     growth_experts=(2, 4),

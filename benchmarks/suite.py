@@ -41,7 +41,7 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
     common: dict[str, Any] = {"device": request.device, "seed": SEED, "report": report}
     how = common | {"rounds": request.repeats}
     dtype = getattr(torch, request.dtype)
-    listed = ("layer", "router", "experts", "model", "evaluation", "library", "full")
+    listed = ("layer", "router", "experts", "model", "evaluation", "generation", "library", "full")
     found: dict[str, Any] = {name: [] for name in listed}
     with _out_of_memory(request.device):
         if "layer" in request.rows:
@@ -64,7 +64,7 @@ def run_bench(request: BenchmarkRequest, report: Callable[[str], None]) -> Recor
             from benchmarks.full_model import full_model_rows
 
             found["full"] = full_model_rows(sizes, **how)
-        if {"model", "evaluation", "growth"} & set(request.rows):
+        if {"model", "evaluation", "growth", "generation"} & set(request.rows):
             _on_subject(request, found, how)
     if "startup" in request.rows:
         from benchmarks.startup import startup_row
@@ -103,6 +103,10 @@ def _on_subject(request: BenchmarkRequest, found: dict[str, Any], how: dict[str,
             from benchmarks.whole_model import subject_rows
 
             found["model"] += subject_rows(subject, sizes, **how)
+        if "generation" in request.rows:
+            from benchmarks.generation import generation_rows
+
+            found["generation"] = generation_rows(subject, sizes, **fewer)
         if not {"evaluation", "growth"} & set(request.rows):
             return
         from benchmarks.evaluation import evaluate_collection, open_scorers

@@ -15,6 +15,7 @@ from benchmarks.record import (
     Evaluation,
     ExpertsRow,
     FullModel,
+    GenerationRow,
     Growth,
     GrowthPoint,
     LayerRow,
@@ -82,6 +83,8 @@ def sections(record: Record) -> list[TableSection]:
         found.append(_startup(record.startup))
     if record.growth is not None:
         found += _growth(record.growth)
+    if record.generation:
+        found.append(_generation(record.generation))
     if record.library:
         found.append(_library(record.library))
     if record.full:
@@ -302,6 +305,29 @@ def _growth(found: Growth) -> list[TableSection]:
             )
         made.append(TableSection(title, table))
     return made
+
+
+def _generation(rows: Sequence[GenerationRow]) -> TableSection:
+    names = list(rows[0].seconds)
+    others = [name for name in names if name != "hf"]
+    table = _table(
+        "|".join(["texts end", *names, *(f"{one}/hf" for one in others), "equal"]), words=1
+    )
+    for row in rows:
+        table.add_row(
+            row.kind,
+            *(_seconds(row.seconds[who]) for who in names),
+            *(f"{row.over_hf[who].median_of_rounds:.2f}" for who in others),
+            f"{row.equal} of {row.prompts}",
+        )
+    return TableSection(
+        f"Generation: {rows[0].prompts} prompts, greedy, batch size {rows[0].batch}; "
+        f"{rows[0].model}; seconds, median (range)",
+        table,
+        "On a CPU processor time of all threads. Ratios: median of the rounds' ratios. Equal: texts"
+        " of router=none that\nequal those of hf, which has no adapters. Routed texts differ,"
+        " with stop strings also in length.",
+    )
 
 
 def _library(rows: Sequence[LibraryRow]) -> TableSection:
