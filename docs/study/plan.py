@@ -57,7 +57,7 @@ class Study:
         seeds: Number of seeds, from 0 on.
         tasks: Tasks or groups, separated by commas.
         given: Further arguments of `grid` and `controls`.
-        limit: Items per task.
+        limit: Items per task; 0 for all.
         launch: Words before each command that evaluates.
     """
 
@@ -117,7 +117,8 @@ class Study:
                 yield self._evaluate("controls", library, folder, *words)
 
     def _evaluate(self, command: str, library: str, output: str, *words: str) -> list[str]:
-        given = ["--library", library, "--tasks", self.tasks, "--limit", str(self.limit)]
+        given = ["--library", library, "--tasks", self.tasks]
+        given += ["--limit", str(self.limit)] if self.limit else []
         given += ["--include-path", str(FOLDER / "tasks")]
         return [*self.launch, "gks-eval", command, *words, *given, *self.given, "--output", output]
 

@@ -94,7 +94,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="Seeds of training, from 0 on.")
     add("--stages", default=",".join(STAGES), help="Stages to run, with commas.")
     add("--tasks", default=TASKS, help="Tasks or groups, with commas.")
-    add("--limit", type=int, default=80, help="Items per task.")
+    add("--limit", type=int, default=80, help="Items per task; 0 for all.")
     add("--model-args", default="dtype=bfloat16", help="As lm-eval takes them.")
     add("--batch-size", default="8", help="As lm-eval takes it.")
     add("--launch", default="", help="Launcher, such as 'torchrun --nproc_per_node 2 --no-python'.")
