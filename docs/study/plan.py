@@ -15,7 +15,8 @@ FOLDER = Path(__file__).absolute().parent
 TASKS = "study"
 """Group of all sets; its YAML is in tasks/."""
 
-ROUTERS = ("arrow", "arrow;level=sequence", "spectr", "norm", "lag")
+# Without level=sequence: XNLI has no context to choose by.
+ROUTERS = ("arrow", "spectr", "norm", "lag")
 PREPARED = ("mean_activation", "phatgoose")
 MERGES = "mean task_arithmetic svd tsv knots core_space ties dare_linear dare_ties magnitude_prune"
 SUBTRACTIONS = (

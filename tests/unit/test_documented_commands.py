@@ -265,7 +265,7 @@ def test_the_commands_of_the_study(
     fixed = (tmp_path / "data", None, "base", starts, 3, plan["TASKS"], (), 80, ())
     trained = plan["Study"](tmp_path, tmp_path / "record", *fixed)
     given = plan["Study"](tmp_path, tmp_path / "record", None, "phi3-mini", *fixed[2:])
-    for study, counts in ((trained, (8, 1, 12, 39)), (given, (0, 1, 2, 26))):
+    for study, counts in ((trained, (8, 1, 12, 38)), (given, (0, 1, 2, 25))):
         stages = [study.train(), study.leaderboard(), study.controls(), study.evidence()]
         commands = [list(stage) for stage in stages]
         assert tuple(map(len, commands)) == counts
