@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from gks_eval.errors import UsageError
+from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.library import Library
 from gks_eval.library.truncation import Truncation, truncated
 from gks_eval.method.build import residual_pairs
@@ -50,8 +50,10 @@ def exported_pairs(
         layer = library.layer(module, setting)
         try:
             residuals = residual_pairs(*layer, setting, module, check.residuals)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # an SVD of NaN or Inf
-            if not check.large:
+        except CompatibilityError as error:
+            # From an SVD of NaN or Inf.
+            of_numbers = isinstance(error.__cause__, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+            if not of_numbers or not check.large:
                 raise
             raise check.overflow(f"merge {setting.merge}") from None
         if setting.merge is not None:

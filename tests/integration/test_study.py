@@ -128,7 +128,8 @@ def test_the_study_runs_whole_and_starts_at_its_records(
     scripts["records"].unpack(record / "leaderboard.tar.xz", packed)
     (whole,) = (work / "leaderboard/arrow").glob("samples_*")
     (bare,) = (packed / "arrow").glob("samples_*")
-    for full_line, line in zip(whole.open(), bare.open(), strict=True):
+    lines = (path.read_text("utf-8").splitlines() for path in (whole, bare))
+    for full_line, line in zip(*lines, strict=True):
         full, kept = json.loads(full_line), json.loads(line)
         assert "arguments" not in kept
         assert all(len(value) == 12 for value in kept["doc"].values())
