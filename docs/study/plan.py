@@ -96,12 +96,13 @@ class Study:
 
     def train(self) -> Iterator[list[str]]:
         """Yield the commands that train the libraries, and the vectors of the first one."""
-        for name in self.libraries if self.library is None else ():
+        if self.library:
+            return
+        for name in self.libraries:
             yield ["gks-eval", "train", self.recipe(name).name, "--output", name]
-        if self.library is None:
-            first = [self.libraries[0], "--data", f"{self.libraries[0]}.yaml"]
-            yield ["gks-eval", "prepare", *first, "--router", "mean_activation"]
-            yield ["gks-eval", "prepare", *first, "--router", "phatgoose", "--steps", "15"]
+        first = [self.libraries[0], "--data", f"{self.libraries[0]}.yaml"]
+        yield ["gks-eval", "prepare", *first, "--router", "mean_activation"]
+        yield ["gks-eval", "prepare", *first, "--router", "phatgoose", "--steps", "15"]
 
     def leaderboard(self) -> Iterator[list[str]]:
         """Yield the grid of all methods and their controls on one library."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,9 +52,6 @@ class _Record(_Typed):
     spent: dict[str, Annotated[float, Field(ge=0.0)]] = Field(default_factory=dict)
 
 
-_RECORD_BYTES: Final = 1 << 28
-
-
 def record_of(folder: Path) -> dict[str, Any] | None:
     """Return the record of a finished setting; None if its folder does not exist.
 
@@ -67,5 +64,5 @@ def record_of(folder: Path) -> dict[str, Any] | None:
             raise ResultsError(f"{folder} exists but holds no finished cell; move it away.")
         return None
     mend = f"delete {folder} to run it again"
-    file = JsonFile("record of a finished cell", ResultsError, mend, _RECORD_BYTES, constants=True)
+    file = JsonFile("record of a finished cell", ResultsError, mend, limit=1 << 28, constants=True)
     return file.read_as(path, _Record).model_dump(exclude_unset=True)
