@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gks_eval.model.observe import RoutingTally
     from gks_eval.util.paths import tasks_dir
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MERGES",
