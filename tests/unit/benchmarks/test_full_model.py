@@ -14,7 +14,7 @@ from benchmarks.full_model import full_model_rows
 from benchmarks.request import BenchmarkRequest
 from benchmarks.sizes import FULL, QUICK
 from benchmarks.table_one import DISTINCT_PER_ITEM, items_of_table, texts_like_table
-from benchmarks.tables import _full_evaluations, _full_forwards
+from benchmarks.tables.models import full_evaluations, full_forwards
 from gks_eval.scoring.tree import count_distinct_tokens, to_sequences
 
 
@@ -36,8 +36,8 @@ def test_both_kinds_of_weights_are_measured_in_every_phase() -> None:
     bars = bars_of(full=rows)
     assert [bar.wanted for bar in bars].count("at most 1.05") == 4
     assert [bar.wanted for bar in bars].count("at most 1.15") == 2
-    assert _full_forwards(rows).table.row_count == 8
-    assert _full_evaluations(rows).table.row_count == 2
+    assert full_forwards(rows).table.row_count == 8
+    assert full_evaluations(rows).table.row_count == 2
 
 
 def test_the_full_size_is_phi_3_mini_and_is_not_run_by_default() -> None:

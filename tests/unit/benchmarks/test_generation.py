@@ -9,7 +9,7 @@ from benchmarks.generation import generation_rows, prompts_of
 from benchmarks.request import BenchmarkRequest
 from benchmarks.sizes import QUICK
 from benchmarks.subject import open_subject
-from benchmarks.tables import _generation
+from benchmarks.tables.evaluations import generation
 
 
 def test_texts_are_generated_by_hf_and_by_ours() -> None:
@@ -23,7 +23,7 @@ def test_texts_are_generated_by_hf_and_by_ours() -> None:
         assert row.prompts == row.equal == 3
         assert row.over_hf["hf"].median_of_rounds == 1
         assert all(len(timing.rounds) == 2 for timing in row.seconds.values())
-    assert _generation(rows).table.row_count == 2
+    assert generation(rows).table.row_count == 2
     slow = rows[0].model_copy(
         update={"over_hf": {"router=none": rows[0].over_hf["hf"]}, "equal": 2}
     )

@@ -8,7 +8,7 @@ from benchmarks.bars import bars_of
 from benchmarks.library import SETTINGS, measured, written
 from benchmarks.request import BenchmarkRequest
 from benchmarks.sizes import FULL
-from benchmarks.tables import _library
+from benchmarks.tables.processes import library
 
 
 def test_a_library_is_loaded_attached_and_evaluated(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_library_is_loaded_attached_and_evaluated(tmp_path: Path) -> None:
     peaks = list(row.peak_bytes.values())
     assert peaks == sorted(peaks)
     assert peaks[0] > 10e6
-    assert _library([row]).table.row_count == 1
+    assert library([row]).table.row_count == 1
     assert not bars_of(library=[row])
     (bar,) = bars_of(library=[row.model_copy(update={"experts": 1000, "load": 61.0})])
     assert (bar.wanted, bar.met) == ("at most 60", False)
