@@ -112,8 +112,8 @@ class Study:
 
     def controls(self) -> Iterator[list[str]]:
         """Yield the controls of both treatments on every library."""
-        for library in self.libraries:
-            for name, treatment in TREATMENTS.items():
+        for name, treatment in TREATMENTS.items():
+            for library in self.libraries:
                 folder = f"controls/{Path(library).name}-{name}"
                 words = ("--treatment", treatment, "--seeds", "1", "--format", "json")
                 yield self._evaluate("controls", library, folder, *words)
