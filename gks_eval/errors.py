@@ -1,4 +1,4 @@
-"""Every error that a user can meet, each with the exit code `gks-eval` ends with.
+"""Every error that a user can meet, with the exit code of `gks-eval`.
 
 ::
 
@@ -9,10 +9,10 @@
     │   └── CompatibilityError  5   adapters that do not fit each other or the base model
     ├── DataError               6   a data set, task or training file with unusable rows
     ├── ResultsError            7   results or samples that cannot be read or compared
-    ├── HubError                8   the hub cannot be reached or does not have the thing
+    ├── HubError                8   the hub cannot be reached or lacks the file
     └── ResourceError           9   disk, memory or device does not suffice
 
-Messages are one sentence that names the file or argument and says the mend.
+A message is one sentence that names the file or argument and says how to fix it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BREAK = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 def one_line(text: str) -> str:
     """Return a text for a terminal: line breaks as spaces, other control characters escaped.
 
-    Names and texts of a stranger's file may stand in a message.
+    A message may quote names and texts from files of unknown origin.
     """
     joined = _BREAK.sub(" ", text.strip())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in joined)
@@ -72,7 +72,7 @@ class GksError(Exception):
 
     def __init__(self, sentence: str = "") -> None:
         line = one_line(sentence)
-        # Where `did_you_mean` ends a sentence, its question mark does.
+        # After the question mark of `did_you_mean`, no full stop follows.
         super().__init__(line[:-1] if line.endswith("'?.") else line)
 
 

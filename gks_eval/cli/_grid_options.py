@@ -78,7 +78,7 @@ Samples: TypeAlias = Annotated[
 ]
 Shots: TypeAlias = Annotated[
     int | None,
-    typer.Option("--num-fewshot", "--num_fewshot", "-f", help="Examples in the prompt."),
+    typer.Option("--num-fewshot", "--num_fewshot", "-f", help="Number of examples in the prompt."),
 ]
 ChatTemplate: TypeAlias = Annotated[
     bool,

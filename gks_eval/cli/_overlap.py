@@ -50,7 +50,7 @@ def overlap(
         typer.Option("--include-path", "--include_path", help="Further folders of task YAMLs."),
     ] = None,
 ) -> None:
-    """Report which share of each task's items shares n-grams with a library's training rows."""
+    """Report the share of each task's items with n-grams of a library's training rows."""
     names = named_tasks(task)
     if output is not None:
         check_output(output)

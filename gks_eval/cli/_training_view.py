@@ -28,7 +28,7 @@ FEW_STEPS = 5
 
 
 def few_steps(names: Sequence[str]) -> str:
-    """Return a warning about adapters with very few steps, and the mend."""
+    """Return a warning about adapters with very few steps, and how to give them more."""
     return (
         f"{', '.join(names)}: fewer than {FEW_STEPS} optimiser steps teach almost nothing; lower "
         "the schedule's accumulation, or give more rows or epochs"

@@ -37,7 +37,7 @@ def compare(
         list[str],
         typer.Argument(
             help="Results files, folders or globs of lm-eval; the first is the baseline. "
-            "LABEL=PATH names a run; a folder of several runs gives them all."
+            "LABEL=PATH names a run; a folder with several runs counts as all of them."
         ),
     ],
     metric: Annotated[

@@ -70,7 +70,7 @@ def _export(
     if done.truncation is not None:
         _show(done.truncation)
     count = "1 adapter" if len(done.adapters) == 1 else f"{len(done.adapters)} adapters"
-    checked = "is there already" if done.kept else "PEFT reads the same updates"
+    checked = "exported before, unchanged" if done.kept else "PEFT reads the same updates"
     typer.echo(f"{output}: {count}: {', '.join(done.adapters)}; {checked}")
     if push is not None:
         with working("uploading"):

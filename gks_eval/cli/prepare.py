@@ -100,7 +100,7 @@ def _data(library: Library, given: list[str], seed: int) -> TrainingPlan:
         raise UsageError("--data: give one recipe, or EXPERT=FILE.jsonl once for every expert.")
     recipe = {
         "base_model": library.config.base_model,
-        "adapter": {"targets": ["all"]},  # of no account: nothing is trained but the gates
+        "adapter": {"targets": ["all"]},  # unused: only the gates are trained
         "seed": seed,
         "experts": {
             "format": _format(library),
@@ -131,6 +131,6 @@ def _show(plan: VectorPlan) -> None:
     steps = str(plan.options.steps) if plan.router == "phatgoose" else "-"
     for job in plan.jobs:
         report = job.data.report
-        state = "there" if job.done else "to be made"
+        state = "done" if job.done else "to be made"
         table.add_row(job.name, str(report.rows), str(report.tokens), steps, state)
     print_whole(table)

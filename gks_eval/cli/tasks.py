@@ -34,10 +34,10 @@ def lint(
         ),
     ] = None,
 ) -> None:
-    """Report items with a gold answer outside the choices, an empty, duplicated or single option.
+    """Report items whose gold answer is no choice, or with an empty, duplicated or single option.
 
     Ends with exit code 8 when a data set could not be loaded, else with 6 when there is a faulty
-    item. GKS_DATA_ROOT=FOLDER takes data sets from FOLDER/org/name.
+    item. With GKS_DATA_ROOT=FOLDER, data sets are read from FOLDER/org/name.
     """
     from rich import box
     from rich.console import Console

@@ -35,7 +35,7 @@ def finished(folders: Sequence[Path], requests: Sequence[Mapping[str, Any]]) -> 
             stale[folder] = found
         elif "content" not in record["request"]:
             logger.warning(
-                "%s is kept unchecked: an older version made it, which did not record the content "
+                "%s is kept unchecked: an older version made it and did not record the content "
                 "of tasks and data; if they have changed since, delete the folder and run again.",
                 folder,
             )

@@ -61,8 +61,10 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     path = folder / CELL_FILE
     if not path.is_file():
         if folder.exists():
-            raise ResultsError(f"{folder} exists but holds no finished cell; move it away.")
+            raise ResultsError(f"{folder} exists but holds no finished setting; move it away.")
         return None
     mend = f"delete {folder} to run it again"
-    file = JsonFile("record of a finished cell", ResultsError, mend, limit=1 << 28, constants=True)
+    file = JsonFile(
+        "record of a finished setting", ResultsError, mend, limit=1 << 28, constants=True
+    )
     return file.read_as(path, _Record).model_dump(exclude_unset=True)

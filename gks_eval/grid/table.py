@@ -96,7 +96,7 @@ def plan_lines(plan: GridPlan) -> list[str]:
         return [*lines, "Nothing remains to be computed."]
     if plan.continued:
         lines.append(
-            f"Texts to continue: {plan.continued:,}; the numbers below do not include them."
+            f"Generation requests: {plan.continued:,}; the numbers below do not include them."
         )
     lines.append(
         f"Remaining: {plan.left} x {plan.distinct:,} distinct tokens, about "

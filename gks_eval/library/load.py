@@ -171,7 +171,7 @@ def _adapter_folder(label: str, source: str, config: LibraryConfig, manifest: Pa
     if config.made_by:
         commands = " && ".join(config.made_by)
         raise LibraryError(
-            f"{manifest}: {label} is not there yet ({folder}); make it with: {commands}"
+            f"{manifest}: {label} does not exist yet ({folder}); make it with: {commands}"
         )
     # A misspelt `experts/name` has the form of a hub id; fetching it would load weights from
     # the owner of that name on the hub.

@@ -231,7 +231,9 @@ class PackedLM(ProgressLM):
                 else supports_packed(self.model, self.device, self.max_length)
             )
             if self._unpackable is not None:
-                logger.warning("Scoring plain, not packed, as %s.", self._unpackable)
+                logger.warning(
+                    "Using scoring=plain instead of packed, because %s.", self._unpackable
+                )
         return self._unpackable is None
 
     @property

@@ -99,7 +99,7 @@ LIBRARIES = {
     "a hub id with dots": (GRID + "arrow", LibraryError, ["org/repo@..", "does not exist"],
         manifest(experts={"beta": "org/repo@.."})),
     "adapters not made yet": ("grid --library phi2 --tasks x --output out --settings arrow",
-        LibraryError, ["is not there yet", "gks-eval convert mttl", "gks-eval train phi2"]),
+        LibraryError, ["does not exist yet", "gks-eval convert mttl", "gks-eval train phi2"]),
     "the hub is offline": ("grid --library phi3-mini --tasks x --output out --settings arrow",
         HubError, ["TahaBa/phi3-mini-clustered-flan", "hub cannot be reached", "local folder"]),
     "a hub library, offline": ("grid --library org/lib --tasks x --output out --settings arrow",
@@ -271,10 +271,10 @@ RECORDS = {
         ["cell.json is broken or only half", "delete out/base to run it again"],
         text("out/base/cell.json", '{"request": ')),
     "a record of another form": (GRID + "base", ResultsError,
-        ["cell.json is no record of a finished cell: request.tasks", "delete out/base"],
+        ["cell.json is no record of a finished setting: request.tasks", "delete out/base"],
         text("out/base/cell.json", '{"label": "base", "request": {"setting": {}, "arguments": {},'
              '"library": null, "base": {}, "model_arguments": {}, "tasks": 7, "evaluation": {}}}')),
-    "a folder without a record": (GRID + "base", ResultsError, ["holds no finished cell", "move"],
+    "a folder without a record": (GRID + "base", ResultsError, ["holds no finished setting"],
         text("out/base/notes.txt", "x")),
     "a broken overlap in a report": ("report old new", ResultsError, ["overlap.json", "n: "],
         both(runs(), text("old/overlap.json", '{"schema": "gks_eval.overlap/1", "library": "l",'

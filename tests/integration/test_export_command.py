@@ -46,7 +46,7 @@ def test_residuals_truncated_to_a_rank(
     assert "all layers" in printed
     status, printed, _ = gks_eval(*command)
     assert (status, printed) == (
-        0, "new: 4 adapters: alpha, beta, gamma, delta; is there already\n",
+        0, "new: 4 adapters: alpha, beta, gamma, delta; exported before, unchanged\n",
     )  # fmt: skip
     status, _, error = gks_eval(*command[:-2])
     assert status == 4

@@ -119,7 +119,7 @@ def test_nothing_but_the_export_is_uploaded(hub: HubServer, push: Run, tmp_path:
     del hub.failing["/api/repos/create"]
     status, printed = push(REPO)
     assert status == 0, printed
-    assert "is there already" in printed
+    assert "exported before" in printed
     assert "private.txt" not in hub.repos[REPO]
     assert len(hub.repos[REPO]) == 1 + 10
 

@@ -123,7 +123,7 @@ def test_the_time_in_words(seconds: int, words: str) -> None:
     said = " ".join(plan_lines(plan))
     assert f"Estimated: {words}, at" in said
     assert "1 to run, 1 finished" in said
-    assert "Texts to continue: 7" in said
+    assert "Generation requests: 7" in said
 
 
 def test_a_finished_grid_has_nothing_left() -> None:

@@ -161,7 +161,7 @@ CASES: dict[str, tuple[type[GksError], Callable[[Path], Any], list[str]]] = {
     "not made yet": (
         LibraryError,
         manifest(experts={"alpha": "made/alpha"}, made_by=["gks-eval first", "gks-eval second"]),
-        [MANIFEST, "experts/alpha is not there yet", "gks-eval first && gks-eval second"],
+        [MANIFEST, "experts/alpha does not exist yet", "gks-eval first && gks-eval second"],
     ),
     "a broken adapter is named": (
         LibraryError,

@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_packed_is_scored_plain(
     lm.loglikelihood(requests(PAIRS[:1]))
     assert lm.get_model_info()["gks_eval"]["scoring"] == "plain"
     assert lm.identity() == before  # its own cache stays its own
-    assert "Scoring plain, not packed, as mixed_precision_dtype is set" in caplog.text
+    assert "scoring=plain instead of packed, because mixed_precision_dtype is set" in caplog.text
 
 
 def test_generation_is_routed(gks: GksArrowLM, hf: HFLM) -> None:
