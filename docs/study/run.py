@@ -18,7 +18,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from plan import TASKS, Study
 from records import pack, unpack
 
 from gks_eval import __version__
+from gks_eval.util.json_file import parse_json
 
 ROOT = Path(__file__).absolute().parents[2]
 STAGES = {"train": None, "leaderboard": "leaderboard", "controls": "controls", "evidence": None}
@@ -41,7 +41,6 @@ def run_stage(study: Study, stage: str, dry: bool) -> None:
     if record.exists() and (stage != "train" or study.trained()):
         print(f"{stage}: finished, see {record}")
         return
-    started = time.time()
     commands = list(getattr(study, stage)())
     for command in commands:
         if not dry:
@@ -61,12 +60,23 @@ def run_stage(study: Study, stage: str, dry: bool) -> None:
     names = ("torch", "transformers", "peft", "lm-eval")
     found = {
         "commands": [shlex.join(c).replace(f"{ROOT}/", "") for c in commands],
-        "seconds": round(time.time() - started),
         "machine": f"{os.cpu_count()} x {platform.machine()}",
         "versions": {"gks-eval": __version__, **{name: version(name) for name in names}},
     }
+    if stage != "evidence":
+        found["seconds"] = round(seconds(study, stage))
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+
+
+def seconds(study: Study, stage: str) -> float:
+    """Return what the stage's adapters or settings took, in all runs of the stage together."""
+    if stage == "train":
+        folders = (study.work / name for name in study.libraries)
+        records = [path for folder in folders for path in folder.glob("*/*/training.json")]
+        return sum(parse_json(path.read_bytes())["seconds"] for path in records)
+    cells = (study.work / (STAGES[stage] or "")).rglob("cell.json")
+    return sum(parse_json(path.read_bytes())["spent"]["seconds"] for path in cells)
 
 
 def run(command: list[str], folder: Path) -> None:

@@ -115,6 +115,9 @@ def test_the_study_runs_whole_and_starts_at_its_records(
     record, work = tmp_path / "work/record", tmp_path / "work"
     stages = ("train", "leaderboard", "controls", "evidence")
     assert {f"stage-{stage}.json" for stage in stages} <= {path.name for path in record.iterdir()}
+    adapters = (json.loads(path.read_text()) for path in work.glob("own-?/*/*/training.json"))
+    trained = json.loads((record / "stage-train.json").read_text())["seconds"]
+    assert trained == round(sum(adapter["seconds"] for adapter in adapters))
     text = (record / "tables.md").read_text("utf-8")
     for title in ("replicates_own-paper", "leaderboard", "methods and their controls", "overlap"):
         assert f"## {title}" in text
