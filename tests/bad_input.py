@@ -158,6 +158,20 @@ def recipe(**changes: Any) -> Spoil:
     return spoil
 
 
+def clustered(**data: Any) -> Spoil:
+    """A recipe with `clusters.yaml`, which is not there, and rows of the tasks x and x1."""
+    rows = [{"source": "say", "target": "it", "task_name": name} for name in ("x", "x1")]
+    return both(
+        text("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows)),
+        recipe(
+            experts={
+                "data": {"file": "rows.jsonl", **data},
+                "clusters": {"file": "clusters.yaml"},
+            }
+        ),
+    )
+
+
 def both(*spoils: Spoil) -> Spoil:
     def spoil(folder: Path) -> None:
         for each in spoils:

@@ -35,15 +35,24 @@ def cluster(
 ) -> None:
     """Group the experts of a library by K-means; a recipe's `clusters` reads the file."""
     from gks_eval.cli._bar import working
-    from gks_eval.errors import UsageError
+    from gks_eval.errors import ConfigError, UsageError
+    from gks_eval.training.cluster_file import read_cluster_file, write_cluster_file
     from gks_eval.util.files import check_output
 
     if output.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{output}: the cluster file needs a name that ends in .yaml.")
+    picture = output.with_suffix(".png")
     check_output(output)
+    check_output(picture)
+    if output.exists():
+        try:
+            read_cluster_file(output)
+        except ConfigError:
+            raise UsageError(
+                f"{output} is no cluster file and would be lost; name another file."
+            ) from None
     with working("reading and grouping adapters"):
         from gks_eval.library.load import load_library
-        from gks_eval.training.cluster_file import write_cluster_file
         from gks_eval.training.clusters import cluster_adapters, draw_clusters, embed
 
         loaded = load_library(library)
@@ -51,7 +60,7 @@ def cluster(
         names, points_EN = embed(adapters, embedding, seed=seed)
         found = cluster_adapters(names, points_EN, k=k, seed=seed)
         write_cluster_file(output, found, embedding=embedding, seed=seed, library=loaded.name)
-        draw_clusters(names, points_EN, found, output.with_suffix(".png"))
+        draw_clusters(names, points_EN, found, picture)
     for name, tasks in found.clusters.items():
         typer.echo(f"{name}: {len(tasks)}: {', '.join(tasks)}")
     typer.echo(f"{output}: silhouette {found.silhouette:.3f}, picture next to it")

@@ -11,6 +11,7 @@ from pydantic import Field
 from gks_eval.errors import ConfigError
 from gks_eval.library.manifest import AdapterName
 from gks_eval.util.files import write_text
+from gks_eval.util.paths import unportable
 from gks_eval.util.yaml import FrozenModel, load_typed
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ def read_cluster_file(path: Path) -> dict[str, list[str]]:
     """Return the tasks of each cluster.
 
     Raises:
-        ConfigError: The file is missing, empty or has faults, or a task is in two clusters.
+        ConfigError: The file is missing, empty or has faults, a task is in two clusters, or the
+            name of a cluster cannot be a folder.
     """
     clusters = load_typed(path, ClusterFile).clusters
     if not clusters:
         raise ConfigError(f"{path}: has no cluster; make it with `gks-eval cluster`.")
+    for name, why in unportable(clusters):
+        raise ConfigError(f"{path}: the cluster {name!r} {why}; choose another name.")
     place: dict[str, str] = {}
     for cluster, tasks in clusters.items():
         if not tasks:

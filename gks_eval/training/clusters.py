@@ -83,8 +83,7 @@ def embed(
             "the adapters differ in rank, so their parameters cannot be compared; use the"
             " embedding delta."
         )
-    points_EN = torch.stack(vectors)
-    return names, points_EN / points_EN.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return names, torch.stack([_unit(vector) for vector in vectors])
 
 
 def cluster_adapters(
@@ -160,13 +159,22 @@ def _sketch(pairs: Mapping[str, LoraPair], seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
         G_DS = torch.randn(pair.B.shape[0], SKETCH, generator=generator) / math.sqrt(SKETCH)
         H_KS = torch.randn(pair.A.shape[1], SKETCH, generator=generator) / math.sqrt(SKETCH)
-        parts.append(pair.scaling * ((G_DS.T @ pair.B.float()) @ (pair.A.float() @ H_KS)).flatten())
+        # Products of large or small float32 factors leave the range of float32.
+        B_DR, A_RK = pair.B.double(), pair.A.double()
+        parts.append(pair.scaling * ((G_DS.T.double() @ B_DR) @ (A_RK @ H_KS.double())).flatten())
     return torch.cat(parts)
 
 
 def _parameters(pairs: Mapping[str, LoraPair]) -> torch.Tensor:
     factors = [f.float().flatten() for _, pair in sorted(pairs.items()) for f in (pair.A, pair.B)]
     return torch.cat(factors)
+
+
+def _unit(vector: torch.Tensor) -> torch.Tensor:
+    """Return the vector at length 1, in float32; a vector of zeros stays."""
+    wide = vector.double()
+    size: torch.Tensor = wide.norm().clamp_min(torch.finfo(wide.dtype).tiny)
+    return torch.div(wide, size).float()
 
 
 def _numpy(tensor: torch.Tensor) -> numpy.ndarray:

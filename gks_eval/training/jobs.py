@@ -199,4 +199,5 @@ def _cluster_members(experts: ExpertSection, root: Path) -> dict[str, ExpertMemb
     assert experts.clusters is not None
     clusters = read_cluster_file(root / experts.clusters.file)
     column = experts.clusters.column
-    return {name: ExpertMember(where={column: tasks}) for name, tasks in clusters.items()}
+    where = experts.data.where
+    return {name: ExpertMember(where={**where, column: tasks}) for name, tasks in clusters.items()}

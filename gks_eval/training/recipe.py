@@ -164,6 +164,8 @@ class GeneralMember(Place):
 class Clusters(FrozenModel):
     """Experts named by a cluster file, one per cluster (`gks-eval cluster` writes it).
 
+    The rows of a cluster also match `data.where`.
+
     Attributes:
         file: The cluster file, relative to the recipe.
         column: Column of the rows that holds the task's name.

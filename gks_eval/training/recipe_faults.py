@@ -69,6 +69,10 @@ def _section(kind: str, section: Mapping[str, Any]) -> Iterator[_Fault]:
             yield (kind, "prompt"), "it must say where the source goes: {source}"
         if clusters and not members and not _placed(data):
             yield (kind,), "has no rows: give `data` a `file` or `hub`"
+        column = _mapping(section, "clusters").get("column", "task_name")
+        if clusters and column in [*_mapping(data, "where")]:
+            place = (kind, "data", "where", str(column))
+            yield place, "`clusters` choose the rows by this column; take it out of `where`"
     for name, why in unportable(map(str, members)):
         yield (kind, "members", name), f"{why}; choose another name"
     for name, member in members.items():

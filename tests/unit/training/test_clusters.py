@@ -97,11 +97,31 @@ def test_equal_adapters_share_a_cluster_however_many_are_asked_for() -> None:
     assert found.silhouette == 0.0
 
 
-def test_a_picture_s_name_is_refused_for_the_cluster_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("embedding", ["delta", "parameters"])
+@pytest.mark.parametrize("size", [1e-25, 1e30])
+def test_the_size_of_the_factors_changes_no_direction(embedding: str, size: float) -> None:
+    adapters = planted(k=2, each=1)
+    scaled = {
+        name: {layer: LoraPair(p.A * size, p.B * size, p.scaling) for layer, p in pairs.items()}
+        for name, pairs in adapters.items()
+    }
+    _, points = embed(adapters, embedding)
+    _, found = embed(scaled, embedding)
+    torch.testing.assert_close(found, points)
+
+
+def test_no_other_file_is_replaced_by_the_cluster_file(tmp_path: Path) -> None:
     from gks_eval.cli.cluster import cluster
 
     with pytest.raises(UsageError, match=r"ends in \.yaml"):
         cluster("library", tmp_path / "clusters.png")
+    manifest = tmp_path / "library.yaml"
+    manifest.write_text("base_model: x\nexperts: {a: b}\n", "utf-8")
+    with pytest.raises(UsageError, match=r"library\.yaml is no cluster file and would be lost"):
+        cluster("library", manifest)
+    (tmp_path / "found.png").mkdir()
+    with pytest.raises(UsageError, match=r"found\.png is a folder"):
+        cluster("library", tmp_path / "found.yaml")
 
 
 def test_the_file_is_read_back_and_names_the_experts_of_a_recipe(
@@ -116,23 +136,26 @@ def test_the_file_is_read_back_and_names_the_experts_of_a_recipe(
         experts={
             "members": {},
             "clusters": {"file": "clusters.yaml", "column": "task"},
-            "data": {"file": "rows.jsonl", "rows": 7},
+            "data": {"file": "rows.jsonl", "rows": 7, "where": {"language": "en"}},
         }
     )
     jobs = [job for job in make_plan(recipe).jobs if job.kind == "experts"]
     assert [job.name for job in jobs] == ["cluster_0", "cluster_1", "cluster_2"]
     assert jobs[0].member.model_dump(include={"where", "rows"}) == {
-        "where": {"task": found.clusters["cluster_0"]},
+        "where": {"language": "en", "task": found.clusters["cluster_0"]},
         "rows": 7,
     }
     draw_clusters(names, points, found, tmp_path / "clusters.png")
     assert (tmp_path / "clusters.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_task_in_two_clusters_is_a_fault(tmp_path: Path) -> None:
+def test_faults_of_a_cluster_file(tmp_path: Path) -> None:
     path = tmp_path / "clusters.yaml"
     path.write_text("clusters: {a: [x, y], b: [y]}\n", "utf-8")
     with pytest.raises(ConfigError, match="'y' is in a and in b"):
+        read_cluster_file(path)
+    path.write_text("clusters: {Law: [x], law: [y]}\n", "utf-8")
+    with pytest.raises(ConfigError, match="'law' would share a folder with another one"):
         read_cluster_file(path)
     path.write_text("clusters: {}\n", "utf-8")
     with pytest.raises(ConfigError, match="has no cluster"):
