@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gks_eval.evidence.question import read_controls
 from gks_eval.grid.settings import parse_settings
 
 __all__ = ["TASKS", "TREATMENTS", "WITHOUT_CONTROL", "Study", "controlled", "slug"]
@@ -138,6 +139,9 @@ class Study:
         for start in self.starts if self.seeds > 2 and self.library is None else ():
             for name, treatment in TREATMENTS.items():
                 runs = f"controls/{start}-*-{name}"
+                asked = [read_controls(path) for path in self.work.glob(runs)]
+                if sum(1 for one in asked if one and one.finding) < self.seeds:
+                    continue  # the stage controls has not finished them
                 found = sorted((self.work / "controls" / f"{start}-0-{name}").glob("*/cell.json"))
                 others = [path.parent.name for path in found if path.parent.name != slug(treatment)]
                 words = [f"{one}={runs}/{one}" for one in (slug(treatment), *others)]

@@ -6,7 +6,8 @@ docs/study/run.py --library phi3-mini --work WORK --dry-run    the authors' adap
 
 DATA holds instruction_clusters.jsonl (source, target, cluster) and wiki_en.txt, wiki_de.txt,
 wiki_fr.txt. The script prints and runs commands of gks-eval. Each stage resumes, and writes its
-record into RECORD; a stage whose record is there is not run again, only restored.
+record into RECORD; a stage whose record is there is not run again, only restored. The stage
+evidence always runs, over the results that are there.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def run_stage(study: Study, stage: str, dry: bool) -> None:
     archive = study.record / f"{stage}.tar.xz"
     if archive.exists():
         unpack(archive, study.work / (STAGES[stage] or ""))
-    if record.exists() and (stage != "train" or study.trained()):
+    if record.exists() and stage != "evidence" and (stage != "train" or study.trained()):
         print(f"{stage}: finished, see {record}")
         return
     commands = list(getattr(study, stage)())
