@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Change:
         low: Lower bound; NaN if nothing varies.
         high: Upper bound.
         p: Two-sided.
+        verdict: Whether the change is less than two points.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Change:
     low: float
     high: float
     p: float
+    verdict: str = ""
 
     def cells(self, adjusted: float) -> str:
         """Return the cells of a Markdown row."""
@@ -53,7 +55,7 @@ class Change:
         )
         value = round(self.value, 1) + 0.0  # without the sign of a negative zero
         found = f"{value:+.1f} | {interval} | {self.p:.2g}"
-        return f"{found} | {adjusted:.2g}"
+        return f"{found} | {adjusted:.2g}" + f" | {self.verdict}" * bool(self.verdict)
 
 
 def read(path: Path) -> Any:
@@ -91,17 +93,32 @@ def of_methods(record: Path) -> list[Change]:
         path = record / f"control-{slug(method)}.json"
         if not path.exists():
             continue
-        rows = read(path)["rows"]
-        row = next((row for row in rows if row["name"] == MEANS[0]), rows[-1])
-        (d,) = [d for d in row["differences"] if d["candidate"] == slug(method)]
-        found.append(Change(method, 100 * d["difference"], 100 * d["low"], 100 * d["high"], d["p"]))
+        found += [
+            replace(one, name=method) for one in differences(path) if one.name == slug(method)
+        ]
     return found
+
+
+def differences(path: Path) -> list[Change]:
+    """Return the changes of the mean over all sets, from a file of `gks-eval compare`."""
+    rows = read(path)["rows"]
+    row = next((row for row in rows if row["name"] == MEANS[0]), rows[-1])
+    return [
+        Change(
+            d["candidate"],
+            *(100 * d[key] for key in ("difference", "low", "high")),
+            d["p"],
+            d["verdict"],
+        )
+        for d in row["differences"]
+    ]
 
 
 def changes(rows: Sequence[Change], first: str) -> str:
     """Tabulate changes with Holm's correction over the rows."""
     adjusted = holm([row.p for row in rows])
     heads = (first, "change", "95% interval", "p", "p Holm")
+    heads += ("within 2 points",) * bool(rows[0].verdict)
     lines = (f"| `{r.name}` | {r.cells(a)} |" for r, a in zip(rows, adjusted, strict=True))
     return table(heads, lines)
 
@@ -130,6 +147,10 @@ def sections(record: Path) -> Iterator[tuple[str, str]]:
         yield path.stem, changes(over_seeds(path), "control")
     if (record / "leaderboard.json").exists():
         yield "leaderboard", leaderboard(record)
+        yield (
+            "settings against the base",
+            changes(differences(record / "leaderboard.json"), "setting"),
+        )
         yield "methods and their controls", changes(of_methods(record), "method")
     for accuracy in find_accuracy(record):
         shares = accuracy.settings.items()

@@ -119,9 +119,15 @@ def test_the_study_runs_whole_and_starts_at_its_records(
     trained = json.loads((record / "stage-train.json").read_text())["seconds"]
     assert trained == round(sum(adapter["seconds"] for adapter in adapters))
     text = (record / "tables.md").read_text("utf-8")
-    for title in ("replicates_own-paper", "leaderboard", "methods and their controls", "overlap"):
+    for title in (
+        "replicates_own-paper",
+        "leaderboard",
+        "settings against the base",
+        "methods and their controls",
+        "overlap",
+    ):
         assert f"## {title}" in text
-    assert text.count("`merge-mean` |") == 1
+    assert text.count("`merge-mean` |") == 2  # in the leaderboard, and against the base
     assert text.count("| `merge:mean` |") == 1
     assert text.count("| `shuffled-avg") == 1
     assert (record / "study.png").read_bytes().startswith(b"\x89PNG")
