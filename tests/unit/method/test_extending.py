@@ -29,6 +29,7 @@ version = "1.0"
 py-modules = ["my_methods", "broken"]
 [project.entry-points."gks_eval.routers"]
 first_row = "my_methods:first_row"
+sharp_row = "my_methods:sharp_row"
 arrow = "my_methods:first_row"
 absent = "broken:router"
 [project.entry-points."gks_eval.rules"]
@@ -43,7 +44,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages with one that adds methods, installed by pip."""
     source = tmp_path_factory.mktemp("source")
     site = tmp_path_factory.mktemp("site")
-    blocks = [b for b in extending_blocks() if "ROUTERS.add" not in b and "def test_" not in b]
+    blocks = [b.replace("ROUTERS.add(", "(") for b in extending_blocks() if "def test_" not in b]
     (source / "my_methods.py").write_text("\n".join(blocks), "utf-8")
     (source / "broken.py").write_text("raise ImportError('no such luck')\n", "utf-8")
     (source / "pyproject.toml").write_text(PROJECT, "utf-8")
@@ -66,7 +67,8 @@ def test_the_pages_methods_pass_the_pages_tests(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ROUTERS, "_added", {})
     space = run_extending_blocks()
     space["test_first_row"]()
-    check_router(space["first_row"], sharpness=3.0)
+    space["test_sharp_row"]()
+    check_router(space["sharp_row"], sharpness=3.0)
     check_rule(space["only_b"])
     check_rule(space["less_of_the_mean"])
     check_merge(space["largest"])
@@ -75,7 +77,7 @@ def test_the_pages_methods_pass_the_pages_tests(monkeypatch: pytest.MonkeyPatch)
 def test_a_router_of_another_package_runs_in_lm_eval(
     installed: Path, tiny_library: Callable[..., Path], tmp_path: Path
 ) -> None:
-    arguments = f"library={tiny_library('phi3')},router=first_row,sharpness=2,subtract=en"
+    arguments = f"library={tiny_library('phi3')},router=sharp_row,sharpness=2,subtract=en"
     done = run(
         installed, LM_EVAL, "run", "--model", "gks_arrow", "--model_args", arguments,
         "--tasks", "gks_demo_goals_en", "--include_path", str(ROOT / "tasks"), "--limit", "2",
@@ -84,7 +86,7 @@ def test_a_router_of_another_package_runs_in_lm_eval(
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("results_*.json")
     setting = json.loads(path.read_text("utf-8"))["config"]["gks_eval"]["setting"]
-    assert setting["router"] == "first_row"
+    assert setting["router"] == "sharp_row"
     assert setting["sharpness"] == 2.0
     assert setting["rule"] == "factors"
     assert "top_k" not in setting
@@ -107,13 +109,13 @@ def test_names_that_are_taken_and_packages_that_are_broken(installed: Path) -> N
         "from gks_eval.method.registry import ROUTERS\n"
         "from gks_eval.method.setting import Setting\n"
         "print([m.name for m in ROUTERS.usable()], ROUTERS.get('arrow').paper)\n"
-        "print(Setting.parse('first_row:en+de;sharpness=3;rule=only_b')[0].identity())\n"
+        "print(Setting.parse('sharp_row:en+de;sharpness=3;rule=only_b')[0].identity())\n"
         "print(Setting.parse('merge:largest;subtract=en')[0].router)\n"
         "Setting.parse('absent')"
     )
     done = run(installed, code)
     names, identity, merge = done.stdout.splitlines()
-    assert re.fullmatch(r"\['arrow'.*, 'first_row'\] Ostapenko.*", names)
+    assert re.fullmatch(r"\['arrow'.*, 'first_row', 'sharp_row'\] Ostapenko.*", names)
     assert "'sharpness': 3.0" in identity
     assert "'rule': 'only_b'" in identity
     assert merge == "merge:largest"
