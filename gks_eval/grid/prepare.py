@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gks_eval.errors import CompatibilityError, LibraryError, UsageError
 from gks_eval.grid.settings import Cell, Grid, parse_settings
 from gks_eval.library.load import Library, load_library, read_manifest
+from gks_eval.library.starts import starts_of, warn_of_shared_starts
 from gks_eval.model.base_model import ResolvedBase, content_stamp, resolve_base
 
 if TYPE_CHECKING:
@@ -71,7 +72,19 @@ def _check(
                 f"runs on {base.name}; name one base for both with --pretrained."
             )
         chosen.append(libraries[name])
+    _warn_of_shared_starts(checked, chosen)
     return checked, chosen
+
+
+def _warn_of_shared_starts(cells: Sequence[Cell], libraries: Sequence[Library | None]) -> None:
+    # One setting per library is enough; `Attachment.apply` measures each setting.
+    measured: set[str] = set()
+    for cell, library in zip(cells, libraries, strict=True):
+        if library is None or library.content_hash in measured:
+            continue
+        if starts := starts_of(library, cell.setting):
+            measured.add(library.content_hash)
+            warn_of_shared_starts(library, starts)
 
 
 def _check_others(cells: Sequence[Cell]) -> None:

@@ -8,6 +8,7 @@ residual of `factors` is ``(B_t - B_g)(A_t - A_g)``, a product of two small diff
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,19 @@ from typing import Any, Final
 
 import torch
 
+from gks_eval.library.load import Library
 from gks_eval.method.batches import squared_norms
+from gks_eval.method.foreign import residuals_of
 from gks_eval.method.lora import LoraPair
+from gks_eval.method.setting import Setting
+from gks_eval.util.process_group import ProcessGroup
 
-__all__ = ["SHARED", "Starts", "StartsTally"]
+__all__ = ["SHARED", "Starts", "StartsTally", "starts_of", "starts_tally", "warn_of_shared_starts"]
+
+logger = logging.getLogger(__name__)
+
+# Content hashes of the libraries whose shared starts this process has warned about.
+_WARNED: set[str] = set()
 
 SHARED: Final = 0.5
 """An expert's start is shared if its mean |cosine| with the general adapters' A is above this.
@@ -57,7 +67,7 @@ class Starts:
             f"Library {library} has shared starts: {len(names)} of {len(self.cosine)} experts "
             f"have nearly the same A as what is subtracted (cosine {cosine:.2f}), and "
             f"rule={self.rule} leaves {self.left_of_shared:.0%} of the norm of their updates; use "
-            "preset=exact, which does not depend on the starts."
+            "preset=exact (in a grid, --preset exact), which does not depend on the starts."
         )
 
     @property
@@ -127,6 +137,43 @@ class StartsTally:
                 for name, square in self._task.items()
             },
         )
+
+
+def starts_tally(library: Library, setting: Setting) -> StartsTally | None:
+    """Return an empty tally; None if `setting` does not subtract from the experts' factors."""
+    experts = library.chosen_experts(setting)
+    own = setting.subtract and not setting.stand_ins.used
+    if not experts or not own or not setting.rule_method()[0].equal_factors:
+        return None
+    return StartsTally(experts, setting.rule)
+
+
+def starts_of(library: Library, setting: Setting) -> Starts | None:
+    """Measure the starts before any model is loaded; None as for `starts_tally`.
+
+    Raises:
+        CompatibilityError: The adapters do not allow the setting's rule.
+    """
+    tally = starts_tally(library, setting)
+    if tally is None:
+        return None
+    rule, parameters = setting.rule_method()
+    for name in library.modules:
+        tasks, general = library.layer(name, setting)
+        if all(task.missing for task in tasks):
+            continue
+        tasks = [task.to(torch.float32) for task in tasks]
+        general = [pair.to(torch.float32) for pair in general]
+        tally(tasks, general, residuals_of(rule, tasks, general, parameters, name))
+    return tally.result()
+
+
+def warn_of_shared_starts(library: Library, starts: Starts | None) -> None:
+    """Log the warning on shared starts, once per library and process, in process 0."""
+    warning = starts and starts.warning(library.name)
+    if warning and library.content_hash not in _WARNED and ProcessGroup().is_main:
+        _WARNED.add(library.content_hash)
+        logger.warning(warning)
 
 
 def _cosines(experts: Sequence[LoraPair], general: Sequence[LoraPair]) -> torch.Tensor:

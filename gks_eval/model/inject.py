@@ -14,21 +14,17 @@ from torch import nn
 from gks_eval.errors import CompatibilityError, UsageError
 from gks_eval.library.fit import check_fit, routable_layers
 from gks_eval.library.load import Library
-from gks_eval.library.starts import Starts, StartsTally
+from gks_eval.library.starts import Starts, starts_tally, warn_of_shared_starts
 from gks_eval.method.build import build
 from gks_eval.method.hook import Observer, RoutedUpdate, share, updates_of
 from gks_eval.method.setting import Setting, as_setting
 from gks_eval.method.siblings import same_input
 from gks_eval.model.prompts import Prompts
 from gks_eval.model.quantized import compute_dtype, is_quantized, keep_portable_layout
-from gks_eval.util.process_group import ProcessGroup
 
 __all__ = ["Attachment", "attach"]
 
 logger = logging.getLogger(__name__)
-
-# Content hashes of the libraries whose shared starts this process has warned about.
-_WARNED: set[str] = set()
 
 
 class Attachment:
@@ -64,11 +60,9 @@ class Attachment:
         setting = self.library.check(as_setting(setting))
         if setting.by_context:
             self._check_head()
-        own = setting.subtract and not setting.stand_ins.used
-        by_factors = own and setting.rule_method()[0].equal_factors
         experts = self.library.chosen_experts(setting)
         vectors = self.library.vectors(setting)
-        tally = StartsTally(experts, setting.rule) if experts and by_factors else None
+        tally = starts_tally(self.library, setting)
         for name, update in self.layers.items():
             if not any(name in self.library.experts[expert].pairs for expert in experts):
                 update.weights = None
@@ -88,7 +82,7 @@ class Attachment:
         self.setting = setting
         self._follow_prompts(setting.by_context)
         self.starts = None if tally is None else tally.result()
-        self._warn_of_shared_starts()
+        warn_of_shared_starts(self.library, self.starts)
 
     def _check_head(self) -> None:
         head_of = getattr(self.model, "get_output_embeddings", None)
@@ -106,12 +100,6 @@ class Attachment:
         if self._prompts is not None:
             self._prompts.remove()
         self._prompts = Prompts(self.model) if by_context else None
-
-    def _warn_of_shared_starts(self) -> None:
-        warning = self.starts and self.starts.warning(self.library.name)
-        if warning and self.library.content_hash not in _WARNED and ProcessGroup().is_main:
-            _WARNED.add(self.library.content_hash)
-            logger.warning(warning)
 
     def observe(self, observer: Observer | None) -> None:
         """Make every layer report its coefficients to `observer`; None stops it."""

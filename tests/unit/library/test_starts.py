@@ -17,13 +17,14 @@ from common import MIXED, TARGETS, assert_sentence, dense, load_tiny, random_pai
 from oracle import residual_dense
 from typer.testing import CliRunner
 
-from gks_eval import inject
 from gks_eval.cli.main import build_app
 from gks_eval.errors import UsageError
 from gks_eval.grid import Grid, run_grid
+from gks_eval.grid.prepare import prepare
 from gks_eval.grid.table import accuracy_table
+from gks_eval.library import starts
 from gks_eval.library.load import Library, load_library
-from gks_eval.library.starts import StartsTally
+from gks_eval.library.starts import StartsTally, starts_of
 from gks_eval.method.lora import LoraPair, no_update
 from gks_eval.method.rules.factors import factors
 from gks_eval.method.setting import Setting
@@ -36,7 +37,7 @@ EXPERTS, GENERAL = ("alpha", "beta"), ("en", "de")
 
 @pytest.fixture(autouse=True)
 def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inject, "_WARNED", set())
+    monkeypatch.setattr(starts, "_WARNED", set())
 
 
 def trained_library(folder: Path, base: Path, *, one_seed: bool) -> Path:
@@ -225,6 +226,23 @@ def test_a_grid_warns_once_and_in_its_footer(
     assert "rule=delta" not in told
     assert "preset=exact" in told
     assert "Shared starts" not in run(own, ["gks:en;top_k=2"])
+
+
+@pytest.mark.parametrize(
+    "setting", ["gks:en;top_k=2", "gks:avg;rule=orthogonal", "merge:mean;subtract=de"]
+)
+def test_a_grid_warns_before_the_base_is_loaded(
+    shared: Path, tiny_model: Callable[..., Any], tmp_path: Path, setting: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    settings = ["base", "arrow;top_k=2", "gks:en;rule=delta;top_k=2", setting]
+    prepare(Grid(settings, ["gks_demo_goals_en"], tmp_path, library=str(shared)))
+    (record,) = caplog.records
+    assert_sentence(UsageError(record.getMessage()), str(shared), *SAYS)
+    library = load_library(str(shared))
+    with attach(tiny_model("phi3"), library, setting) as attached:
+        assert attached.starts == starts_of(library, attached.setting)
+    assert len(caplog.records) == 1
 
 
 def test_library_show_says_what_is_there(
