@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 if TYPE_CHECKING:
     from gks_eval.method.declaration import Method
@@ -19,6 +21,13 @@ All rules, routers and merges for use in a setting. The docstrings in `gks_eval/
 formulas. [method.md](method.md) explains how rules, routers and merges fit together;
 [extending.md](extending.md) shows how to add one.
 """
+
+# How a setting names each kind.
+WRITTEN = {
+    "rule": "gks:LANGUAGES;rule=NAME",
+    "router": "NAME, NAME:LANGUAGES or NAME:LANGUAGES;PARAMETER=VALUE",
+    "merge": "merge:NAME",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -42,24 +51,37 @@ def methods(
             "router": [*ROUTERS.usable()],
             "merge": [*MERGES.usable()],
         }
-    typer.echo(_markdown(found) if markdown else _text(found), nl=False)
+    console = Console()
+    columns = console.width if console.is_terminal else 1000
+    typer.echo(_markdown(found) if markdown else _text(found, columns), nl=False)
 
 
-def _text(found: dict[str, list[Method]]) -> str:
+def _text(found: dict[str, list[Method]], columns: int) -> str:
     width = max(len(method.name) for methods in found.values() for method in methods) + 4
     lines = []
     for kind, methods in found.items():
-        lines.append(f"{kind}s")
+        lines.append(f"{kind}s, in a setting: {WRITTEN[kind]}")
         for method in methods:
             facts = [_plain(method.summary), method.paper]
             facts += [
                 f"{name}{default}: {what}" for name, default, what in _parameters(method, "=")
             ]
             facts += [f"needs {needs}" for needs in _needs(method)]
-            lines.append(f"  {method.name:{width - 2}}{facts[0]}")
-            lines += [" " * width + fact for fact in facts[1:]]
+            rows = [row for fact in facts for row in _rows(fact, columns - width)]
+            lines.append(f"  {method.name:{width - 2}}{rows[0]}")
+            lines += [" " * width + row for row in rows[1:]]
         lines.append("")
     return "\n".join(lines)
+
+
+def _rows(fact: str, columns: int) -> list[str]:
+    return wrap(
+        fact,
+        max(columns, 20),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _markdown(found: dict[str, list[Method]]) -> str:

@@ -326,6 +326,16 @@ def test_the_list_of_methods_fits_100_columns() -> None:
     assert named == {*RULES.names(), *ROUTERS.names(), *MERGES.names()}
 
 
+def test_the_list_of_methods_is_wrapped_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = CliRunner().invoke(build_app(), ["methods"]).stdout
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    lines = CliRunner().invoke(build_app(), ["methods"]).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()) == " ".join(whole.split())
+
+
 @pytest.mark.parametrize("subtract", [(), ("en",)])
 @pytest.mark.parametrize("rule", ["factors", "delta", "orthogonal"])
 def test_the_mean_of_updates_is_the_even_mixture_of_outputs(
