@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module
 
 from gks_eval.method.choice import Choice
 from gks_eval.method.contexts import current_contexts
@@ -123,6 +124,7 @@ def _fresh(layer: nn.Module, weights: RoutedWeights, output: torch.Tensor) -> to
     """
     if (
         len(layer._forward_hooks) == 1
+        and not module._global_forward_hooks
         and not torch.is_grad_enabled()
         and output.dtype == weights.write.dtype
     ):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from common import random_pair, relative_error
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gks_eval.method.build import build
@@ -266,6 +267,13 @@ def test_other_hooks_weights_and_inputs() -> None:
     for found, expected in zip(module(x), alone(x), strict=True):
         assert relative_error(found, expected) < 1e-6
     handle.remove()
+    # A hook of all modules keeps outputs before ours runs.
+    everywhere = register_module_forward_hook(lambda _, __, output: seen.append(output))
+    seen.clear()
+    for update in (module.updates[0], alone.updates[0]):
+        update.layer(x)
+        assert torch.equal(seen[-1], update.layer.forward(x))
+    everywhere.remove()
     # Other weights than those that were stacked, as of a setting that is applied, or none.
     module.updates[1].weights = alone.updates[1].weights
     module.updates[2].weights = None
