@@ -7,6 +7,7 @@ paging; without one, ``adamw_8bit`` runs instead (the same update, not paged).
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import shutil
 import time
@@ -204,6 +205,7 @@ def _trainer_class(device_type: str) -> Any:
                 return_outputs
                 or num_items_in_batch is None
                 or 2 * len(columns) > labels_BT.shape[1]
+                or not _chooses_logits(self.model)
             ):
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             given = {key: value for key, value in inputs.items() if key != "labels"}
@@ -214,6 +216,11 @@ def _trainer_class(device_type: str) -> Any:
             return loss / num_items_in_batch * self.accelerator.num_processes
 
     return ScoredOnly
+
+
+def _chooses_logits(model: PeftModel) -> bool:
+    # Others ignore the argument, and return the logits of all positions.
+    return "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
 
 
 @contextlib.contextmanager

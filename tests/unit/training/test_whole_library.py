@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,3 +254,16 @@ def test_logits_of_scored_positions_train_as_those_of_all(
         for one, other in zip(ours, theirs, strict=True):
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
             assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_a_base_that_ignores_the_choice_of_logits_computes_all() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from gks_eval.training.sft import _chooses_logits
+
+    for family, chooses in (("llama", True), ("xlstm", False)):
+        with torch.device("meta"):
+            config = AutoConfig.for_model(family, num_hidden_layers=1, hidden_size=64, num_heads=2)
+            base = AutoModelForCausalLM.from_config(config)
+        model: Any = SimpleNamespace(get_base_model=lambda base=base: base)
+        assert _chooses_logits(model) == chooses
