@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gks_eval.errors import GksError, ResourceError, UsageError, reason
-from gks_eval.grid.ray_worker import RayWorker
+from gks_eval.errors import GksError, ResourceError, ResultsError, reason
+from gks_eval.grid.kept import finished
+from gks_eval.grid.ray_worker import RayWorker, software
 from gks_eval.grid.runner import GridRun, OnCell, locked
 from gks_eval.grid.units import Unit, divide, units
 from gks_eval.tasklib.local_data import DATA_ROOT, local_data
-from gks_eval.util.ray_cluster import LOCAL, RETRIES, check_ray, ray_cluster
+from gks_eval.util.ray_cluster import LOCAL, RETRIES, check_ray, check_size, ray_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,7 +58,9 @@ def run_grid_on_ray(grid: Grid, options: RayOptions, on_cell: OnCell | None = No
         The settings' folders, in order.
 
     Raises:
-        UsageError: Ray is not installed, or its cluster cannot be reached or has too few GPUs.
+        UsageError: Ray is not installed, its cluster cannot be reached, or no host is large enough
+            for a worker.
+        ResultsError: A host has other software or files, or a result is not there.
         ResourceError: The workers of one setting died repeatedly.
         GksError: As `gks_eval.grid.run_grid`.
     """
@@ -141,12 +144,22 @@ class _Pool:
 
     def _done(self, unit: Unit, spent: Mapping[str, float]) -> None:
         if unit.part is None:
+            self._check_written(unit.at)
             self.report(self.run.cells[unit.at], "done")
             return
         self.spent[unit.at].update(spent)
         self.unfinished[unit.at] -= 1
         if not self.unfinished[unit.at]:
             self.waiting.appendleft(Unit(unit.at))
+
+    def _check_written(self, at: int) -> None:
+        folder = self.run.folders[at]
+        next(folder.parent.iterdir(), None)  # a network file system then looks again
+        if not finished([folder], [self.run.requests[at]])[0]:
+            raise ResultsError(
+                f"--ray: a worker evaluated {self.run.cells[at].label}, but {folder} is not there; "
+                "name an --output in a file system that all hosts share."
+            )
 
     def _parts(self, size: int) -> list[list[str]]:
         if self.run.grid.profile:  # a profile measures one process
@@ -158,11 +171,8 @@ class _Pool:
         import ray
 
         gpus = self.options.gpus
+        check_size(self.options.cpus, gpus)
         there = ray.cluster_resources().get("GPU", 0.0)
-        if gpus > there:
-            raise UsageError(
-                f"--gpus {gpus:g}: the cluster has {there:g} GPUs; ask for fewer per worker."
-            )
         hosts = sum(node["Alive"] for node in ray.nodes())
         return self.options.workers or max(1, int(there / gpus) if gpus else hosts)
 
@@ -171,7 +181,8 @@ class _Pool:
 
         kind = ray.remote(num_cpus=self.options.cpus, num_gpus=self.options.gpus)(RayWorker)
         data = os.environ.get(DATA_ROOT)
-        worker = kind.remote(self.run.grid, self.run.requests, str(Path.cwd()), data)
+        run = self.run
+        worker = kind.remote(run.grid, run.requests, str(Path.cwd()), data, software())
         self.workers.append(worker)
         self.calls[worker.start.remote()] = worker, None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gks_eval.errors import GksError, ResourceError, reason
+from gks_eval.errors import GksError, LibraryError, ResourceError, reason
 from gks_eval.training.jobs import make_plan
 from gks_eval.training.library_writer import check_library_output
 from gks_eval.training.whole_library import (
@@ -18,7 +18,7 @@ from gks_eval.training.whole_library import (
     missing_adapters,
     train_library,
 )
-from gks_eval.util.ray_cluster import RETRIES, check_ray, ray_cluster
+from gks_eval.util.ray_cluster import LOCAL, RETRIES, check_ray, check_size, ray_cluster
 
 __all__ = ["train_on_ray"]
 
@@ -45,8 +45,10 @@ def train_on_ray(
         report: Called with one line per adapter.
 
     Raises:
-        UsageError: Ray is not installed, or cannot be reached at `address`.
+        UsageError: Ray is not installed, cannot be reached at `address`, or this machine is too
+            small for a task.
         ResourceError: A task's workers died repeatedly.
+        LibraryError: An adapter is not where its worker wrote it.
         GksError: As `train_library`; the first error of a task.
     """
     check_ray()
@@ -61,6 +63,8 @@ def train_on_ray(
     for remark in plan.remarks():
         report(remark)
     with ray_cluster(address):
+        if address in (None, LOCAL):  # a cluster elsewhere may add hosts for a task
+            check_size(cpus, gpus)
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_train_one)
         where = (str(recipe_file.resolve()), str(output.resolve()))
         pending = {task.remote(*where, key): key for key in lacking}
@@ -68,24 +72,31 @@ def train_on_ray(
             (done,), _ = ray.wait(list(pending), num_returns=1)
             key = pending.pop(done)
             try:
-                fault = ray.get(done)
+                found = ray.get(done)
             except RayError as error:
                 raise ResourceError(
                     f"{key}: its Ray task failed ({reason(error, last=True)}); see Ray's own logs, "
                     "then run the same command again to resume."
                 ) from error
-            if fault is not None:
-                raise fault
+            if isinstance(found, GksError):
+                raise found
             lacks = any(job.key == key for job in missing_adapters(plan, output))
+            if lacks and found:
+                raise LibraryError(
+                    f"{key}: a Ray worker trained it, but {output / key} is not there or has other "
+                    "data; name an output and a recipe in a file system that all hosts share."
+                )
             report(f"{key}: {'another process is training it' if lacks else 'trained'}")
     still = {job.key for job in missing_adapters(plan, output)}
     return finish_library(plan, output, tuple(key for key in lacking if key not in still))
 
 
-def _train_one(recipe_file: str, output: str, key: str) -> GksError | None:
-    # A GksError is returned, not raised: Ray would wrap it and retry.
+def _train_one(recipe_file: str, output: str, key: str) -> GksError | bool:
+    """Return whether this call trained the adapter.
+
+    A GksError is returned, not raised: Ray would wrap it and retry.
+    """
     try:
-        train_library(make_plan(Path(recipe_file)), Path(output), only=[key])
+        return bool(train_library(make_plan(Path(recipe_file)), Path(output), only=[key]).trained)
     except GksError as error:
         return error
-    return None

@@ -10,7 +10,7 @@ from typing import Final
 from gks_eval.errors import UsageError, reason
 from gks_eval.util.process_group import ProcessGroup
 
-__all__ = ["LOCAL", "RETRIES", "check_ray", "ray_cluster"]
+__all__ = ["LOCAL", "RETRIES", "check_ray", "check_size", "ray_cluster"]
 
 LOCAL: Final = "local"
 """The address that starts a cluster on this machine."""
@@ -29,6 +29,31 @@ def check_ray() -> None:
         raise UsageError("--ray starts its own workers; run the command without torchrun.")
     if importlib.util.find_spec("ray") is None:
         raise UsageError("--ray needs Ray: `pip install 'gks-eval[ray]'`.")
+
+
+def check_size(cpus: float, gpus: float) -> None:
+    """Check that some host of the connected cluster is large enough for a worker.
+
+    Ray would wait for one without a word.
+
+    Args:
+        cpus: CPUs per worker.
+        gpus: GPUs per worker.
+
+    Raises:
+        UsageError: No host has so many.
+    """
+    import ray
+
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    sizes = [(host.get("GPU", 0.0), host.get("CPU", 0.0)) for host in hosts]
+    if any(gpus <= there[0] and cpus <= there[1] for there in sizes):
+        return
+    most = max(sizes, default=(0.0, 0.0))
+    raise UsageError(
+        f"--gpus {gpus:g}: no host of the cluster has the {cpus:g} CPUs and {gpus:g} GPUs of a "
+        f"worker; the largest has {most[1]:g} CPUs and {most[0]:g} GPUs, so ask for fewer."
+    )
 
 
 @contextmanager

@@ -57,6 +57,24 @@ def test_a_cluster_that_is_not_there_ends_in_a_sentence(
     assert_sentence(caught.value, "--ray auto: cannot be reached")
 
 
+def test_a_worker_larger_than_any_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hosts have the GPUs together, and the large one is down; Ray would wait for ever."""
+    from gks_eval.util.ray_cluster import check_size
+
+    hosts = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 64.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: hosts)
+    check_size(8.0, 2.0)
+    check_size(64.0, 0.0)
+    for cpus, gpus in ((1.0, 3.0), (9.0, 1.0), (65.0, 0.0)):
+        with pytest.raises(UsageError) as caught:
+            check_size(cpus, gpus)
+        assert_sentence(caught.value, f"--gpus {gpus:g}", "the largest has 8 CPUs and 2 GPUs")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Two workers' cores, for all tests below."""
@@ -151,7 +169,7 @@ def test_errors_of_workers_are_sentences(
     monkeypatch.setattr(on_ray, "RayWorker", Dying)
     with pytest.raises(ResourceError) as dead:
         on_ray.run_grid_on_ray(asked, on_ray.RayOptions(workers=1))
-    assert_sentence(few.value, "--gpus 3", "has 0 GPUs")
+    assert_sentence(few.value, "--gpus 3", "2 CPUs and 0 GPUs")
     assert_sentence(other.value, "other content", "the base")
     assert_sentence(dead.value, "setting base: its workers died", "again to resume")
 

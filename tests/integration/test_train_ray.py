@@ -14,7 +14,7 @@ import pytest
 import yaml
 from common import assert_sentence
 
-from gks_eval.errors import DataError, ResourceError, UsageError
+from gks_eval.errors import DataError, LibraryError, ResourceError, UsageError
 from gks_eval.library.load import load_library
 from gks_eval.training.jobs import make_plan
 from gks_eval.training.whole_library import train_library
@@ -106,15 +106,25 @@ def test_a_task_that_keeps_dying_ends_in_a_sentence(
     def dies(*_: str) -> None:
         os._exit(1)
 
+    def elsewhere(*_: str) -> bool:
+        return True
+
     monkeypatch.setattr(fan_out, "_train_one", dies)
     monkeypatch.setattr(fan_out, "RETRIES", 1)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(ResourceError) as caught:
             fan_out.train_on_ray(recipe, tmp_path / "library", only=["one"])
+        with pytest.raises(UsageError) as large:
+            fan_out.train_on_ray(recipe, tmp_path / "library", only=["one"], gpus=1)
+        monkeypatch.setattr(fan_out, "_train_one", elsewhere)
+        with pytest.raises(LibraryError) as lost:
+            fan_out.train_on_ray(recipe, tmp_path / "library", only=["one"])
     finally:
         ray.shutdown()
     assert_sentence(caught.value, "experts/one: its Ray task failed", "again to resume")
+    assert_sentence(large.value, "--gpus 1: no host of the cluster", "1 CPUs and 0 GPUs")
+    assert_sentence(lost.value, "experts/one: a Ray worker trained it", "is not there")
 
 
 def test_a_cluster_that_is_not_there_ends_in_a_sentence(recipe: Path, tmp_path: Path) -> None:
