@@ -13,6 +13,7 @@ from gks_eval.method.declaration import Layer, Tokens
 from gks_eval.method.lora import LoraPair, stack
 from gks_eval.method.registry import ROUTERS, RULES
 from gks_eval.method.routers.arrow import ArrowParameters, LayerArrow
+from gks_eval.method.routers.input_norm import token_sizes
 from gks_eval.method.routers.prototypes import prototype, prototypes
 from gks_eval.method.routers.random import Seeded
 from gks_eval.method.routers.top_k import top_k_softmax
@@ -239,3 +240,14 @@ def test_a_temperature_of_0_is_the_root_of_the_width(given: float) -> None:
 def test_the_default_temperature_is_1() -> None:
     scores = torch.tensor([[3.0, 2.0, -1.0]])
     torch.testing.assert_close(top_k_softmax(scores, -1), torch.softmax(scores, dim=1))
+
+
+def test_sizes_of_tokens_are_those_of_a_layer_norm_and_of_a_norm_above_zero() -> None:
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    centred = x - x.mean(dim=1, keepdim=True)
+    expected = torch.nn.functional.layer_norm(x, (5,))
+    torch.testing.assert_close(centred / token_sizes(x, "layer"), expected)
+    torch.testing.assert_close(x / token_sizes(x, "unit"), torch.nn.functional.normalize(x))
+    constant = torch.zeros(1, 5)
+    found = [token_sizes(constant, norm).item() for norm in ("id", "unit", "layer")]
+    assert found == pytest.approx([1.0, 1e-8, 1e-5**0.5])

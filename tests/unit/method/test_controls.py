@@ -132,3 +132,20 @@ def test_shuffled_prototypes_are_those_of_other_experts() -> None:
     other = shuffled(Layer("other", layer.residuals)).directions
     assert other is not None
     assert not torch.equal(other, mixed)
+
+
+@pytest.mark.parametrize("name", ["random", "shuffled"])
+def test_seed_and_group_decide_prototypes_that_are_controls(name: str) -> None:
+    router, residuals = ROUTERS.get(name), [adapter(seed=n) for n in range(6)]
+
+    def drawn(layer: Layer, seed: int = 0) -> torch.Tensor:
+        directions = router(layer, router.parameters(seed=seed)).directions
+        assert directions is not None
+        return directions
+
+    group = Layer("group", residuals)
+    one, other = (Layer(name, residuals[::-1], tied=group) for name in ("one", "other"))
+    assert torch.equal(drawn(one), drawn(other))
+    assert torch.equal(drawn(one), drawn(group))
+    assert not torch.equal(drawn(group, seed=1), drawn(group))
+    assert not torch.equal(drawn(Layer("one", residuals)), drawn(group))

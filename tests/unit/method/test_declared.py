@@ -6,7 +6,7 @@ import inspect
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from gks_eval.method.declaration import Layer, Merge, Parameters
 from gks_eval.method.declared import OTHER_ARGUMENTS
 from gks_eval.method.decorators import merge
 from gks_eval.method.lora import LoraPair
+from gks_eval.method.parameters import checked
 from gks_eval.method.registry import MERGES, Registry
 from gks_eval.method.setting import Setting
 
@@ -162,6 +163,34 @@ def test_values_that_the_checks_of_another_package_refuse(words: str, said: str)
             Setting.parse(f"arrow;{words}")  # of another method, checked too
         with pytest.raises(UsageError, match=r"of first do not fit 4 experts .ZeroDivisionError"):
             Setting.parse("merge:first;low=0")[0].fitted(4)
+
+
+class Bounded(Parameters):
+    share: float = Field(default=0.5, ge=0, lt=1)
+    many: int | None = Field(default=None, gt=0, le=4)
+    on: bool = False
+    how: Literal["first", "none"] = "first"
+    free: str = "x"
+    named: int = Field(default=1, json_schema_extra={"expected": "a prime"})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"share": 1}, "share=1: needs a number of at least 0 and below 1."),
+        ({"many": 5}, "many=5: needs a whole number above 0 and of at most 4."),
+        ({"on": "maybe"}, "on=maybe: needs True or False."),
+        ({"how": "x"}, "how=x: needs one of first, none."),
+        ({"free": 3}, "free=3: needs a value."),
+        ({"named": True}, "named=True: needs a prime."),
+        ({"named": "x"}, "named=x: needs a prime."),
+    ],
+)
+def test_which_values_a_parameter_takes_is_said(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        checked(Bounded, given)
+    assert str(caught.value) == said
+    assert checked(Bounded, {"on": True, "how": None}) == Bounded(on=True, how="none")
 
 
 def test_a_method_may_be_added_again() -> None:

@@ -38,6 +38,7 @@ EQUAL: dict[str, list[LoraPair]] = {
     "twins": [random_pair(3, seed=1, **WIDE), *[random_pair(3, seed=2, **WIDE)] * 2],
     "all zero": [zero(), zero()],
     "more directions than the layer has": [random_pair(5, seed=n, **WIDE) for n in range(4)],
+    "more experts than the layer is wide": [random_pair(2, seed=n, **WIDE) for n in range(12)],
 }
 UNEQUAL: dict[str, list[LoraPair]] = {
     "odd ranks": [random_pair(r, scaling=r / 2, seed=r, **WIDE) for r in (1, 3, 5)],
@@ -130,6 +131,13 @@ def test_tsv_of_one_expert_and_of_orthogonal_ones_is_their_sum() -> None:
     one[:2, :3], other[4:6, 5:9] = 1.0, torch.arange(8.0).reshape(2, 4) ** 2
     apart = [LoraPair(torch.eye(11, dtype=torch.float64), update) for update in (one, other)]
     torch.testing.assert_close(merged("tsv", apart).delta(), one + other, **TIGHT)
+
+
+def test_tsv_of_updates_of_zero_has_rank_1() -> None:
+    found = merged("tsv", EQUAL["all zero"])
+    assert found.A.shape == (1, 11)
+    assert found.B.shape == (13, 1)
+    assert not found.delta().any()
 
 
 def test_tsv_counts_a_direction_once_that_all_experts_share() -> None:
@@ -259,10 +267,13 @@ def test_core_space_merges_the_cores(pairs: list[LoraPair], inner: str) -> None:
     assert found.rank <= sum(pair.rank for pair in pairs)
 
 
-@pytest.mark.parametrize("name", ["one", "three", "one is zero", "odd ranks"])
-def test_tsv_in_core_space_is_tsv(name: str) -> None:
-    found = merged("core_space", ANY[name], inner="tsv", **{"lambda": 0.5})
-    expected = merged("tsv", ANY[name], **{"lambda": 0.5})
+@pytest.mark.parametrize("weight", [{}, {"lambda": 0.5}])
+@pytest.mark.parametrize(
+    "name", ["one", "three", "one is zero", "odd ranks", "more experts than the layer is wide"]
+)
+def test_tsv_in_core_space_is_tsv(name: str, weight: dict[str, float]) -> None:
+    found = merged("core_space", ANY[name], inner="tsv", **weight)
+    expected = merged("tsv", ANY[name], **weight)
     torch.testing.assert_close(found.delta(), expected.delta(), **TIGHT)
 
 

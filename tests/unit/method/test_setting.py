@@ -199,12 +199,28 @@ def test_arguments_that_are_not_the_settings_own_are_handed_back() -> None:
         ("arrow;top_k=3; top_k=5", ["top_k is given twice", "keep one"]),
         ("arrow;top_k=0", ["top_k=0"]),
         ("gks:en+en", ["twice"]),
+        ("bse", ["did you mean 'base'"]),
+        ("exprt:a", ["did you mean 'expert'"]),
+        ("arow", ["did you mean 'arrow'"]),
+        ("merge", ["needs a merge: mean, task_arithmetic"]),
+        ("merge:tie", ["merge 'tie' is unknown; did you mean 'ties'"]),
+        ("gks:none", ["to subtract nothing, write arrow."]),
+        ("norm:none", ["to subtract nothing, write norm."]),
+        ("norm:", ["norm: needs languages, as norm:en+de"]),
     ],
 )
 def test_bad_grammar(text: str, parts: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         Setting.parse(text)
     assert_sentence(caught.value, *parts)
+
+
+@pytest.mark.parametrize("text", ["arrow,token=hf_secret", "arrow token=hf_secret;top_k=1"])
+def test_the_value_of_an_argument_behind_a_comma_is_not_shown(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Setting.parse(text)
+    assert_sentence(caught.value, "setting '...token=...' has no kind")
+    assert "secret" not in str(caught.value)
 
 
 SAME = [
@@ -354,7 +370,13 @@ def test_no_parameter_that_is_a_number_is_nan_or_infinite(method: Method) -> Non
     ("text", "defaults"),
     [
         ("merge:task_arithmetic", {"lambda": 0.4}),  # Ilharco et al. 2023, without tuning
-        ("merge:ties", {"density": 0.2}),  # Yadav et al. 2023
+        ("merge:ties", {"density": 0.2, "lambda": 1.0}),  # Yadav et al. 2023
+        ("merge:dare_linear", {"density": 0.5, "seed": 0}),
+        ("merge:dare_ties", {"density": 0.5, "seed": 0, "lambda": 1.0}),
+        ("merge:tsv", {"lambda": 1.0}),
+        ("merge:core_space", {"density": 0.2, "inner": "ties", "seed": 0, "lambda": None}),
+        ("random", {"seed": 0}),
+        ("shuffled", {"seed": 0}),
         ("merge:knots", {"density": 0.2, "inner": "ties"}),
         ("phatgoose", {"top_k": 2}),  # Muqeeth et al. 2024
         ("arrow", {"top_k": 3, "temperature": 1.0}),

@@ -15,6 +15,7 @@ from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import MERGES, RULES
 from gks_eval.method.routed import routed_update
 from gks_eval.method.rules.delta import mean_update
+from gks_eval.method.rules.rounding import without_rounding
 from gks_eval.method.rules.scale import Scaled
 from gks_eval.method.setting import Setting
 
@@ -142,6 +143,27 @@ def test_what_agrees_is_zero_and_the_rest_is_kept_however_weak() -> None:
         assert relative_error(residual.A[n], expected_A[n]) < 1e-5
     for n in (0, 2, 3):
         assert relative_error(residual.B[:, n], expected_B[:, n]) < 1e-5
+
+
+def test_16_units_of_the_own_rows_and_columns_are_rounding_errors() -> None:
+    own = LoraPair(torch.ones(2, 4), torch.ones(9, 2), 0.5)
+    units = torch.tensor([15.0, 17.0]) * torch.finfo(torch.float32).eps
+    A_ERK, B_EDR = units[None, :, None].repeat(1, 1, 4), units[None, None].repeat(1, 9, 1)
+    (found,) = without_rounding(A_ERK, B_EDR, [own])
+    assert found.scaling == 0.5
+    assert found.A.all(dim=1).tolist() == found.A.any(dim=1).tolist() == [False, True]
+    assert found.B.all(dim=0).tolist() == found.B.any(dim=0).tolist() == [False, True]
+
+
+def test_a_general_adapter_without_the_layer_counts_in_the_mean_and_adds_no_rank() -> None:
+    task, general = random_pair(3, seed=1), random_pair(2, seed=2)
+    nothing = no_update(task.shape)
+    found = subtract(task, [nothing, general, nothing], "delta")
+    assert found.rank == 5
+    torch.testing.assert_close(found.delta(), task.delta() - general.delta() / 3)
+    alone = mean_update([nothing, nothing], Scaled())
+    assert alone.rank == 1
+    assert not alone.delta().any()
 
 
 @pytest.mark.parametrize("rule", SUBTRACTING)
