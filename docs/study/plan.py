@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gks_eval.evidence.question import read_controls
 from gks_eval.grid.settings import parse_settings
@@ -81,6 +82,16 @@ class Study:
         if self.library:
             return [self.library]
         return [f"{start}-{seed}" for start in self.starts for seed in range(self.seeds)]
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """Return the arguments that decide the results of a stage."""
+        found: dict[str, Any] = {"base": self.base, "library": self.library}
+        if stage == "train":  # which libraries are there is checked
+            return found
+        if stage == "controls":
+            found |= {"starts": ",".join(self.starts), "seeds": self.seeds}
+        model = self.given[self.given.index("--model-args") + 1]
+        return {**found, "tasks": self.tasks, "limit": self.limit, "model_args": model}
 
     def recipe(self, name: str) -> Path:
         """Write the recipe of a library, and return its path."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gks_eval.errors import ResultsError, reason
 from gks_eval.evidence.samples import SAMPLES
+from gks_eval.util.files import draft_folder, sha256_of
 from gks_eval.util.json_file import parse_json
 from gks_eval.util.paths import tasks_dir
 
@@ -39,11 +42,36 @@ def pack(folder: Path, archive: Path) -> None:
     draft.replace(archive)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Restore a packed folder; files that are there stay as they are."""
-    with tarfile.open(archive) as file:
-        missing = [one for one in file.getmembers() if not (folder / one.name).exists()]
-        file.extractall(folder, missing, filter="data")
+def unpack(archive: Path, folder: Path, sha256: str | None = None) -> None:
+    """Restore a packed folder; files that are there stay as they are.
+
+    Args:
+        archive: As `pack` wrote it.
+        folder: Where to.
+        sha256: Of the archive, as recorded; None if it is not.
+
+    Raises:
+        ResultsError: The archive is another one, is cut short, or holds what `pack` never writes.
+    """
+    mend = "copy it again, or delete it and the record of its stage to run that stage again"
+    if sha256 not in (None, sha256_of(archive)):
+        raise ResultsError(f"{archive} is not the file that its stage recorded; {mend}.")
+    # Every file is put in place whole, so that a killed run leaves no half of one.
+    with draft_folder(folder) as draft:
+        try:
+            with tarfile.open(archive) as file:
+                members = file.getmembers()
+                for one in members:
+                    path = PurePosixPath(one.name)
+                    if not one.isreg() or path.is_absolute() or ".." in path.parts:
+                        raise ResultsError(f"{archive} holds {one.name}, no result; {mend}.")
+                missing = [one for one in members if not (folder / one.name).exists()]
+                file.extractall(draft, missing, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+            raise ResultsError(f"{archive} cannot be read ({reason(error)}); {mend}.") from None
+        for one in missing:
+            (folder / one.name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / one.name).replace(folder / one.name)
 
 
 def _content(path: Path) -> bytes:

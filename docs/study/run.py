@@ -21,12 +21,15 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from plan import TASKS, Study
 from records import pack, unpack
 
 from gks_eval import __version__
-from gks_eval.util.json_file import parse_json
+from gks_eval.errors import GksError, ResultsError
+from gks_eval.util.files import sha256_of, write_text
+from gks_eval.util.json_file import JsonFile, parse_json
 
 ROOT = Path(__file__).absolute().parents[2]
 STAGES = {"train": None, "leaderboard": "leaderboard", "controls": "controls", "evidence": None}
@@ -37,9 +40,12 @@ def run_stage(study: Study, stage: str, dry: bool) -> None:
     """Run the commands of a stage, pack its results, and write its record."""
     record = study.record / f"stage-{stage}.json"
     archive = study.record / f"{stage}.tar.xz"
+    kept: dict[str, Any] = {}
+    if record.exists() and stage != "evidence":
+        kept = read_record(record, study.identity(stage))
     if archive.exists():
-        unpack(archive, study.work / (STAGES[stage] or ""))
-    if record.exists() and stage != "evidence" and (stage != "train" or study.trained()):
+        unpack(archive, study.work / (STAGES[stage] or ""), kept.get("archive"))
+    if kept and (stage != "train" or study.trained()):
         print(f"{stage}: finished, see {record}")
         return
     commands = list(getattr(study, stage)())
@@ -60,14 +66,38 @@ def run_stage(study: Study, stage: str, dry: bool) -> None:
         pack(study.work / folder, archive)
     names = ("torch", "transformers", "peft", "lm-eval")
     found = {
+        "study": study.identity(stage),
         "commands": [shlex.join(c).replace(f"{ROOT}/", "") for c in commands],
         "machine": f"{os.cpu_count()} x {platform.machine()}",
         "versions": {"gks-eval": __version__, **{name: version(name) for name in names}},
     }
     if stage != "evidence":
         found["seconds"] = round(seconds(study, stage))
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    if STAGES[stage]:
+        found["archive"] = sha256_of(archive)
+    write_text(record, json.dumps(found, indent=1) + "\n")
+
+
+def read_record(record: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a stage.
+
+    Args:
+        record: Its file.
+        now: The arguments that decide the results of the stage.
+
+    Raises:
+        ResultsError: It cannot be read, or is of a study with other arguments.
+    """
+    mend = f"delete {record} to run the stage again"
+    found = JsonFile("record of a stage", ResultsError, mend).read(record)
+    before = found.get("study", now)  # records of older versions do not say
+    names = [f"--{name.replace('_', '-')}" for name in now if before.get(name) != now[name]]
+    if names:
+        raise ResultsError(
+            f"{record} is of a study with another {', '.join(names)}; name another --record, or "
+            f"{mend}."
+        )
+    return found
 
 
 def seconds(study: Study, stage: str) -> float:
@@ -134,8 +164,11 @@ def main() -> None:
         given.limit,
         tuple(shlex.split(given.launch)),
     )
-    for stage in stages:
-        run_stage(study, stage, given.dry_run)
+    try:
+        for stage in stages:
+            run_stage(study, stage, given.dry_run)
+    except GksError as error:
+        sys.exit(f"run.py: {error}")
 
 
 if __name__ == "__main__":

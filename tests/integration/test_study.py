@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +15,9 @@ import pytest
 import yaml
 
 from gks_eval.cli.main import main
-from tests.common import TARGETS
+from gks_eval.errors import ResultsError
+from gks_eval.util.files import sha256_of
+from tests.common import TARGETS, assert_sentence
 
 FOLDER = Path(__file__).parents[2] / "docs/study"
 OWN = ("run", "plan", "records", "page")
@@ -165,6 +169,56 @@ def test_the_study_runs_whole_and_starts_at_its_records(
 def test_a_stage_that_does_not_exist_is_a_sentence(small: Callable[..., None]) -> None:
     with pytest.raises(SystemExit, match="no stage grid; stages: train, leaderboard"):
         small("--stages", "grid")
+
+
+def test_faults_of_records_are_sentences(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    records, folder, archive = scripts["records"], tmp_path / "out", tmp_path / "r/controls.tar.xz"
+    for name in ("arrow", "base"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "cell.json").write_bytes(random.Random(0).randbytes(9000))
+    records.pack(folder, archive)
+    whole, restored = archive.read_bytes(), tmp_path / "restored"
+    (restored / "base").mkdir(parents=True)
+    (restored / "base/cell.json").write_text("newer")
+    records.unpack(archive, restored, sha256_of(archive))
+    assert (restored / "base/cell.json").read_text() == "newer"
+    assert (restored / "arrow/cell.json").read_bytes() == (folder / "arrow/cell.json").read_bytes()
+
+    empty = tmp_path / "empty"
+    for raw in (whole[:-40], whole[:9000], whole[:5], b"version https://git-lfs"):
+        archive.write_bytes(raw)
+        with pytest.raises(ResultsError) as cut:
+            records.unpack(archive, empty)
+        assert_sentence(cut.value, f"{archive} cannot be read", "copy it again, or delete it")
+    with pytest.raises(ResultsError) as other:
+        records.unpack(archive, empty, "0" * 64)
+    assert_sentence(other.value, "is not the file that its stage recorded")
+    link = tarfile.TarInfo("arrow/link")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    for member in (link, tarfile.TarInfo("../outside"), tarfile.TarInfo(f"{tmp_path}/absolute")):
+        with tarfile.open(archive, "w:xz") as file:
+            file.addfile(member)
+        with pytest.raises(ResultsError) as foreign:
+            records.unpack(archive, empty)
+        assert_sentence(foreign.value, f"holds {member.name}, no result")
+    assert not list(empty.rglob("*"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"out", "r", "restored", "empty"}
+
+
+def test_a_record_of_another_study_is_refused(
+    small: Callable[..., None], scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    record = tmp_path / "work/record/stage-train.json"
+    record.parent.mkdir(parents=True)
+    for content, said in (
+        ({"study": {"base": "other"}}, "of a study with another --base"),
+        ([], "holds no JSON object"),
+    ):
+        record.write_text(json.dumps(content), "utf-8")
+        with pytest.raises(SystemExit) as ended:
+            small()
+        assert said in str(ended.value)
+        assert f"delete {record} to run the stage again" in str(ended.value)
 
 
 @pytest.mark.model
