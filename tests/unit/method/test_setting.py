@@ -292,6 +292,30 @@ def test_the_digest_is_the_same_tomorrow_and_in_another_process() -> None:
         assert printed.strip() == Setting().digest()
 
 
+@pytest.mark.parametrize(
+    ("text", "identity"),
+    [
+        ("base", {"router": "none"}),
+        ("uniform", {"router": "uniform", "subtract": [], "combine": "factors"}),
+        (
+            "gks:avg;general=random;seed=1",
+            {
+                "router": "arrow",
+                "subtract": ["avg"],
+                "combine": "factors",
+                "rule": "factors",
+                "top_k": 3,
+                "temperature": 1.0,
+                "general": "random",
+                "seed": 1,
+            },
+        ),
+    ],
+)
+def test_identities_that_results_on_disk_have(text: str, identity: dict[str, Any]) -> None:
+    assert Setting.parse(text)[0].identity() == identity
+
+
 @pytest.mark.parametrize("text", ["merge:svd", "merge:ties;lambda=0.3;on=delta;rank=2", "gks:en"])
 def test_arguments_give_the_setting_again(text: str) -> None:
     setting, _ = Setting.parse(text)
@@ -338,6 +362,7 @@ def test_settings_are_frozen_hashable_and_closed() -> None:
         ("gks:en;general=rotated", "controls"),
         ("shuffled:en", "controls"),
         ("uniform", "controls"),
+        ("random", "controls"),
         ("expert:a", "experts"),
     ],
 )
@@ -347,6 +372,9 @@ def test_every_setting_has_a_family(text: str, family: str) -> None:
 
 def test_a_setting_needs_what_its_methods_need() -> None:
     assert needs_of(Setting.parse("gks:avg;rule=delta")[0]) == ""
+    assert needs_of(Setting.parse("gks:avg;general=random")[0]) == ""
+    both = Setting.parse("phatgoose:en;rule=cross_lingual;target=de")[0]
+    assert needs_of(both) == "a target language, prepared vectors"
     assert needs_of(Setting.parse("phatgoose:en")[0]) == ROUTERS.get("phatgoose").needs != ""
 
 
@@ -377,6 +405,7 @@ def test_no_parameter_that_is_a_number_is_nan_or_infinite(method: Method) -> Non
         ("merge:core_space", {"density": 0.2, "inner": "ties", "seed": 0, "lambda": None}),
         ("random", {"seed": 0}),
         ("shuffled", {"seed": 0}),
+        ("gks:avg;general=random", {"seed": 0, "experts": "own"}),
         ("merge:knots", {"density": 0.2, "inner": "ties"}),
         ("phatgoose", {"top_k": 2}),  # Muqeeth et al. 2024
         ("arrow", {"top_k": 3, "temperature": 1.0}),
