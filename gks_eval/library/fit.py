@@ -109,6 +109,11 @@ def check_shapes(
 
 
 def _why_missing(module: str, model: nn.Module, layers: Iterable[str]) -> str | None:
+    if wrapped := next((name for name in layers if name.endswith(".base_layer")), None):
+        return (
+            f"{wrapped.removesuffix('.base_layer')} carries an adapter of PEFT; give the base "
+            "alone, as `model.unload()` returns it, or `model.merge_and_unload()` to keep it."
+        )
     if longer := next((name for name in layers if name.endswith(f".{module}")), None):
         return (
             f"it has {longer}, so the adapter was trained on the model without its head; train it "

@@ -152,6 +152,20 @@ def test_an_adapter_of_a_model_without_its_head(
     )
 
 
+def test_a_base_with_an_adapter_of_peft(
+    tiny_library: Callable[..., Path], tiny_model: Callable[..., Any]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    library = load_library(str(tiny_library("llama")))
+    model: Any = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]))
+    for one in (model, model.get_base_model()):
+        with pytest.raises(CompatibilityError) as caught:
+            check_fit(library, one, "tiny")
+        assert_sentence(caught.value, "q_proj carries an adapter of PEFT", "`model.unload()`")
+    check_fit(library, model.unload(), "tiny")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x09\0\0\0\0\0\0\0{}"])
 def test_copies_in_a_file_that_changed_after_loading(
     content: bytes | None, tiny_library: Callable[..., Path], tmp_path: Path
