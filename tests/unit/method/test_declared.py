@@ -110,9 +110,11 @@ def test_a_faulty_declaration_of_an_installed_package_breaks_only_its_own_name(
     assert registry.usable() == [sound]
     assert registry.get("sound") is sound
     for name in declared:
-        with pytest.raises(UsageError, match=r"cannot be loaded .TypeError: .*; update or"):
+        said = rf"comes from theirs:{name} and cannot be loaded .TypeError: .*; update or"
+        with pytest.raises(UsageError, match=said):
             registry.get(name)
-        assert sum(f"merge {name} of" in record.getMessage() for record in caplog.records) == 1
+        warned = f"The merge {name} of theirs:{name} is broken: "
+        assert sum(warned in record.getMessage() for record in caplog.records) == 1
 
 
 def test_no_argument_of_the_model_can_be_a_parameter() -> None:
