@@ -195,6 +195,11 @@ def test_which_values_a_parameter_takes_is_said(given: dict[str, Any], said: str
     assert checked(Bounded, {"on": True, "how": None}) == Bounded(on=True, how="none")
 
 
+def test_what_a_merge_declares_by_default() -> None:
+    said = first.name, first.summary, first.paper, first.needs, first.equal_factors, first.instead
+    assert said == ("first", "The first.", "a test", "", False, "")
+
+
 def test_a_method_may_be_added_again() -> None:
     with MERGES.lent(first):
         pair = random_pair(seed=1)

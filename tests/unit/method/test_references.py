@@ -64,6 +64,9 @@ def test_the_file_is_read_whole() -> None:
         assert {"author", "title", "year"} <= entry.fields.keys()
         assert (entry.fields.get("eprint") or "") in entry.fields.get("url", "")
         assert text.count(f"{{{entry.key},") == 1
+        shown = {"title", "booktitle", "journal", "publisher", "year", "note", "url"}
+        for name in shown & entry.fields.keys():
+            assert module._plain(entry.fields[name]) in entry.text()
 
 
 @pytest.mark.parametrize(("kind", "method"), OWN, ids=lambda value: getattr(value, "name", value))
