@@ -119,6 +119,19 @@ def test_a_run_cites_what_it_ran(setting: str, papers: set[str] | None) -> None:
     assert {entry.key for entry in found} == expected
 
 
+def test_software_is_cited_in_the_version_that_ran() -> None:
+    versions = {"eval-harness": "0.4.13", "peft": "0.18.0", "gks-eval": "0.2.0"}
+    names = {"eval-harness": "lm-eval"}
+    run = {
+        **recorded("arrow"),
+        "versions": {names.get(key, key): value for key, value in versions.items()},
+    }
+    notes = {entry.key: entry.fields.get("note", "") for entry in used_by(run)[0]}
+    assert {key: notes[key] for key in versions} == {
+        key: f"Version {value}" for key, value in versions.items()
+    }
+
+
 def test_the_command_prints_each_entry_once_papers_first(tmp_path: Path) -> None:
     write(tmp_path / "arrow", recorded("arrow"))
     write(tmp_path / "mean", recorded("merge:mean"))

@@ -166,6 +166,11 @@ def test_a_general_adapter_without_the_layer_counts_in_the_mean_and_adds_no_rank
     assert not alone.delta().any()
 
 
+def test_which_rules_are_linear_in_the_updates() -> None:
+    ours = [rule for rule in RULES.usable() if RULES.is_own(rule)]
+    assert [rule.name for rule in ours if rule.linear] == ["delta"]
+
+
 @pytest.mark.parametrize("rule", SUBTRACTING)
 def test_zero_general_adapter_changes_no_update(rule: str) -> None:
     task = pairs(1)[0]
