@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("*.md", "tasks/**/*.md", "docs/**/*")
-DATA = {".json", ".jsonl", ".gz", ".pyc"}  # of the study; no page shows them
+DATA = {".json", ".jsonl", ".xz", ".pyc"}  # of the study; no page shows them
 API_HEAD = """\
 # API reference
 

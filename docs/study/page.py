@@ -204,7 +204,7 @@ def draw(record: Path, picture: Path) -> None:
 def main(record: Path) -> None:
     """Write tables.md and study.png."""
     text = "\n".join(f"## {title}\n\n{content}" for title, content in sections(record))
-    (record / "tables.md").write_text(text, "utf-8")
+    (record / "tables.md").write_text(f"# Tables of the study\n\n{text}", "utf-8")
     draw(record, record / "study.png")
 
 
