@@ -6,8 +6,6 @@ process's. The files have just been written, so they are read from the system's 
 
 from __future__ import annotations
 
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process import output_of
 from benchmarks.record import LibraryRow
 from benchmarks.sizes import Sizes
-from gks_eval.errors import ResourceError
+from gks_eval.training.limits import peak_memory_mb
 from gks_eval.util.json_file import parse_json
 
 __all__ = ["SETTINGS", "library_rows", "measured"]
@@ -61,16 +60,8 @@ def library_rows(
             base = written(folder, experts, rank=sizes.rank, tiny=tiny, seed=seed)
             report(f"library: measuring {experts} adapters")
             command = [sys.executable, "-m", "benchmarks.library", str(folder / "library"), base]
-            done = subprocess.run(  # noqa: S603
-                [*command, str(items), device, dtype], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                last = (done.stderr.strip() or "no message").splitlines()[-1]
-                raise ResourceError(
-                    f"the process with {experts} adapters ended with status {done.returncode} "
-                    f"({last[:200]}); choose other rows with --rows."
-                )
-            last = done.stdout.strip().splitlines()[-1]
+            words = [*command, str(items), device, dtype]
+            last = output_of(words, {}, f"{experts} adapters").strip().splitlines()[-1]
             rows.append(LibraryRow.model_validate(parse_json(last.encode())))
     return rows
 
@@ -154,8 +145,9 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _peak_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    import torch
+
+    return peak_memory_mb(torch.device("cpu")) << 20
 
 
 if __name__ == "__main__":

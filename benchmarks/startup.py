@@ -6,18 +6,16 @@ The model, library and task are tiny, so the time is what a process needs before
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from benchmarks.process import output_of
 from benchmarks.record import Startup, Timing
 from benchmarks.timing import Call, time_interleaved
-from gks_eval.errors import ResourceError
 
 __all__ = ["startup_row", "write_task"]
 
@@ -59,7 +57,10 @@ def startup_row(
         }
         runs: dict[str, Call] = {
             model: partial(
-                _run, [*harness, "--model", model, "--model_args", given], {"HF_HOME": scratch}
+                output_of,
+                [*harness, "--model", model, "--model_args", given],
+                {"HF_HOME": scratch},
+                "start-up",
             )
             for model, given in arguments.items()
         }
@@ -70,8 +71,8 @@ def startup_row(
     empty = [sys.executable, "-c", "pass"]
     python = time_interleaved(
         {
-            "bridge": partial(_run, empty, {"GKS_EVAL_BRIDGE": "1"}),
-            "no bridge": partial(_run, empty, {"GKS_EVAL_BRIDGE": "0"}),
+            "bridge": partial(output_of, empty, {"GKS_EVAL_BRIDGE": "1"}, "start-up"),
+            "no bridge": partial(output_of, empty, {"GKS_EVAL_BRIDGE": "0"}, "start-up"),
         },
         PYTHON_ROUNDS * rounds,
     )
@@ -99,26 +100,6 @@ def write_task(folder: Path) -> None:
         'doc_to_target: "{{gold}}"\n',
         encoding="utf-8",
     )
-
-
-def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    # Model and data are local; a request to the hub would time the network.
-    offline = {"HF_HUB_OFFLINE": "1", "GKS_EVAL_BRIDGE": "1"}
-    done = subprocess.run(  # noqa: S603
-        command,
-        env={**os.environ, **offline, **environment},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        shown = " ".join(command[1:])
-        raise ResourceError(
-            f"start-up: `python {shown}` ended with status {done.returncode} ({last}); leave the "
-            "row out with --rows."
-        )
 
 
 def _difference(seconds: Mapping[str, Timing], one: str, other: str) -> float:

@@ -14,10 +14,11 @@ from common import assert_sentence
 from benchmarks.evaluation_items import build_items, build_set, collections
 from benchmarks.machine import hardware
 from benchmarks.plot import FORMATS, check_plot, draw_growth
+from benchmarks.process import output_of
 from benchmarks.record import Growth, GrowthPoint
 from benchmarks.request import BenchmarkRequest, rows_of
 from benchmarks.sizes import FULL, QUICK
-from benchmarks.startup import TASK, _run, write_task
+from benchmarks.startup import TASK, write_task
 from benchmarks.subject import open_subject
 from benchmarks.suite import _out_of_memory
 from benchmarks.timing import timing_of
@@ -109,9 +110,10 @@ def test_each_axis_has_two_labels_or_more(tmp_path: Path, seconds: tuple[float, 
 def test_a_process_that_fails_is_named_with_its_last_line() -> None:
     code = "import sys; print('first\\nlast words', file=sys.stderr); sys.exit(3)"
     with pytest.raises(ResourceError) as caught:
-        _run([sys.executable, "-c", code], {})
-    assert_sentence(caught.value, "status 3", "last words", "--rows")
-    _run([sys.executable, "-c", "import os; assert os.environ['A'] == 'b'"], {"A": "b"})
+        output_of([sys.executable, "-c", code], {}, "start-up")
+    assert_sentence(caught.value, "start-up", "status 3", "last words", "--rows")
+    code = "import os; print(os.environ['A'])"
+    assert output_of([sys.executable, "-c", code], {"A": "b"}, "start-up").strip() == "b"
 
 
 def test_only_a_lack_of_memory_is_called_one() -> None:
