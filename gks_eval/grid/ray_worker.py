@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ from gks_eval.util.grid_order import read_order
 from gks_eval.util.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gks_eval.grid.settings import Grid
     from gks_eval.grid.units import Unit
@@ -43,6 +43,15 @@ def software() -> dict[str, str]:
     return {**found, _CODE: digest(code)}
 
 
+@contextmanager
+def _naming(host: str) -> Iterator[None]:
+    """Name the host in errors of what the command itself has read without one."""
+    try:
+        yield
+    except GksError as error:
+        raise type(error)(f"{host}: {error}") from None
+
+
 class RayWorker:
     """A worker, which loads the base once. A GksError is returned, because Ray would wrap it."""
 
@@ -60,14 +69,10 @@ class RayWorker:
 
     def start(self) -> GksError | None:
         """Read libraries and tasks, and check that this host has what the command has."""
-        host = f"--ray: host {platform.node()}"
         try:
-            self._start(host)
+            self._start(f"--ray: host {platform.node()}")
         except GksError as error:
-            if str(error).startswith(host):
-                return error
-            # The command itself has read all of it without an error.
-            return type(error)(f"{host}: {error}")
+            return error
         return None
 
     def _start(self, host: str) -> None:
@@ -92,14 +97,16 @@ class RayWorker:
             ) from None
         if data is not None:
             os.environ[DATA_ROOT] = data
-        self._data.enter_context(local_data())
-        self._run = GridRun(grid)
+        with _naming(host):
+            self._data.enter_context(local_data())
+            self._run = GridRun(grid)
         if not {cell.slug for cell in self._run.cells} <= {*read_order(grid.output)}:
             raise ResultsError(
                 f"{host} does not see what the command wrote to {grid.output}; name an --output in "
                 "a file system that all hosts share."
             )
-        self._run.read_tasks()
+        with _naming(host):
+            self._run.read_tasks()
         for asked, read in zip(requests, self._run.requests, strict=True):
             if differing := list(differences(asked, read)):
                 raise ResultsError(
