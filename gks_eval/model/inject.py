@@ -55,11 +55,24 @@ class Attachment:
 
         Raises:
             UsageError: The library lacks what the setting names.
-            CompatibilityError: Its adapters do not allow the rule or combination.
+            CompatibilityError: Its adapters do not allow the rule or combination. After any error
+                the model runs with the setting before; without one, it is the base again.
         """
         setting = self.library.check(as_setting(setting))
         if setting.by_context:
             self._check_head()
+        try:
+            self._build(setting)
+        except BaseException:
+            # Some layers may have the new weights already.
+            before, self.setting = self.setting, None
+            if before is None:
+                self.detach()
+            else:
+                self.apply(before)
+            raise
+
+    def _build(self, setting: Setting) -> None:
         experts = self.library.chosen_experts(setting)
         vectors = self.library.vectors(setting)
         tally = starts_tally(self.library, setting)
@@ -149,11 +162,7 @@ def attach(model: nn.Module, library: Library, setting: Setting | str) -> Attach
     _warn_of_loftq(library, model)
     keep_portable_layout(model)
     attachment = Attachment(model, library)
-    try:
-        attachment.apply(setting)
-    except BaseException:
-        attachment.detach()
-        raise
+    attachment.apply(setting)
     logger.info("Attached library %s to %d linear layers.", library.name, len(attachment.layers))
     return attachment
 

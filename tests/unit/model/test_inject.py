@@ -139,6 +139,34 @@ def test_a_setting_that_fails_leaves_the_one_before(model: Any, library: Library
         assert torch.equal(logits(model), expected)
 
 
+@pytest.mark.parametrize("failures", [1, 100])
+def test_an_error_halfway_leaves_the_setting_before_or_the_base(
+    failures: int, model: Any, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = logits(model)
+    with attach(model, library, PAPER) as attachment:
+        expected = logits(model)
+        left, calls = failures, 0
+
+        def broken(*given: Any, **named: Any) -> Any:
+            nonlocal left, calls
+            calls += 1
+            if calls > 2 and left:  # not at the first layers
+                left -= 1
+                raise MemoryError
+            return build(*given, **named)
+
+        monkeypatch.setattr("gks_eval.model.inject.build", broken)
+        with pytest.raises(MemoryError):
+            attachment.apply(EXACT)
+        if failures == 1:
+            assert attachment.setting == PAPER
+            assert torch.equal(logits(model), expected)
+        else:  # the setting before cannot be restored either
+            assert attachment.setting is None
+            assert torch.equal(logits(model), base)
+
+
 def test_attaching_twice_is_refused(model: Any, library: Library) -> None:
     attachment = attach(model, library, PAPER)
     expected = logits(model)
