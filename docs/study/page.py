@@ -48,14 +48,14 @@ class Change:
     p: float
     verdict: str = ""
 
-    def cells(self, adjusted: float) -> str:
-        """Return the cells of a Markdown row."""
+    @property
+    def points(self) -> str:
+        """The change with its interval."""
         interval = (
-            f"[{self.low:+.1f}, {self.high:+.1f}]" if self.low <= self.high else "none varies"
+            f"[{self.low:+.1f}, {self.high:+.1f}]" if self.low <= self.high else "[none varies]"
         )
         value = round(self.value, 1) + 0.0  # without the sign of a negative zero
-        found = f"{value:+.1f} | {interval} | {self.p:.2g}"
-        return f"{found} | {adjusted:.2g}" + f" | {self.verdict}" * bool(self.verdict)
+        return f"{value:+.1f} {interval} | {self.p:.2g}"
 
 
 def read(path: Path) -> Any:
@@ -117,9 +117,28 @@ def differences(path: Path) -> list[Change]:
 def changes(rows: Sequence[Change], first: str) -> str:
     """Tabulate changes with Holm's correction over the rows."""
     adjusted = holm([row.p for row in rows])
-    heads = (first, "change", "95% interval", "p", "p Holm")
-    heads += ("within 2 points",) * bool(rows[0].verdict)
-    lines = (f"| `{r.name}` | {r.cells(a)} |" for r, a in zip(rows, adjusted, strict=True))
+    heads = (first, "change", "p", "p Holm", *("within 2 points",) * bool(rows[0].verdict))
+    lines = (
+        f"| `{row.name}` | {row.points} | {p:.2g} |" + f" {row.verdict} |" * bool(row.verdict)
+        for row, p in zip(rows, adjusted, strict=True)
+    )
+    return table(heads, lines)
+
+
+def overview(record: Path) -> str:
+    """Tabulate every method against the base and against its control, as docs/study.md has it."""
+    board = record / "leaderboard.json"
+    places = read(board)["leaderboard"]["places"]
+    means = {place["run"]: place["score"]["value"] for place in places}
+    base = {row.name: row for row in differences(board)}
+    rows = of_methods(record)
+    adjusted = holm([row.p for row in rows])
+    heads = ("method", "mean", "less base", "p", "less random", "p", "p Holm", "within 2")
+    lines = (
+        f"| `{row.name}` | {100 * means[slug(row.name)]:.1f} | {base[slug(row.name)].points} | "
+        f"{row.points} | {p:.2g} | {row.verdict} |"
+        for row, p in zip(rows, adjusted, strict=True)
+    )
     return table(heads, lines)
 
 
@@ -146,12 +165,12 @@ def sections(record: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(record.glob("replicates_*.json")):
         yield path.stem, changes(over_seeds(path), "control")
     if (record / "leaderboard.json").exists():
+        yield "methods, the base and random weights", overview(record)
         yield "leaderboard", leaderboard(record)
         yield (
             "settings against the base",
             changes(differences(record / "leaderboard.json"), "setting"),
         )
-        yield "methods and their controls", changes(of_methods(record), "method")
     for accuracy in find_accuracy(record):
         shares = accuracy.settings.items()
         rows = (

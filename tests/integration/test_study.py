@@ -127,7 +127,7 @@ def test_the_study_runs_whole_and_starts_at_its_records(
         "replicates_own-paper",
         "leaderboard",
         "settings against the base",
-        "methods and their controls",
+        "methods, the base and random weights",
         "overlap",
     ):
         assert f"## {title}" in text
@@ -164,6 +164,15 @@ def test_the_study_runs_whole_and_starts_at_its_records(
     assert not {"train", "grid", "controls"} & set(commands)
     assert capsys.readouterr().out.count("finished, see") == 3  # not of evidence
     assert (record / "tables.md").read_text("utf-8") == tables
+
+
+def test_the_page_has_the_tables_of_the_records(scripts: dict[str, ModuleType]) -> None:
+    study = Path(scripts["page"].__file__).parent
+    text = study.with_suffix(".md").read_text("utf-8")
+    records = [path for path in (study / "data").iterdir() if (path / "leaderboard.json").exists()]
+    assert records
+    for record in records:
+        assert scripts["page"].overview(record) in text
 
 
 def test_a_stage_that_does_not_exist_is_a_sentence(small: Callable[..., None]) -> None:
