@@ -54,10 +54,12 @@ class Attachment:
             setting: As for `attach`.
 
         Raises:
-            UsageError: The library lacks what the setting names.
+            UsageError: The library lacks what the setting names, or is detached.
             CompatibilityError: Its adapters do not allow the rule or combination. After any error
                 the model runs with the setting before; without one, it is the base again.
         """
+        if not self.layers:
+            raise UsageError("the library is detached; attach it again.")
         setting = self.library.check(as_setting(setting))
         if setting.by_context:
             self._check_head()

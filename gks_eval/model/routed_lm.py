@@ -51,7 +51,7 @@ class RoutedLM(PackedLM):
         Raises:
             UsageError: There is no library, or it lacks what the setting names.
             CompatibilityError: The adapters do not fit the base or the setting; the model then
-                keeps its previous setting.
+                keeps its previous setting, or if that fails too, is the base alone.
         """
         wanted, held = library or self.library, self.attachment
         setting = wanted.check(setting) if wanted is not None else setting
@@ -61,23 +61,29 @@ class RoutedLM(PackedLM):
             self.attachment = None
         elif wanted is None:
             raise UsageError("this setting needs a library; name one with library=...")
-        elif held is not None and held.library is wanted:
-            held.apply(setting)
         else:
-            self._attach(wanted, setting)
+            try:
+                self._attach(wanted, setting)
+            except BaseException:
+                if self.attachment is not None and not self.attachment.layers:
+                    self.attachment, self.setting = None, Setting(router="none")
+                raise
         self.library, self.setting = wanted, setting
         self.cache_hook = CacheHook(None)
 
     def _attach(self, library: Library, setting: Setting) -> None:
         held = self.attachment
-        if held is not None:
-            held.detach()
-        try:
+        if held is None:
             self.attachment = attach(self.model, library, setting)
-        except BaseException:
-            if held is not None:
+        elif held.library is library:
+            held.apply(setting)
+        else:
+            held.detach()
+            try:
+                self.attachment = attach(self.model, library, setting)
+            except BaseException:
                 self.attachment = attach(self.model, held.library, self.setting)
-            raise
+                raise
 
     def context_fault(self, requests: list[Any]) -> str | None:
         """Return why a request cannot run with one choice per context; None if all can."""

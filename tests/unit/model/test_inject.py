@@ -103,6 +103,9 @@ def test_detaching_twice_and_after_an_error(model: Any, library: Library) -> Non
     attachment = attach(model, library, PAPER)
     attachment.detach()
     attachment.detach()
+    with pytest.raises(UsageError) as caught:
+        attachment.apply(PAPER)
+    assert_sentence(caught.value, "detached", "again")
     with pytest.raises(RuntimeError, match="inside"), attach(model, library, PAPER):
         raise RuntimeError("inside")
     assert torch.equal(logits(model), before)

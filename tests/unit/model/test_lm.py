@@ -306,6 +306,21 @@ def test_a_library_that_does_not_fit_leaves_the_setting_as_it_was(
     assert scores(gks.loglikelihood(requests(PAIRS))) == pytest.approx(before, abs=1e-4)
 
 
+def test_a_setting_that_cannot_be_restored_leaves_the_base(
+    gks: GksArrowLM, hf: HFLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gks.apply(Setting.from_arguments())
+    with monkeypatch.context() as patched:
+        patched.setattr("gks_eval.model.inject.build", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            gks.apply(Setting.from_arguments(subtract="en"))
+    assert (gks.setting.router, gks.attachment) == ("none", None)
+    base = scores(hf.loglikelihood(requests(PAIRS)))
+    assert scores(gks.loglikelihood(requests(PAIRS))) == pytest.approx(base, abs=1e-4)
+    gks.apply(Setting.from_arguments())
+    assert gks.attachment is not None
+
+
 def test_a_swap_lets_go_of_the_cache(gks: GksArrowLM, tmp_path: Path) -> None:
     gks.apply(Setting.from_arguments())
     wrapped = CachingLM(gks, str(tmp_path / "swap.db"))
