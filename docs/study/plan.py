@@ -56,6 +56,7 @@ class Study:
         data: Folder of the training data; None if `library` is given.
         library: A trained library; None to train one per start and seed.
         base: The base to train on.
+        format: Of the experts' rows: the base's ``chat`` template, or ``plain``.
         starts: `own`, `shared` or both.
         seeds: Number of seeds, from 0 on.
         tasks: Tasks or groups, separated by commas.
@@ -69,6 +70,7 @@ class Study:
     data: Path | None
     library: str | None
     base: str
+    format: str
     starts: tuple[str, ...]
     seeds: int
     tasks: str
@@ -97,7 +99,7 @@ class Study:
         """Write the recipe of a library, and return its path."""
         start, seed = name.split("-")
         assert self.data is not None
-        places = {"BASE": self.base, "SEED": seed, "START": start}
+        places = {"BASE": self.base, "SEED": seed, "START": start, "FORMAT": self.format}
         places["DATA"] = os.path.relpath(self.data, self.work)
         text = (FOLDER / "recipe.yaml").read_text("utf-8")
         for word, value in places.items():

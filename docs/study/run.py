@@ -131,6 +131,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     what.add_argument("--data", type=Path, help="Folder of the training data.")
     what.add_argument("--library", help="A trained library: bundled name, folder or hub id.")
     add("--base", default="embedded:smollm2-135m-instruct", help="Base to train on.")
+    formats = ("chat", "plain")
+    add("--format", default="chat", choices=formats, help="Rows of experts; plain: no template.")
     add("--starts", default="own", help="own, shared, or both with a comma.")
     add("--seeds", type=int, default=3, help="Seeds of training, from 0 on.")
     add("--stages", default=",".join(STAGES), help="Stages to run, with commas.")
@@ -157,6 +159,7 @@ def main() -> None:
         given.data and given.data.absolute(),
         given.library,
         given.base,
+        given.format,
         tuple(given.starts.split(",")),
         given.seeds,
         given.tasks,

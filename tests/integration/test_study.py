@@ -69,6 +69,7 @@ def small(
         "adapter": {"targets": list(TARGETS["phi3"])},
         "schedule": {"accumulation": 2, "optimizer": "adamw", "gradient_checkpointing": False},
         "experts": {
+            "format": "FORMAT",
             "held_out": 2,
             "data": {"file": "DATA/rows.jsonl"},
             "members": {name: {"where": {"cluster": name}} for name in EXPERTS},
