@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from typing import Annotated, Any, Final, NoReturn
 
@@ -95,6 +96,7 @@ def _root(
 
 def main() -> None:
     """Run the command line; an error ends in one sentence and its exit code."""
+    _no_bars_in_logs()
     with _complete.joined_bash_words():
         exit_with_sentence(build_app(), "gks-eval")
 
@@ -124,6 +126,12 @@ def exit_with_sentence(app: typer.Typer, name: str) -> NoReturn:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         _end(name, what, ResourceError.exit_code)
     raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _no_bars_in_logs() -> None:
+    # tqdm, which lm-eval and transformers use too, reads the variable when it is imported.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _escape_unprintable() -> None:

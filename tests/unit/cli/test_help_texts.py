@@ -117,6 +117,23 @@ def test_bash_completes(line: str, offered: set[str]) -> None:
     assert set(done.stdout.split()) == offered, done.stderr
 
 
+def test_a_log_has_no_progress_bars() -> None:
+    code = (
+        "import sys, gks_eval.cli.main as cli; sys.argv = ['gks-eval', '--version']\n"
+        "try: cli.main()\n"
+        "except SystemExit: import tqdm; list(tqdm.tqdm(range(3)))"
+    )
+    shown = []
+    for given in ({}, {"TQDM_DISABLE": ""}):
+        environment = {name: v for name, v in os.environ.items() if name != "TQDM_DISABLE"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment | given, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        shown.append("3/3" in done.stderr)
+    assert shown == [False, True]
+
+
 def test_completion_offers_every_task_that_lm_eval_finds() -> None:
     from lm_eval.tasks import TaskManager
 
