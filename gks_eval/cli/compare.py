@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -155,8 +156,7 @@ def compare(
     with working("reading samples"):
         comparison = build(found, options)
     tables = [*leaderboard_tables(comparison), score_table(comparison)]
-    tables.append(difference_table(comparison))
-    tables[-1].notes.extend(f"{note}." for note in comparison.notes)
+    tables.append(difference_table(comparison, comparison.notes))
     tables += shift_tables(comparison)
     if flips:
         texts = excerpts(found[0], flips_to_show(comparison, flips))
@@ -210,8 +210,7 @@ def _over_seeds(
         _put(found.to_json(), output)
         return
     table = replicates_table(found)
-    table.notes[:0] = verdicts(found)
-    _put_tables([table], fmt, output)
+    _put_tables([replace(table, notes=[*verdicts(found), *table.notes])], fmt, output)
 
 
 def _put_tables(tables: list[Table], fmt: CompareFormat, output: Path | None) -> None:

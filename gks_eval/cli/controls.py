@@ -171,7 +171,7 @@ def _show(question: Question, finding: Finding, fmt: ControlsFormat) -> None:
     from gks_eval.evidence.tables.controls_text import answers, controls_table
 
     table = controls_table(question, finding)
-    table.notes[:0] = answers(question, finding)
+    table = replace(table, notes=[*answers(question, finding), *table.notes])
     if fmt is ControlsFormat.TERMINAL:
         from gks_eval.evidence.tables.terminal import show
 

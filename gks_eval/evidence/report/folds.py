@@ -96,4 +96,4 @@ def sheet(table: Table) -> Sheet:
     bodies = [
         Body(name, [cells for _, cells in rows]) for name, rows in groupby(marked, lambda r: r[0])
     ]
-    return Sheet(table.title, table.columns, words, bodies, table.notes)
+    return Sheet(table.title, table.columns, words, bodies, table.sentences())

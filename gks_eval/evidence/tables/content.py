@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 from gks_eval.evidence.comparison import Comparison, Difference, Row, Score, titled
 from gks_eval.evidence.overlap import Overlap
 
 __all__ = [
+    "LINKED",
+    "Note",
     "Table",
     "best_two",
     "difference_table",
@@ -22,6 +25,16 @@ __all__ = [
 ]
 
 
+Note: TypeAlias = str | Mapping[str, str]
+"""A sentence, or sentences that explain columns, by heading."""
+
+LINKED: Final = {
+    "clusters": "clusters: of linked items, such as translations of one question.",
+    "design effect": "design effect: the factor by which links change the variance.",
+}
+"""What the columns of linked items mean."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table of plain texts.
@@ -31,7 +44,7 @@ class Table:
         columns: Headings.
         rows: Cells.
         marks: By (row, column): ``best`` or ``second``.
-        notes: Sentences below it.
+        notes: What is written below it.
         keys: Leading columns that name a row. A narrow terminal repeats them in every block of the
             other columns. 0 for tables whose texts may wrap.
         spare: Last columns that a narrow terminal leaves out; the first column then wraps. None for
@@ -43,10 +56,19 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     marks: dict[tuple[int, int], str]
-    notes: list[str]
+    notes: Sequence[Note]
     keys: int = 1
     spare: int | None = None
     narrow: Table | None = None
+
+    def sentences(self, left_out: Sequence[str] = ()) -> list[str]:
+        """Return the notes as texts, without those on the columns that are left out."""
+        return [
+            note
+            if isinstance(note, str)
+            else " ".join(text for name, text in note.items() if name not in left_out)
+            for note in self.notes
+        ]
 
     def has_numbers(self, column: int) -> bool:
         """Return whether a column is aligned to the right; columns of names and words are not."""
@@ -134,8 +156,13 @@ def _scores_by_task(comparison: Comparison, percent: str) -> Table:
     return Table("Scores", columns, rows, marks, ["Accuracies in percent."], spare=0)
 
 
-def difference_table(comparison: Comparison) -> Table:
-    """Return each candidate's differences from the baseline, one row per comparison."""
+def difference_table(comparison: Comparison, further: Sequence[str] = ()) -> Table:
+    """Return each candidate's differences from the baseline, one row per comparison.
+
+    Args:
+        comparison: What is shown.
+        further: Notes without their full stops.
+    """
     rows: list[list[str]] = []
     nested: list[list[str]] = []
     marks: dict[tuple[int, int], str] = {}
@@ -166,28 +193,27 @@ def difference_table(comparison: Comparison) -> Table:
     if equality:
         columns.insert(4, "verdict")
         columns.append(f"p within {within}")
-    columns += ["clusters", "design effect"] if links else []
+    columns += LINKED if links else ()
     methods = {d.method for row in comparison.rows for d in row.differences}
     mcnemar = "mid-p" if "mid-p" in methods else "exact"
-    notes = [
-        f"p is two-sided: {mcnemar} McNemar, sign flips, or the item score for groups and for "
-        "tasks with linked items. Holm over the tasks of a run, without groups. +/−: items that "
-        "only the run, or only the baseline, gets right. detectable: the difference that is "
-        "detected with 80% power at 5%, given the numbers of pairs and of changed items."
-        + (
-            " clusters: of linked items, such as translations of one question. design effect: the "
-            "factor by which links change the variance."
-            if links
-            else ""
-        )
-    ]
+    legend = {
+        "p": f"p is two-sided: {mcnemar} McNemar, sign flips, or the item score for groups and for "
+        "tasks with linked items.",
+        "p Holm": "Holm over the tasks of a run, without groups.",
+        "+/−": "+/−: items that only the run, or only the baseline, gets right.",
+        "detectable": "detectable: the difference that is detected with 80% power at 5%, given the "
+        "numbers of pairs and of changed items.",
+        **(LINKED if links else {}),
+    }
     if equality:
-        notes[0] += (
-            f" verdict: equal within {within} if both one-sided tests against a change of {within} "
+        legend["verdict"] = (
+            f"verdict: equal within {within} if both one-sided tests against a change of {within} "
             "reject it (TOST, with Holm as for p); open if neither a difference nor equality is "
             "shown."
         )
+    notes: list[Note] = [legend]
     notes += [f"[{mark}] {note}." for note, mark in remarks.items()]
+    notes += [f"{note}." for note in further]
     title = f"Change from {comparison.baseline}"
     spare = 3 + equality + 2 * links
     if not several:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gks_eval.evidence.question import Contrast, Finding, Question
-from gks_eval.evidence.tables.content import Table, interval, number, p_value
+from gks_eval.evidence.tables.content import Note, Table, interval, number, p_value
 
 __all__ = ["answers", "controls_table", "question_sentence"]
 
@@ -44,13 +44,17 @@ def controls_table(question: Question, finding: Finding) -> Table:
     weighting = f"mean over {len(finding.tasks)} tasks, {'equal weights' if even else 'by size'}"
     if len(finding.tasks) == 1:
         weighting = finding.tasks[0].name
-    notes = [
-        f"{question.treatment} scores {number(finding.score, binary=True)}, "
-        f"{weighting}. change: {question.treatment} less the control, "
-        "in points, on the same items. beaten: the treatment is higher after Holm. control better: "
-        "the reverse. as well: the interval ends below the margin. n needed: items that show the "
-        "margin in 80% of cases. Random controls are averaged per item over their draws (in "
-        "brackets). The best single expert is chosen per task on the other half of the items.",
+    notes: list[Note] = [
+        {
+            "": f"{question.treatment} scores {number(finding.score, binary=True)}, {weighting}.",
+            "change": f"change: {question.treatment} less the control, in points, on the same "
+            "items.",
+            "verdict": "beaten: the treatment is higher after Holm. control better: the reverse. "
+            "as well: the interval ends below the margin.",
+            "n needed": "n needed: items that show the margin in 80% of cases.",
+            "control": "Random controls are averaged per item over their draws (in brackets). The "
+            "best single expert is chosen per task on the other half of the items.",
+        },
         *(f"{one.name}: no test, as {one.note}." for one in contrasts if one.note),
         *(f"{note}." for note in finding.notes),
     ]

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from gks_eval.evidence.tables.content import Table, number
+from gks_eval.evidence.tables.content import LINKED, Note, Table, number
 from gks_eval.evidence.tables.escape import plain
 from gks_eval.evidence.verdict import Outcome, Verdict
 
 __all__ = ["headline", "to_junit", "verdict_table"]
 
 _COLUMNS = ("check", "verdict", "values", "change", "p", "n", "tolerated", "+/−", "catches")
-_LINKED = ("clusters", "design effect")
-_SHOWN = " p shown: one-sided, of not being worse by the tolerated drop; each check must show it."
-_LINKS = (
-    " clusters: of linked items, such as translations of one question. design effect: the factor "
-    "by which links change the variance."
-)
-_NEEDED = (
-    " n needed: items that show an unchanged candidate not to be worse by the tolerated drop in "
-    "80% of cases."
-)
 _WORDS = {"pass": "passed", "regression": "REGRESSION", "unjudged": "NOT JUDGED"}
 
 
@@ -73,16 +63,22 @@ def verdict_table(verdict: Verdict, plan: bool = False) -> Table:
             for row, outcome in zip(rows, outcomes, strict=True):
                 row.insert(place, cell(outcome))
     if links:
-        columns += _LINKED
+        columns += LINKED
         rows = [[*row, *_linked(o)] for row, o in zip(rows, outcomes, strict=True)]
     marks = {(i, 1): "best" for i, o in enumerate(outcomes) if o.status != "pass"}
     adjusted = "Holm over all checks" if verdict.policy.correction == "holm" else "unadjusted"
-    notes = [
-        f"p: one-sided, of being worse by more than tolerated; {adjusted}. +/−: items that got "
-        "better and worse. catches: the drop that is detected with 80% power."
-        + (_SHOWN if shown else "")
-        + (_LINKS if links else "")
-        + (_NEEDED if plan else ""),
+    legend = {
+        "p": f"p: one-sided, of being worse by more than tolerated; {adjusted}.",
+        "+/−": "+/−: items that got better and worse.",
+        "catches": "catches: the drop that is detected with 80% power.",
+        "p shown": "p shown: one-sided, of not being worse by the tolerated drop; each check must "
+        "show it.",
+        **LINKED,
+        "n needed": "n needed: items that show an unchanged candidate not to be worse by the "
+        "tolerated drop in 80% of cases.",
+    }
+    notes: list[Note] = [
+        {name: legend[name] for name in legend if name in columns},
         *(f"{o.check.name}: {'; '.join(o.reasons)}." for o in outcomes if o.reasons),
         *(f"{note}." for note in verdict.notes),
     ]
@@ -144,7 +140,7 @@ def to_junit(verdict: Verdict) -> str:
         if verdict.policy.require == "shown":
             numbers["p shown"] = _p(check.p_shown)
         if check.clusters is not None:
-            numbers |= zip(_LINKED, _linked(outcome), strict=True)
+            numbers |= zip(LINKED, _linked(outcome), strict=True)
         facts.text = plain(", ".join(f"{column} {cell}" for column, cell in numbers.items()))
     if not outcomes:
         case = ElementTree.SubElement(suite, "testcase", {"classname": "gate", "name": "gate"})

@@ -24,7 +24,7 @@ def to_markdown(tables: list[Table]) -> str:
                 mark = table.marks.get((position, index))
                 cells.append(_MARKS[mark].format(markdown(cell)) if mark else markdown(cell))
             lines.append(_line(cells))
-        lines += ["", *(markdown(note) + "\n" for note in table.notes)]
+        lines += ["", *(markdown(note) + "\n" for note in table.sentences())]
         parts.append("\n".join(lines))
     return "\n".join(parts)
 

@@ -35,7 +35,7 @@ def print_tables(tables: list[Table], console: Console) -> None:
         for columns in blocks:
             console.print(_grid(table, columns, title, first))
             title = f"{plain(table.title)} (continued)"
-        notes = list(table.notes)
+        notes = table.sentences(left_out)
         if left_out:
             left = ", ".join(left_out)
             notes.append(f"Left out at this width: {left}; a wider terminal shows them.")

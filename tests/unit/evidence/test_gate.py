@@ -487,7 +487,7 @@ def test_the_table_shows_what_failed_first_and_why():
     verdict = judge([_check(), _check(0.001, name="bad"), _check(problem="gone")], GatePolicy())
     table = verdict_table(verdict)
     assert [row[1] for row in table.rows] == ["REGRESSION", "NOT JUDGED", "passed"]
-    assert any(note.startswith("bad: worse by") for note in table.notes)
+    assert any(note.startswith("bad: worse by") for note in table.sentences())
     assert headline(verdict) == "gate: REGRESSION (1 passed, 1 regression, 1 not judged)"
 
 

@@ -194,7 +194,12 @@ def test_a_comparison_stands_on_one_row_whatever_the_width(five, width):
             assert any(
                 d.candidate in line and all(s in f"{line} " for s in shown) for line in lines
             )
-    assert ("Left out at this width" in out.getvalue()) == (width <= 100)
+    said = " ".join(out.getvalue().split())
+    assert ("Left out at this width" in said) == (width <= 100)
+    # A column is explained exactly if it is there.
+    heads = next(line for line in lines if "interval" in line)
+    for name, text in (("+/−", "items that only the run"), ("detectable", "80% power")):
+        assert (name in heads) == (f"{name}: " in said) == (text in said)
 
 
 def test_a_long_label_wraps_and_its_numbers_stay_on_one_row(five):
