@@ -240,6 +240,11 @@ class Comparison(FrozenModel):
     leaderboard: Leaderboard | None = None
     shifts: list[Shift] = Field(default_factory=list)
 
+    def __repr__(self) -> str:
+        runs = ", ".join(run.label for run in self.runs)
+        rows = ", ".join(row.name for row in self.rows)
+        return f"Comparison(baseline {self.baseline!r}, runs: {runs}; rows: {rows})"
+
     def to_json(self) -> str:
         """Return the versioned JSON."""
         return self.model_dump_json(by_alias=True, indent=1) + "\n"

@@ -114,6 +114,10 @@ class Verdict(FrozenModel):
     outcomes: list[Outcome]
     notes: list[str]
 
+    def __repr__(self) -> str:
+        checks = ", ".join(f"{one.check.name} {one.status}" for one in self.outcomes)
+        return f"Verdict({self.status!r}, {self.candidate!r} after {self.baseline!r}: {checks})"
+
     @model_validator(mode="after")
     def _code_of_status(self) -> Verdict:
         if self.exit_code != EXIT_CODES[self.status]:

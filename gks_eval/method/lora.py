@@ -55,6 +55,11 @@ class LoraPair:
                 f"A {tuple(self.A.shape)} and B {tuple(self.B.shape)} are not (R, K) and (D, R)"
             )
 
+    def __repr__(self) -> str:
+        update = "no update" if self.missing else f"scaling {self.scaling:g}"
+        dtype = str(self.A.dtype).removeprefix("torch.")
+        return f"LoraPair(A {tuple(self.A.shape)}, B {tuple(self.B.shape)}, {update}, {dtype})"
+
     @property
     def rank(self) -> int:
         """Return R, the number of rows of A."""

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from gks_eval.errors import ConfigError
+from gks_eval.evidence.compare import compare
 from gks_eval.evidence.gate import gate, measure_checks
 from gks_eval.evidence.policy import GatePolicy, Limits
 from gks_eval.evidence.runs import one_run
@@ -298,6 +299,17 @@ def pair(factory, tmp_path):
         return one_run(str(tmp_path / "old")), one_run(str(tmp_path / "new"))
 
     return make
+
+
+def test_a_notebook_shows_one_line(pair):
+    runs = pair()
+    verdict = gate(*runs, GatePolicy())
+    assert repr(verdict).startswith(f"Verdict('pass', '{verdict.candidate}' after ")
+    shown = repr(compare(list(runs)))
+    assert shown.startswith("Comparison(baseline ")
+    for name in (verdict.baseline, verdict.candidate, verdict.outcomes[0].check.name):
+        assert name in shown
+    assert len(shown) < 200
 
 
 def test_unchanged_runs_pass(pair):

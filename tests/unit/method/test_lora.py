@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,12 @@ def test_delta_is_the_scaled_product() -> None:
 def test_factors_that_do_not_belong_together(shape_A: tuple, shape_B: tuple) -> None:
     with pytest.raises(ValueError, match=re.escape(str(shape_A))):
         LoraPair(torch.zeros(shape_A), torch.zeros(shape_B))
+
+
+def test_a_pair_is_shown_by_its_shapes() -> None:
+    pair = LoraPair(torch.ones(2, 9), torch.ones(5, 2), 0.5)
+    assert repr(pair) == "LoraPair(A (2, 9), B (5, 2), scaling 0.5, float32)"
+    assert "no update" in repr(replace(pair, missing=True))
 
 
 def test_to_changes_only_the_dtype() -> None:
