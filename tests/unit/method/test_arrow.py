@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from common import dense, random_pair
@@ -235,6 +237,46 @@ def test_a_temperature_of_0_is_the_root_of_the_width(given: float) -> None:
     scores = torch.tensor([[8.0, -4.0, 0.0]])
     found = choose.coefficients(Tokens(scores, scores, scores))
     torch.testing.assert_close(found, torch.softmax(torch.tensor([[2.0, 1.0, 0.0]]), dim=1))
+
+
+@pytest.mark.parametrize("given", [0.25, 0.5, 3.0])
+def test_a_temperature_above_0_divides_the_scores(given: float) -> None:
+    parameters = ArrowParameters(temperature=given, top_k=-1)
+    choose = LayerArrow.at(torch.eye(16)[:3], parameters).choose
+    scores = torch.tensor([[2.0, -1.0, 0.5]])
+    expected = torch.softmax(scores.abs() / given, dim=1)
+    torch.testing.assert_close(choose.coefficients(Tokens(scores, scores, scores)), expected)
+
+
+def test_all_temperatures_for_the_root_of_the_width_are_one_setting() -> None:
+    found = {repr(ArrowParameters(temperature=given).temperature) for given in (0.0, -0.0, -3.0)}
+    assert found == {"0.0"}
+
+
+def test_experts_without_a_prototype_come_after_live_scores_of_zero() -> None:
+    directions = torch.eye(4)
+    directions[0] = directions[2] = 0.0
+    choose = LayerArrow.at(directions, ArrowParameters(top_k=2)).choose
+    nothing = torch.zeros(1, 4)
+    found = choose.coefficients(Tokens(nothing, nothing, nothing))
+    assert found.tolist() == [[0.0, 0.5, 0.0, 0.5]]
+
+
+@pytest.mark.parametrize("norm", ["id", "layer", "unit"])
+def test_scores_of_normalised_tokens_are_those_of_normalised_copies(norm: Any) -> None:
+    generator = torch.Generator().manual_seed(4)
+    directions = torch.nn.functional.normalize(torch.randn(3, 8, generator=generator), dim=1)
+    x = 5 * torch.randn(6, 8, generator=generator) + 2
+    prepared = LayerArrow.at(directions, ArrowParameters(top_k=-1, input_norm=norm))
+    assert prepared.directions is not None
+    found = prepared.choose.coefficients(Tokens(x, x @ prepared.directions.T, x))
+    copies = {
+        "id": x,
+        "layer": torch.nn.functional.layer_norm(x, (8,)),
+        "unit": torch.nn.functional.normalize(x),
+    }
+    expected = torch.softmax((copies[norm] @ directions.T).abs(), dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_default_temperature_is_1() -> None:
