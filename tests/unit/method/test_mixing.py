@@ -145,6 +145,27 @@ def test_many_experts_are_not_all_read() -> None:
     assert {plan_of(t, one) for t in (1, 16) for one in (few, lots)} <= {*get_args(Plan)}
 
 
+@pytest.mark.parametrize("compiling", [False, True])
+def test_without_gradients_the_plan_is_that_of_the_lowest_cost(
+    compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, _, _ = many(600, 64)
+    x = torch.randn(512, 64)
+    assert plan_of(512, weights) == "chosen"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    with torch.no_grad():
+        _, found = add_update(x, weights)
+        update, shares = routed_update(x, weights)
+    assert {*weights.plans} == {512}
+    assert isinstance(found, Choice) == (not compiling)
+    assert isinstance(shares, torch.Tensor)
+    torch.testing.assert_close(shares.sum(1), torch.ones(512))
+    recorded, dense_shares = add_update(x.requires_grad_(), weights)
+    assert isinstance(dense_shares, torch.Tensor)
+    torch.testing.assert_close(dense_shares, shares)
+    assert relative_error(recorded.detach(), update) < 1e-5
+
+
 def test_gradients_come_from_the_dense_products() -> None:
     weights, pairs, setting = many(600)
     x = torch.randn(3, WIDTH_IN, requires_grad=True)
