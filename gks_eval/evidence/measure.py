@@ -108,7 +108,7 @@ def pair(first: Scores, second: Scores) -> Pair:
     after = [item for _, item in pairing.pairs]
     changes = Changes(
         values=second.values_of(after) - first.values_of(before),
-        binary=first.binary and second.binary,
+        binary=first.binary,  # as in the second, see `alike`
         pairing=pairing,
         by_item=second.by_item(after) - first.by_item(before),
         unit=first.unit and second.unit,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from gks_eval.evidence.measure import Changes, linked, measure_group, measure_task
+from gks_eval.evidence.measure import Changes, linked, measure_group, measure_task, pair
 from gks_eval.evidence.pairing import pair_items
+from gks_eval.evidence.records import Metric, TaskResult
+from gks_eval.evidence.runs import one_run
 from gks_eval.evidence.samples import Item
+from gks_eval.evidence.scores import Scores
 
 
 def changes_of(
@@ -137,3 +142,81 @@ def test_changes_where_lower_is_better_are_turned() -> None:
     assert turned.values.tolist() == [-0.5, 0.0, 0.25, -1.0]
     assert (turned.gains, turned.losses) == (1, 2)
     assert [gain for _, gain in turned.changed()] == [False, True, False]
+
+
+@pytest.fixture(scope="module")
+def task(golden: Path) -> TaskResult:
+    return one_run(str(golden / "llama-0")).tasks["ev_maths"]
+
+
+def scores_of(
+    task: TaskResult, values: Sequence[float], clusters: str = "", *, zero_one: bool = False
+) -> Scores:
+    labels = [label.strip() for label in clusters] or [""] * len(values)
+    items = [
+        Item(n, (str(n), 0), "", "", {"acc": value}, cluster=label)
+        for n, (value, label) in enumerate(zip(values, labels, strict=True))
+    ]
+    metric = Metric("acc", "none", sum(values) / len(values), None, higher_is_better=True)
+    return Scores(task, metric, items, "", zero_one, len(items), zero_one)
+
+
+def test_a_pair_of_runs_item_by_item(task: TaskResult) -> None:
+    first, second = [0.0, 0.5, 0.25, 1.0], [0.5, 0.5, 0.0, 1.0]
+    found = pair(scores_of(task, first), scores_of(task, second)).changes
+    assert found is not None
+    assert found.values.tolist() == found.by_item.tolist() == [0.5, 0.0, -0.25, 0.0]
+    assert (found.binary, found.unit, found.clusters) == (False, True, ())
+    for one, other in ((first, [2.0, *second[1:]]), ([-0.5, *first[1:]], second)):
+        wide = pair(scores_of(task, one), scores_of(task, other)).changes
+        assert wide is not None
+        assert not wide.unit
+    right = scores_of(task, [0.0, 1.0, 1.0, 1.0], zero_one=True)
+    both = pair(right, scores_of(task, [1.0, 0.0, 1.0, 1.0], zero_one=True)).changes
+    assert both is not None
+    assert both.binary
+    for runs in ((right, scores_of(task, second)), (scores_of(task, first), right)):
+        mixed = pair(*runs).changes
+        assert mixed is not None
+        assert not mixed.binary
+
+
+def test_links_of_either_run_count_and_the_first_run_has_precedence(task: TaskResult) -> None:
+    values = [0.0, 0.5, 0.25, 1.0]
+
+    def groups(first: str, second: str) -> set[tuple[int, ...]]:
+        found = pair(scores_of(task, values, first), scores_of(task, values, second)).changes
+        assert found is not None
+        labels = found.clusters
+        return {tuple(i for i in range(4) if labels[i] == one) for one in labels}
+
+    assert groups("aab ", "    ") == {(0, 1), (2,), (3,)}
+    assert groups("    ", "aab ") == {(0, 1), (2,), (3,)}
+    assert groups("aab ", "aba ") == {(0, 1), (2,), (3,)}
+    assert groups("  b ", "aab ") == {(0, 1), (2,), (3,)}
+    assert groups("a   ", "    ") == {(0,), (1,), (2,), (3,)}
+
+
+def test_a_run_without_items_has_no_changes(task: TaskResult) -> None:
+    items = scores_of(task, [0.0, 1.0])
+    none = replace(items, items=None)
+    for runs in ((items, none), (none, items), (none, none)):
+        assert pair(*runs).changes is None
+
+
+def test_an_item_of_a_perplexity_gains_where_its_text_is_less_likely(task: TaskResult) -> None:
+    """`higher` is of the metric; which direction is better is applied later."""
+    runs = []
+    for logs in ([-6.0, -4.0, -3.0], [-4.0, -9.0, -3.0]):
+        items = [
+            Item(n, (str(n), 0), "", "", {}, pairs={"word_perplexity": (log, 2.0)})
+            for n, log in enumerate(logs)
+        ]
+        value = math.exp(-sum(logs) / 6)
+        metric = Metric("word_perplexity", "none", value, None, higher_is_better=False)
+        runs.append(Scores(task, metric, items, "", False, 3, False))
+    found = pair(*runs).changes
+    assert found is not None
+    assert found.by_item.tolist() == [-2.0, 5.0, 0.0]
+    assert (found.gains, found.losses, found.unit) == (1, 1, False)
+    assert found.values.mean() == pytest.approx(math.exp(16 / 6) - math.exp(13 / 6))
