@@ -18,12 +18,14 @@ from torch import nn
 from gks_eval.method.build import build
 from gks_eval.method.choice import Choice
 from gks_eval.method.contexts import Contexts
+from gks_eval.method.declaration import Tokens
 from gks_eval.method.hook import RoutedUpdate
 from gks_eval.method.mixing import fused
 from gks_eval.method.mixing.plan import Plan
 from gks_eval.method.registry import MERGES, ROUTERS
 from gks_eval.method.routed import add_update
 from gks_eval.method.routers import blocks
+from gks_eval.method.routers.arrow import LayerArrow
 from gks_eval.method.setting import Setting
 from gks_eval.method.weights import RoutedWeights, to_device
 
@@ -161,6 +163,18 @@ def test_one_choice_per_context(router: str, dtype: torch.dtype, triton: bool) -
         on_cuda(weights, contexts)
         following = contexts.next_token()
         assert following.of_token.device == CUDA
+
+
+def test_contexts_follow_the_layers_of_a_model_that_is_split_over_gpus() -> None:
+    with fake_cuda():
+        contexts = Contexts.of_rows([3, 4], [8, 7], 8, CUDA)
+        assert {contexts.of_token.device, contexts.own.device} == {CUDA}
+        router = LayerArrow(2, 1.0, None)
+        for device in ("cuda:0", "cuda:1"):
+            scores = torch.empty(T, E, device=device)
+            for _ in range(2):  # chosen, and as chosen before
+                found = contexts.coefficients(device, router, Tokens(scores, scores, scores))
+                assert (found.shape, found.device) == ((T, E), torch.device(device))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
