@@ -22,7 +22,7 @@ from gks_eval.method.reference import reference_update
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.routed import routed_update
 from gks_eval.method.routers import blocks
-from gks_eval.method.routers.spectrum import spectral_pairs
+from gks_eval.method.routers.spectrum import spectral_pairs, spectrum
 from gks_eval.method.setting import Setting
 
 NAMES = ["spectr", "norm", "lag"]
@@ -372,6 +372,18 @@ def test_a_task_that_holds_the_general_part(router: str, orthogonal: bool) -> No
     check_shares(x, pairs, [part], setting)
 
 
+@pytest.mark.parametrize("router", NAMES)
+def test_small_updates_with_a_direction_of_no_size_and_a_general_part(router: str) -> None:
+    """Singular values below 1 and of 0, of which the general part is subtracted once."""
+    pairs = [random_pair(seed=n, scaling=0.02 * (n + 1)) for n in range(3)]
+    B = pairs[1].B.clone()
+    B[:, 3] = 0
+    pairs[1] = LoraPair(pairs[1].A, B, pairs[1].scaling)
+    setting = Setting(router=router, rule="delta", combine="outputs", top_k=2)
+    x = 20 * torch.randn(12, 16, generator=torch.Generator().manual_seed(5))
+    check_shares(x, pairs, [random_pair(seed=30, scaling=0.03)], setting)
+
+
 def test_a_general_part_in_every_span_counts_once() -> None:
     """3 experts of rank 4 and 2 general adapters: products of 12 + 8 rows out of 20."""
     pairs = [random_pair(width_in=64, seed=n) for n in range(3)]
@@ -424,6 +436,44 @@ def test_gradients_are_those_of_the_formula_and_finite_for_a_zero_update(router:
     assert x.grad is not None
     assert wide.grad is not None
     assert relative_error(x.grad, wide.grad) < 1e-4
+
+
+def test_spectra_are_those_of_the_full_updates_in_order() -> None:
+    scalings = (2.0, -0.5, 1.0, -3.0, 0.25)
+    pairs = [
+        random_pair(rank, seed=n, scaling=scaling)
+        for n, (rank, scaling) in enumerate(zip((3, 1, 5, 3, 1), scalings, strict=True))
+    ]
+    for pair, (values, rows) in zip(pairs, spectrum(pairs), strict=True):
+        _, singular, right = torch.linalg.svd(dense(pair))
+        torch.testing.assert_close(values, singular[: len(values)])
+        assert singular[len(values) :].max() < 1e-6
+        torch.testing.assert_close(rows, signed(right[: len(values)]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ([1.0, 1.5e-6], 2),
+        ([1.0, 0.7e-6], 1),
+        # A sum over the rank is the measure, not its mean or its largest part.
+        ([1.0] * 9 + [5e-6], 9),
+        ([1.0] * 9 + [2e-5], 10),
+        ([1e-9, 1e-12], 2),
+    ],
+)
+@pytest.mark.parametrize("scaling", [1.0, 1e-3])
+def test_singular_values_of_rounding_errors_are_zero(
+    values: list[float], kept: int, scaling: float
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    left, right = (torch.randn(n, 10, generator=generator).double() for n in (24, 16))
+    A = torch.linalg.qr(right).Q[:, : len(values)].T
+    B = torch.linalg.qr(left).Q[:, : len(values)] * torch.tensor(values).double()
+    ((found, rows),) = spectrum([LoraPair(A, B, scaling)])
+    expected = [scaling * value for value in values[:kept]] + [0.0] * (len(values) - kept)
+    assert found.tolist() == pytest.approx(expected, rel=1e-6, abs=0.0)
+    assert (rows.norm(dim=1) > 0).tolist() == [n < kept for n in range(len(values))]
 
 
 def test_a_spectral_pair_is_the_same_update() -> None:
