@@ -44,6 +44,7 @@ class Attention(nn.Module):
         *,
         ranks: Sequence[int] = (3,) * E,
         missing: bool = False,
+        untrained: int | None = None,
         shared: bool = True,
     ) -> None:
         super().__init__()
@@ -58,6 +59,8 @@ class Attention(nn.Module):
             pairs = [random_pair(r, K, width, seed=10 * n + e) for e, r in enumerate(ranks)]
             if missing:
                 pairs[n] = no_update((width, K))
+            if n == untrained:
+                pairs[1] = LoraPair(pairs[1].A, torch.zeros_like(pairs[1].B), pairs[1].scaling)
             general = [random_pair(2, K, width, seed=99 + n)] * (":" in text)
             self.pairs[name] = pairs, general
             update = RoutedUpdate(layer, name)
@@ -148,6 +151,24 @@ def test_unequal_ranks_and_experts_without_the_layer(text: str, case: dict[str, 
     assert operators(module, (x, ALL))["topk"] == 1
     for found, expected in zip(module(x), alone(x), strict=True):
         assert relative_error(found, expected) < 1e-6
+
+
+@pytest.mark.parametrize("untrained", range(3))
+@torch.no_grad()
+def test_an_expert_that_is_dead_at_one_layer_is_alive_at_the_others(untrained: int) -> None:
+    module = Attention("arrow;combine=outputs;top_k=4", untrained=untrained)
+    seen: dict[str, torch.Tensor] = {}
+    for update in module.updates:
+        update.observer = seen.__setitem__
+    assert operators(module, (inputs() - inputs(), ALL))["topk"] == 1  # all scores are equal
+    for n, (name, c_TE) in enumerate(seen.items()):
+        assert name == ALL[n]
+        assert ((c_TE > 0).sum(1) == 4).all()
+        if n == untrained:
+            assert (c_TE[:, 1] == 0).all()
+    module(inputs())
+    others = [c_TE for n, c_TE in enumerate(seen.values()) if n != untrained]
+    assert all((c_TE[:, 1] > 0).any() for c_TE in others)
 
 
 @pytest.mark.parametrize("text", ALONE)
