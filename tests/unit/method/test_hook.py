@@ -7,9 +7,11 @@ import torch
 from common import dense, random_pair, relative_error
 from torch import nn
 
+from gks_eval.method import routed
 from gks_eval.method.build import build
 from gks_eval.method.contexts import Contexts
 from gks_eval.method.hook import RoutedUpdate, share, suspended, updates_of
+from gks_eval.method.reference import reference_update
 from gks_eval.method.setting import Setting
 
 K, D, E = 16, 24, 3
@@ -71,6 +73,36 @@ def test_the_base_is_back_inside_a_block_and_after_removal() -> None:
     assert torch.equal(model[0](x), model[0].forward(x))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("plan", ["all", "write chosen", "chosen"])
+@torch.no_grad()
+def test_coefficients_are_those_of_the_loops_by_any_plan(
+    plan: str, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routed, "plan_of", lambda *_: plan)
+    text = "arrow;combine=outputs;top_k=2"
+    layer, update = hooked(text=text)
+    seen: list[torch.Tensor] = []
+    update.observer = lambda _, c_TE: seen.append(c_TE)
+    x = 3 * torch.randn(2, 5, K, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, base = layer(x), layer.forward(x)
+    slow, shares = reference_update(x.flatten(0, 1), PAIRS, [], Setting.parse(text)[0])
+    torch.testing.assert_close(seen[0].double(), shares, rtol=1e-5, atol=1e-5)
+    assert found.dtype == base.dtype == (torch.bfloat16 if autocast else torch.float32)
+    tolerance = 1e-2 if autocast else 1e-5
+    assert relative_error(found.flatten(0, 1), base.flatten(0, 1).double() + slow) < tolerance
+
+
+@torch.no_grad()
+def test_equal_coefficients_are_observed_for_every_token() -> None:
+    layer, update = hooked()
+    seen: list[torch.Tensor] = []
+    update.observer = lambda _, c_TE: seen.append(c_TE)
+    layer(torch.ones(2, 4, K))
+    assert torch.equal(seen[0], torch.full((8, E), 1 / 3))
+
+
 @torch.no_grad()
 def test_one_choice_per_context_is_observed_without_padding() -> None:
     layer, update = hooked(text="arrow;combine=outputs;level=sequence;top_k=1")
@@ -91,6 +123,7 @@ def test_layers_without_weights_are_left_out_of_sharing() -> None:
     layers, updates = [layer for layer, _ in made], [update for _, update in made]
     x = torch.randn(5, K)
     alone = [layer(x) for layer in layers]
+    share(updates)
     updates[1].weights = None
     share(updates)
     assert updates[1]._siblings is None
