@@ -142,6 +142,31 @@ def overview(record: Path) -> str:
     return table(heads, lines)
 
 
+def treatments(record: Path) -> str:
+    """Tabulate both treatments less their controls, as docs/study.md has it; without experts."""
+    columns: dict[str, dict[str, str]] = {}
+    for name, treatment in TREATMENTS.items():
+        for path in record.glob(f"replicates_*-{name}.json"):
+            rows = over_seeds(path)
+            adjusted = holm([row.p for row in rows])
+            columns[treatment] = {
+                row.name.replace(f"_preset-{name}", "").removesuffix(
+                    "_seed-0"
+                ): f"{row.points} | {p:.2g}"
+                for row, p in zip(rows, adjusted, strict=True)
+            }
+    heads = ["control"]
+    for treatment in columns:
+        heads += [f"`{treatment}` less control", "p", "p Holm"]
+    first = next(iter(columns.values()), {})
+    lines = (
+        f"| `{name}` | " + " | ".join(found[name] for found in columns.values()) + " |"
+        for name in first
+        if not name.startswith("expert-")
+    )
+    return table(heads, lines)
+
+
 def leaderboard(record: Path) -> str:
     """Tabulate rank and means of every setting."""
     found = read(record / "leaderboard.json")
@@ -162,6 +187,8 @@ def leaderboard(record: Path) -> str:
 
 def sections(record: Path) -> Iterator[tuple[str, str]]:
     """Yield the tables with their titles."""
+    if sorted(record.glob("replicates_*.json")):
+        yield "treatments and their controls, 3 seeds", treatments(record)
     for path in sorted(record.glob("replicates_*.json")):
         yield path.stem, changes(over_seeds(path), "control")
     if (record / "leaderboard.json").exists():

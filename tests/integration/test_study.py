@@ -125,6 +125,7 @@ def test_the_study_runs_whole_and_starts_at_its_records(
     assert trained == round(sum(adapter["seconds"] for adapter in adapters))
     text = (record / "tables.md").read_text("utf-8")
     for title in (
+        "treatments and their controls, 3 seeds",
         "replicates_own-paper",
         "leaderboard",
         "settings against the base",
@@ -134,7 +135,8 @@ def test_the_study_runs_whole_and_starts_at_its_records(
         assert f"## {title}" in text
     assert text.count("`merge-mean` |") == 2  # in the leaderboard, and against the base
     assert text.count("| `merge:mean` |") == 1
-    assert text.count("| `shuffled-avg") == 1
+    assert text.count("| `shuffled-avg") == 2  # of all controls, and without the experts
+    assert text.count("| `expert-low`") == 1
     assert (record / "study.png").read_bytes().startswith(b"\x89PNG")
 
     # No text of an item is in the packed results, and all numbers are.
@@ -174,6 +176,8 @@ def test_the_page_has_the_tables_of_the_records(scripts: dict[str, ModuleType]) 
     assert records
     for record in records:
         assert scripts["page"].overview(record) in text
+        if [*record.glob("replicates_*.json")]:
+            assert scripts["page"].treatments(record) in text
 
 
 def test_a_stage_that_does_not_exist_is_a_sentence(small: Callable[..., None]) -> None:
