@@ -142,28 +142,33 @@ def overview(record: Path) -> str:
     return table(heads, lines)
 
 
-def treatments(record: Path) -> str:
-    """Tabulate both treatments less their controls, as docs/study.md has it; without experts."""
-    columns: dict[str, dict[str, str]] = {}
+def against_controls(record: Path) -> dict[str, dict[str, tuple[Change, float]]]:
+    """Return change and Holm's p by treatment and control; experts count, but are left out."""
+    found = {}
     for name, treatment in TREATMENTS.items():
         for path in record.glob(f"replicates_*-{name}.json"):
             rows = over_seeds(path)
             adjusted = holm([row.p for row in rows])
-            columns[treatment] = {
-                row.name.replace(f"_preset-{name}", "").removesuffix(
-                    "_seed-0"
-                ): f"{row.points} | {p:.2g}"
+            found[treatment] = {
+                row.name.replace(f"_preset-{name}", "").removesuffix("_seed-0"): (row, p)
                 for row, p in zip(rows, adjusted, strict=True)
+                if not row.name.startswith("expert-")
             }
+    return found
+
+
+def treatments(record: Path) -> str:
+    """Tabulate both treatments less their controls, as docs/study.md has it."""
+    found = against_controls(record)
     heads = ["control"]
-    for treatment in columns:
+    for treatment in found:
         heads += [f"`{treatment}` less control", "p", "p Holm"]
-    first = next(iter(columns.values()), {})
-    lines = (
-        f"| `{name}` | " + " | ".join(found[name] for found in columns.values()) + " |"
-        for name in first
-        if not name.startswith("expert-")
-    )
+    lines = []
+    for name in next(iter(found.values()), {}):
+        cells = (rows[name] for rows in found.values())
+        lines.append(
+            f"| `{name}` | " + " | ".join(f"{c.points} | {p:.2g}" for c, p in cells) + " |"
+        )
     return table(heads, lines)
 
 
@@ -222,15 +227,15 @@ def sections(record: Path) -> Iterator[tuple[str, str]]:
 
 
 def draw(record: Path, picture: Path) -> None:
-    """Draw the changes against the controls: both treatments over seeds, and all methods."""
-    panels = [
-        (f"{TREATMENTS[p.stem.split('-')[-1]]} less its control, 3 seeds", over_seeds(p))
-        for p in sorted(record.glob("replicates_*.json"))
-    ]
+    """Draw the changes against the controls: all methods, and both treatments over seeds."""
+    panels = []
     if methods := of_methods(record):
-        panels.append(("method less random weights of its size, one seed", methods))
-    size = (4.6 * len(panels), 0.5 + 0.21 * max(len(rows) for _, rows in panels))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False)
+        panels.append(("method less random weights, one seed", methods))
+    for treatment, found in against_controls(record).items():
+        rows = [replace(row, name=name) for name, (row, _) in found.items()]
+        panels.append((f"{treatment} less control, 3 seeds", rows))
+    size = (4.2 * len(panels), 0.8 + 0.21 * max(len(rows) for _, rows in panels))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, squeeze=False, sharex=True)
     for axis, (title, rows) in zip(axes[0], panels, strict=True):
         places = range(len(rows), 0, -1)
         for place, row in zip(places, rows, strict=True):
@@ -239,7 +244,7 @@ def draw(record: Path, picture: Path) -> None:
         axis.axvline(0, color="black", linewidth=0.8)
         axis.axvspan(-2, 2, color="#1f4e9c", alpha=0.08, linewidth=0)
         axis.set_yticks(list(places), [row.name for row in rows], fontsize=7)
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8, loc="right")
         axis.set_xlabel("points, 95% interval", fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
     figure.tight_layout()
