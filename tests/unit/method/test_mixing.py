@@ -118,11 +118,11 @@ def test_plans_are_the_plain_loops(layer: dict[str, Any], seed: int) -> None:
 
 
 def many(
-    count: int, width_in: int = WIDTH_IN, **arguments: Any
+    count: int, width_in: int = WIDTH_IN, dtype: torch.dtype = torch.float32, **arguments: Any
 ) -> tuple[RoutedWeights, list[LoraPair], Setting]:
     pairs = [random_pair(2, seed=n, width_in=width_in) for n in range(count)]
     setting = Setting(rule="delta", combine="outputs", subtract=(), **arguments)
-    return build(pairs, [], setting, dtype=torch.float32), pairs, setting
+    return build(pairs, [], setting, dtype=dtype), pairs, setting
 
 
 def rates_here() -> Rates:
@@ -218,6 +218,38 @@ def test_costs_are_sums_over_entries() -> None:
         "write chosen": 90_000 + 5_000 + read_all + write_own,
         "chosen": 130_000 + 8_000 + read_own + write_own,
     }
+
+
+def cheapest(tokens: int, rates: Rates) -> Plan:
+    found = costs(Size(tokens, 600 * 2, 3 * 2, 64, WIDTH_OUT), rates)
+    return min(found, key=lambda plan: found[plan])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "built_in", "rates"),
+    [
+        (torch.float32, True, SPARSE),
+        (torch.float32, False, GATHERED),
+        (torch.bfloat16, True, GATHERED_16),
+    ],
+)
+def test_plans_follow_the_rates_of_a_layer_s_type(
+    dtype: torch.dtype, built_in: bool, rates: Rates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen, "_built_in", lambda: built_in)
+    weights, _, _ = many(600, 64, dtype=dtype)
+    tokens = range(1, 300, 3)
+    expected = [cheapest(t, rates) for t in tokens]
+    assert [plan_of(t, weights) for t in tokens] == expected
+    for other in {SPARSE, GATHERED, GATHERED_16} - {rates}:
+        assert [cheapest(t, other) for t in tokens] != expected
+
+
+@pytest.mark.parametrize(("rows", "read"), [(4096, 3.0), (4097, 30.0)])
+def test_a_factor_of_2_mib_fits_into_the_cache(rows: int, read: float) -> None:
+    rates = Rates(loaded=1.0, dense=0.5, read=(3.0, 30.0), write=(4.0, 40.0), itemsize=4)
+    found = costs(Size(tokens=1, all_rows=rows, rows=2, width_in=128, width_out=8), rates)
+    assert found["chosen"] == 130_000 + 800 + 2 * 128 * read + 2 * 8 * 4
 
 
 @pytest.mark.parametrize("rates", [SPARSE, GATHERED, GATHERED_16])
