@@ -8,6 +8,7 @@ process in a group of its own; the server answers ``pid N`` and, when it has end
 from __future__ import annotations
 
 import importlib
+import contextlib
 import json
 import os
 import select
@@ -112,7 +113,8 @@ class Server:
 
     def kill(self, pid: int) -> None:
         """Kill the command's group and wait for its end."""
-        os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.killpg(pid, signal.SIGKILL)
         self.status()
 
     def close(self) -> None:
