@@ -7,8 +7,8 @@ process in a group of its own; the server answers ``pid N`` and, when it has end
 
 from __future__ import annotations
 
-import importlib
 import contextlib
+import importlib
 import json
 import os
 import select
