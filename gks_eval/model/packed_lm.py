@@ -148,7 +148,8 @@ class PackedLM(ProgressLM):
                 raised before any forward, in every process.
         """
         if self.enable_thinking:
-            refused: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+            hidden = self.hides_bars(disable_tqdm)
+            refused: list[tuple[float, bool]] = super().loglikelihood(requests, hidden)
             return refused
         packs = self.scoring == "packed" and self._packs()
         pairs = self.token_pairs(requests)
@@ -181,7 +182,7 @@ class PackedLM(ProgressLM):
             with self._bar("loglikelihood_rolling", len(requests), tokens, disable_tqdm):
                 scores = super().loglikelihood_rolling(requests, disable_tqdm=True)
         else:  # HFLM's own scorer shows its own progress
-            scores = super().loglikelihood_rolling(requests, disable_tqdm)
+            scores = super().loglikelihood_rolling(requests, self.hides_bars(disable_tqdm))
         return scores
 
     def _score_texts(
@@ -289,8 +290,9 @@ class PackedLM(ProgressLM):
         hook = self.cache_hook
         counting = CountingHook(hook, [(key, tokens) for key, _, tokens in requests])
         self.cache_hook = counting
+        hidden = self.hides_bars(disable_tqdm)
         try:
-            pairs = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            pairs = super()._loglikelihood_tokens(requests, hidden, override_bs)
         finally:
             self.cache_hook = hook
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,6 +34,11 @@ class ProgressLM(TokenizingLM):
         with self._bar("generate_until", len(requests), len(requests), disable_tqdm):
             texts: list[str] = super().generate_until(requests, disable_tqdm=True)
         return texts
+
+    def hides_bars(self, disable_tqdm: bool) -> bool:
+        """Return whether no bar is drawn: asked for by the caller, or by tqdm's own variable."""
+        # The variable only changes tqdm's default, and lm-eval's calls give `disable`.
+        return disable_tqdm or bool(os.environ.get("TQDM_DISABLE"))
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
@@ -76,7 +82,7 @@ class ProgressLM(TokenizingLM):
         # HFLM's own bar advances only after whole batches.
         with tqdm(
             total=requests,
-            disable=disable_tqdm or self.rank != 0,
+            disable=self.hides_bars(disable_tqdm) or self.rank != 0,
             desc=f"Running {kind} requests",
             miniters=1,
         ) as bar:

@@ -201,3 +201,23 @@ def test_a_bar_advances_within_a_batch(
     assert len(shown.updates) > 1 if kind != "generate_until" else len(shown.updates) >= 5
     assert hidden.disable
     assert not hidden.updates
+
+
+@pytest.mark.parametrize("scoring", ["packed", "plain"])
+@pytest.mark.parametrize("kind", ["generate_until", "loglikelihood_rolling", "loglikelihood"])
+def test_tqdms_variable_hides_all_bars(
+    kind: str,
+    scoring: str,
+    gks: GksArrowLM,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    how = ({"until": ["no such text"], "max_gen_toks": 1},) if kind == "generate_until" else ()
+    how = (" and so on",) if kind == "loglikelihood" else how
+    monkeypatch.setattr(gks, "scoring", scoring)
+    drawn = []
+    for value in ("", "1"):
+        monkeypatch.setenv("TQDM_DISABLE", value)
+        getattr(gks, kind)(instances([("A text", *how)], kind))
+        drawn.append("it/s]" in capsys.readouterr().err)
+    assert drawn == [True, False]
