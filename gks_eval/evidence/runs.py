@@ -54,6 +54,9 @@ class Run:
     info: Mapping[str, str]
     ours: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Run({self.label!r}, {str(self.folder)!r}, tasks: {len(self.tasks)})"
+
 
 def find_runs(sources: Sequence[str]) -> list[Run]:
     """Find the runs that `sources` name.

@@ -43,6 +43,9 @@ class Registry(Generic[MethodT]):
         self._loaded: dict[str, MethodT] = {}
         self._broken: dict[str, str] = {}
 
+    def __repr__(self) -> str:
+        return f"Registry({self.kind}s: {', '.join(self.names())})"
+
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}

@@ -47,6 +47,10 @@ class Attachment:
         found = routable_layers(model)
         self.layers = {name: RoutedUpdate(found[name], name) for name in library.modules}
 
+    def __repr__(self) -> str:
+        state = f"{self.setting!r}, layers: {len(self.layers)}" if self.layers else "detached"
+        return f"Attachment({self.library.name!r}, {state})"
+
     def apply(self, setting: Setting | str) -> None:
         """Run the model with `setting` from now on.
 

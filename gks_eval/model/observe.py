@@ -47,6 +47,10 @@ class RoutingTally:
     entropy: dict[str, torch.Tensor] = field(default_factory=dict)
     _gathered: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        tokens = max(self.tokens.values(), default=0)
+        return f"RoutingTally(tokens: {tokens}, layers: {len(self.tokens)})"
+
     def __call__(self, layer: str, c_TE: torch.Tensor) -> None:
         """Add the coefficients of one forward of one layer."""
         before = self.tokens.get(layer, 0)

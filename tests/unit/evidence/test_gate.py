@@ -306,6 +306,7 @@ def test_a_notebook_shows_one_line(pair):
     verdict = gate(*runs, GatePolicy())
     assert repr(verdict).startswith(f"Verdict('pass', '{verdict.candidate}' after ")
     assert repr(compare(list(runs))) == "Comparison(baseline 'old', runs: old, new; rows: a, b)"
+    assert repr(runs[0]) == f"Run('old', {str(runs[0].folder)!r}, tasks: 2)"
 
 
 def test_unchanged_runs_pass(pair):

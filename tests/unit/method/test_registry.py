@@ -310,6 +310,10 @@ def test_a_taken_name_is_refused() -> None:
         ROUTERS.get("arow")
 
 
+def test_a_registry_is_shown_by_its_names() -> None:
+    assert repr(RULES) == f"Registry(rules: {', '.join(RULES.names())})"
+
+
 def test_the_table_of_methods_is_up_to_date() -> None:
     done = CliRunner().invoke(build_app(), ["methods", "--markdown"])
     assert done.exit_code == 0

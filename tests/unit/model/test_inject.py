@@ -101,8 +101,11 @@ def test_detaching_restores_the_model_bit_for_bit(
 def test_detaching_twice_and_after_an_error(model: Any, library: Library) -> None:
     before = logits(model)
     attachment = attach(model, library, PAPER)
+    shown = f"{attachment.setting!r}, layers: {len(library.modules)}"
+    assert repr(attachment) == f"Attachment({library.name!r}, {shown})"
     attachment.detach()
     attachment.detach()
+    assert repr(attachment) == f"Attachment({library.name!r}, detached)"
     with pytest.raises(UsageError) as caught:
         attachment.apply(PAPER)
     assert_sentence(caught.value, "detached", "again")

@@ -134,6 +134,7 @@ def test_short_and_long_forwards_add_up() -> None:
 def test_the_tally_of_a_fixed_router() -> None:
     tally = RoutingTally()
     tally("layer", torch.full((1, 4), 0.25).expand(3, -1))
+    assert repr(tally) == "RoutingTally(tokens: 3, layers: 1)"
     assert tally.record(["layer"]) == {
         "tokens": 3,
         "share": [[1.0] * 4],
