@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,13 @@ import pytest
 # No test may reach the hub; huggingface_hub reads this once, when it is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def bars_of_the_next_test() -> Iterator[None]:
+    """Undo what `gks_eval.cli.main.main` sets in a process whose standard error is captured."""
+    yield
+    os.environ.pop("TQDM_DISABLE", None)
 
 
 @pytest.fixture(scope="session")

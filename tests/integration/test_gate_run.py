@@ -99,6 +99,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def result(command: list[str]) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["gks-eval", *command[len(COMMAND) :]])
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("TQDM_DISABLE", "")  # bars show what is scored
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
