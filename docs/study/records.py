@@ -26,16 +26,21 @@ KEPT = ("doc_id", "filtered_resps", "filter", "metrics")
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
 
 
-def pack(folder: Path, archive: Path) -> None:
+def pack(folder: Path, archive: Path, base: Path | None = None) -> None:
     """Write all results of a folder, at any depth, into a .tar.xz file without texts.
 
-    Equal results give equal bytes.
+    Equal results give equal bytes. Of the path of a local `base`, only the last part is kept.
     """
+    hidden = {f"{tasks_dir().parent.as_posix()}/": ""}
+    if base is not None:
+        hidden[json.dumps(str(base))[1:-1]] = base.name
     archive.parent.mkdir(parents=True, exist_ok=True)
     draft = archive.with_suffix(".part")
     with tarfile.open(draft, "w:xz", preset=9) as file:
         for path in sorted(folder.rglob("*.json*")):
             content = _content(path)
+            for text, shown in hidden.items():
+                content = content.replace(text.encode(), shown.encode())
             member = tarfile.TarInfo(path.relative_to(folder).as_posix())
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
@@ -81,8 +86,7 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     results = parse_json(path.read_bytes(), constants=True)
     results.pop("pretty_env_info", None)
-    text = json.dumps(results, indent=1, ensure_ascii=False)
-    return text.replace(f"{tasks_dir().parent.as_posix()}/", "").encode()
+    return json.dumps(results, indent=1, ensure_ascii=False).encode()
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -63,7 +63,8 @@ def run_stage(study: Study, stage: str, dry: bool) -> None:
 
         page.main(study.record)
     if folder := STAGES[stage]:
-        pack(study.work / folder, archive)
+        local = (study.work / study.base).resolve()
+        pack(study.work / folder, archive, local if local.is_dir() else None)
     names = ("torch", "transformers", "peft", "lm-eval")
     found = {
         "study": study.identity(stage),
