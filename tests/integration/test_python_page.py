@@ -40,7 +40,7 @@ def parts() -> dict[str, list[tuple[str, str]]]:
     ("part", "tolerance"),
     [
         ("Without a base model", 0.0),
-        # Another CPU may round an item or two of the 20 to the other side.
+        # Another CPU may round an item or two of the 20 to the other side; no other figure differs.
         pytest.param("With a base model", 0.15, marks=pytest.mark.model),
     ],
 )
@@ -55,7 +55,9 @@ def test_the_blocks_print_the_output_shown(part: str, tolerance: float, tmp_path
     for (block, shown), output in zip(blocks, printed, strict=True):
         assert NUMBER.sub("#", output.rstrip("\n")) == NUMBER.sub("#", shown), block
         numbers = [[float(n) for n in NUMBER.findall(text)] for text in (output, shown)]
-        assert numbers[0] == pytest.approx(numbers[1], abs=tolerance), block
+        evaluates = "limit=20" in block or "find_runs(" in block
+        allowed = tolerance if evaluates else 0.0
+        assert numbers[0] == pytest.approx(numbers[1], abs=allowed), block
 
 
 def test_there_are_no_other_parts() -> None:
