@@ -114,13 +114,17 @@ def differences(path: Path) -> list[Change]:
     ]
 
 
+def corrected(rows: Sequence[Change]) -> list[tuple[Change, float]]:
+    """Return the rows, each with its p after Holm's correction over all of them."""
+    return [*zip(rows, holm([row.p for row in rows]), strict=True)]
+
+
 def changes(rows: Sequence[Change], first: str) -> str:
     """Tabulate changes with Holm's correction over the rows."""
-    adjusted = holm([row.p for row in rows])
     heads = (first, "change", "p", "p Holm", *("within 2 points",) * bool(rows[0].verdict))
     lines = (
         f"| `{row.name}` | {row.points} | {p:.2g} |" + f" {row.verdict} |" * bool(row.verdict)
-        for row, p in zip(rows, adjusted, strict=True)
+        for row, p in corrected(rows)
     )
     return table(heads, lines)
 
@@ -131,13 +135,11 @@ def overview(record: Path) -> str:
     places = read(board)["leaderboard"]["places"]
     means = {place["run"]: place["score"]["value"] for place in places}
     base = {row.name: row for row in differences(board)}
-    rows = of_methods(record)
-    adjusted = holm([row.p for row in rows])
     heads = ("method", "mean", "less base", "p", "less random", "p", "p Holm", "within 2")
     lines = (
         f"| `{row.name}` | {100 * means[slug(row.name)]:.1f} | {base[slug(row.name)].points} | "
         f"{row.points} | {p:.2g} | {row.verdict} |"
-        for row, p in zip(rows, adjusted, strict=True)
+        for row, p in corrected(of_methods(record))
     )
     return table(heads, lines)
 
@@ -147,11 +149,9 @@ def against_controls(record: Path) -> dict[str, dict[str, tuple[Change, float]]]
     found = {}
     for name, treatment in TREATMENTS.items():
         for path in record.glob(f"replicates_*-{name}.json"):
-            rows = over_seeds(path)
-            adjusted = holm([row.p for row in rows])
             found[treatment] = {
                 row.name.replace(f"_preset-{name}", "").removesuffix("_seed-0"): (row, p)
-                for row, p in zip(rows, adjusted, strict=True)
+                for row, p in corrected(over_seeds(path))
                 if not row.name.startswith("expert-")
             }
     return found
@@ -192,9 +192,9 @@ def leaderboard(record: Path) -> str:
 
 def sections(record: Path) -> Iterator[tuple[str, str]]:
     """Yield the tables with their titles."""
-    if sorted(record.glob("replicates_*.json")):
+    if replicates := sorted(record.glob("replicates_*.json")):
         yield "treatments and their controls, 3 seeds", treatments(record)
-    for path in sorted(record.glob("replicates_*.json")):
+    for path in replicates:
         yield path.stem, changes(over_seeds(path), "control")
     if (record / "leaderboard.json").exists():
         yield "methods, the base and random weights", overview(record)
