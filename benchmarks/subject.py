@@ -23,7 +23,7 @@ from gks_eval.model.load_base import load_model, load_tokenizer
 __all__ = ["DEFAULT_LIBRARY", "Subject", "open_subject"]
 
 DEFAULT_LIBRARY = "smollm2-demo"
-WORDS = BaseWords("--library", "--dtype bfloat16")
+WORDS = BaseWords("--library", "--dtype bfloat16", "--dtype float32")
 
 
 @dataclass(frozen=True)

@@ -42,19 +42,23 @@ class BaseWords:
     Attributes:
         name: The argument that names the base.
         smaller: The arguments that make the base need less memory.
+        float32: The argument that loads the base in float32.
         free_arguments: Whether users pass further arguments to transformers, which may be the
             reason why a base does not load.
     """
 
     name: str
     smaller: str
+    float32: str
     free_arguments: bool = False
 
 
 MODEL_ARGUMENTS: Final = BaseWords(
-    "pretrained=...", "load_in_4bit=True or dtype=bfloat16", free_arguments=True
+    "pretrained=...", "load_in_4bit=True or dtype=bfloat16", "dtype=float32", free_arguments=True
 )
-RECIPE: Final = BaseWords("`base_model`", "`load: {quantization: nf4}` or `dtype: bfloat16`")
+RECIPE: Final = BaseWords(
+    "`base_model`", "`load: {quantization: nf4}` or `dtype: bfloat16`", "`load: {dtype: float32}`"
+)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from gks_eval.library.load import load_library, read_manifest
 from gks_eval.method.registry import ROUTERS
 from gks_eval.method.setting import NOT_GIVEN, NotGiven, Setting, setting_arguments
 from gks_eval.model.arguments import check_near, check_unknown, check_values
-from gks_eval.model.base_model import check_quantization, resolve_base
+from gks_eval.model.base_model import MODEL_ARGUMENTS, check_quantization, resolve_base
 from gks_eval.model.device import choose_device
-from gks_eval.model.load_base import loading, quantization_config
+from gks_eval.model.load_base import loading, quantization_config, warn_if_emulated
 from gks_eval.model.quantized import keep_portable_layout, quantization_of
 from gks_eval.model.routed_lm import RoutedLM
 from gks_eval.tasklib.excepthook import say_errors_under_lm_eval
@@ -207,6 +207,8 @@ class GksArrowLM(RoutedLM):
         if how.get("quantization_config") is None and self.base is not None:
             how["quantization_config"] = quantization_config(self.base)
         super()._create_model(pretrained, **how)
+        if how.get("quantization_config") is None:
+            warn_if_emulated(self.model.dtype, self.model.device, MODEL_ARGUMENTS)
 
 
 _HF_ARGUMENTS = frozenset(inspect.signature(HFLM.__init__).parameters) - {"self", "kwargs"}

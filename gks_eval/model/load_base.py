@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from safetensors import SafetensorError
 
 from gks_eval.errors import GksError, HubError, LibraryError, ResourceError, UsageError, reason
-from gks_eval.model.base_model import ResolvedBase, check_quantization
+from gks_eval.model.base_model import BaseWords, ResolvedBase, check_quantization
 from gks_eval.model.quantized import keep_portable_layout
 from gks_eval.util.out_of_memory import is_out_of_memory
 
@@ -27,7 +29,10 @@ __all__ = [
     "local_outline",
     "outline_of",
     "quantization_config",
+    "warn_if_emulated",
 ]
+
+logger = logging.getLogger(__name__)
 
 # What transformers and lm-eval raise on an unusable base or unusable arguments. RuntimeError:
 # shapes that do not match the config. UnpicklingError: a pickle that holds more than tensors.
@@ -123,6 +128,8 @@ def load_model(base: ResolvedBase, dtype: torch.dtype, device: torch.device) -> 
     if base.quantization != "none":
         how["quantization_config"] = quantization_config(base)
         how["device_map"] = {"": device}
+    else:
+        warn_if_emulated(dtype, device, base.words)
     with loading(base, str(device)):
         config = AutoConfig.from_pretrained(base.source, revision=base.revision)
         check_quantization(base, config)
@@ -131,6 +138,25 @@ def load_model(base: ResolvedBase, dtype: torch.dtype, device: torch.device) -> 
             model.to(device)  # type: ignore[arg-type]
     keep_portable_layout(model)
     return model
+
+
+@cache  # a library's training loads the base once per adapter
+def warn_if_emulated(dtype: torch.dtype, device: torch.device, words: BaseWords) -> None:
+    """Warn once if this CPU has no instructions for the dtype of a base.
+
+    Args:
+        dtype: Of its weights.
+        device: Where they are.
+        words: What the mend is called.
+    """
+    from gks_eval.util.hardware import is_emulated
+
+    if is_emulated(dtype, device):
+        logger.warning(
+            "This CPU computes %s products many times slower than float32; set %s.",
+            str(dtype).removeprefix("torch."),
+            words.float32,
+        )
 
 
 def quantization_config(base: ResolvedBase) -> BitsAndBytesConfig | None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.subject import open_subject
 from gks_eval.errors import GksError, HubError, LibraryError, ResourceError
 from gks_eval.model.lm import GksArrowLM
+from gks_eval.model.load_base import warn_if_emulated
 from gks_eval.training.base import load_frozen_base
 from gks_eval.training.recipe import Recipe
 
@@ -28,10 +29,10 @@ def run_model_class(base: str, _library: Path) -> None:
     GksArrowLM(base, router=None)
 
 
-def run_training(base: str, _library: Path) -> None:
+def run_training(base: str, _library: Path, dtype: str = "float32") -> None:
     recipe = {
         "base_model": base,
-        "load": {"device": "cpu"},
+        "load": {"device": "cpu", "dtype": dtype},
         "adapter": {"targets": ["o_proj"]},
         "experts": {"members": {"a": {"file": "a.jsonl"}}},
     }
@@ -128,3 +129,28 @@ def test_a_base_larger_than_the_memory_names_the_caller_s_arguments(
     error = error_of(caller, str(base))
     assert type(error) is ResourceError
     assert_sentence(error, "does not fit into the memory of cpu", CALLERS[caller][1])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_dtype_that_this_cpu_emulates_is_named_once(
+    dtype: str,
+    supported: bool,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: supported)
+    warn_if_emulated.cache_clear()
+    for _ in range(2):
+        GksArrowLM(str(base), router=None, dtype=dtype, device="cpu")
+        run_training(str(base), base, dtype)
+    warn_if_emulated.cache_clear()
+    slow = [text for text in caplog.messages if "many times slower" in text]
+    mends = [] if supported or dtype == "float32" else ["dtype=float32", "`load: {dtype: float32}`"]
+    assert len(slow) == len(mends)
+    for text, mend in zip(slow, mends, strict=True):
+        assert text.startswith(f"This CPU computes {dtype} products")
+        assert text.endswith(f"set {mend}.")
