@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from gks_eval.evidence.tables.content import LINKED, Note, Table, number
@@ -79,10 +80,19 @@ def verdict_table(verdict: Verdict, plan: bool = False) -> Table:
     }
     notes: list[Note] = [
         {name: legend[name] for name in legend if name in columns},
-        *(f"{o.check.name}: {'; '.join(o.reasons)}." for o in outcomes if o.reasons),
+        *_reasons(outcomes),
         *(f"{note}." for note in verdict.notes),
     ]
     return Table(headline(verdict), columns, rows, marks, notes, spare=3 + 2 * links)
+
+
+def _reasons(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a note for each reason, with all checks that have it."""
+    checks: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.reasons:
+            checks.setdefault("; ".join(outcome.reasons), []).append(outcome.check.name)
+    return [f"{', '.join(names)}: {reason}." for reason, names in checks.items()]
 
 
 def _p(p: float | None) -> str:

@@ -500,6 +500,16 @@ def test_the_table_shows_what_failed_first_and_why():
     assert headline(verdict) == "gate: REGRESSION (1 passed, 1 regression, 1 not judged)"
 
 
+def test_a_reason_of_several_checks_is_one_note():
+    checks = [_check(problem="gone", name=name) for name in ("a", "b")]
+    verdict = judge([*checks, _check(problem="torn", name="c")], GatePolicy())
+    notes = verdict_table(verdict).sentences()
+    assert [note for note in notes if note.endswith((" gone.", " torn."))] == [
+        "a, b: gone.",
+        "c: torn.",
+    ]
+
+
 def test_a_check_stands_on_one_row_in_80_columns():
     out = io.StringIO()
     name = "gks_bbh_logical_deduction_three_objects"
