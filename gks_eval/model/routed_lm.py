@@ -39,6 +39,9 @@ class RoutedLM(PackedLM):
     quantization: str
     _identity_arguments: dict[str, str]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._base_name!r}, {self.attachment or 'the base alone'})"
+
     def apply(self, setting: Setting, library: Library | None = None) -> None:
         """Run with another setting from now on, on the loaded base.
 
@@ -116,12 +119,16 @@ class RoutedLM(PackedLM):
             stamp(cache_hook.dbdict, self.identity())
         super().set_cache_hook(cache_hook)
 
+    @property
+    def _base_name(self) -> str:
+        return self.base.name if self.base else str(self.model.name_or_path)
+
     def identity(self) -> str:
         """Return a digest of everything that determines this run's scores."""
         base, library = self.base, self.library
         return digest(
             {
-                "base": base.name if base else str(self.model.name_or_path),
+                "base": self._base_name,
                 "base_content": content_stamp(base.source) if base else None,
                 "quantization": self.quantization,
                 "arguments": self._identity_arguments,
@@ -149,7 +156,7 @@ class RoutedLM(PackedLM):
             if library and self.setting.uses_library
             else None,
             "starts": starts.record() if starts else None,
-            "base_model": base.name if base else str(self.model.name_or_path),
+            "base_model": self._base_name,
             "revision": base.revision or "main" if base else None,
             "quantization": self.quantization,
             "scoring": self.scoring if self._unpackable is None else "plain",

@@ -296,6 +296,12 @@ def test_results_record_what_was_run(gks: GksArrowLM, tiny_library: LibraryOf) -
     assert {"torch", "transformers", "lm-eval"} <= set(info["versions"])
 
 
+def test_the_repr_is_one_line_and_follows_the_setting(gks: GksArrowLM) -> None:
+    assert repr(gks) == f"GksArrowLM({gks.base.name!r}, {gks.attachment!r})"
+    gks.apply(Setting(router="none"))
+    assert repr(gks) == f"GksArrowLM({gks.base.name!r}, the base alone)"
+
+
 def test_a_library_that_does_not_fit_leaves_the_setting_as_it_was(
     gks: GksArrowLM, tiny_library: LibraryOf
 ) -> None:
