@@ -92,14 +92,20 @@ class Study:
             return found
         if stage == "controls":
             found |= {"starts": ",".join(self.starts), "seeds": self.seeds}
-        model = self.given[self.given.index("--model-args") + 1]
-        return {**found, "tasks": self.tasks, "limit": self.limit, "model_args": model}
+        return {**found, "tasks": self.tasks, "limit": self.limit, "model_args": self.model_args}
+
+    @property
+    def model_args(self) -> str:
+        """Return the model's arguments."""
+        return self.given[self.given.index("--model-args") + 1]
 
     def recipe(self, name: str) -> Path:
         """Write the recipe of a library, and return its path."""
         start, seed = name.split("-")
         assert self.data is not None
         places = {"BASE": self.base, "SEED": seed, "START": start, "FORMAT": self.format}
+        given = dict(part.partition("=")[::2] for part in self.model_args.split(","))
+        places["DTYPE"] = given.get("dtype", "bfloat16")
         places["DATA"] = os.path.relpath(self.data, self.work)
         text = (FOLDER / "recipe.yaml").read_text("utf-8")
         for word, value in places.items():

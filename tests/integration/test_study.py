@@ -66,6 +66,7 @@ def small(
         "base_model": "BASE",
         "seed": "SEED",
         "start": "START",
+        "load": {"dtype": "DTYPE", "device": "cpu"},
         "adapter": {"targets": list(TARGETS["phi3"])},
         "schedule": {"accumulation": 2, "optimizer": "adamw", "gradient_checkpointing": False},
         "experts": {
@@ -120,6 +121,9 @@ def test_the_study_runs_whole_and_starts_at_its_records(
     record, work = tmp_path / "work/record", tmp_path / "work"
     stages = ("train", "leaderboard", "controls", "evidence")
     assert {f"stage-{stage}.json" for stage in stages} <= {path.name for path in record.iterdir()}
+    for name in ("own-0", "own-1", "own-2"):
+        recipe = yaml.safe_load((work / f"{name}.yaml").read_text("utf-8"))
+        assert recipe["load"]["dtype"] == "float32"
     adapters = (json.loads(path.read_text()) for path in work.glob("own-?/*/*/training.json"))
     trained = json.loads((record / "stage-train.json").read_text())["seconds"]
     assert trained == round(sum(adapter["seconds"] for adapter in adapters))

@@ -265,7 +265,8 @@ def test_the_commands_of_the_study(
     monkeypatch.syspath_prepend(ROOT / "docs/study")
     plan = runpy.run_path(str(ROOT / "docs/study/plan.py"))
     starts = ("own", "shared")
-    fixed = (tmp_path / "data", None, "base", "plain", starts, 3, plan["TASKS"], (), 80, ())
+    words = ("--model-args", "dtype=float32")
+    fixed = (tmp_path / "data", None, "base", "plain", starts, 3, plan["TASKS"], words, 80, ())
     trained = plan["Study"](tmp_path, tmp_path / "record", *fixed)
     given = plan["Study"](tmp_path, tmp_path / "record", None, "phi3-mini", *fixed[2:])
     for study, counts in ((trained, (8, 1, 12, 34)), (given, (0, 1, 2, 25))):
@@ -277,6 +278,7 @@ def test_the_commands_of_the_study(
             check(command, Command("docs/study/run.py", 1, text), app, known_tasks | {"study"})
     recipe = make_plan(tmp_path / "shared-2.yaml")
     assert (recipe.recipe.seed, recipe.recipe.experts.format) == (2, "plain")
+    assert recipe.recipe.load.dtype == "float32"
     assert [len(recipe.recipe.experts.members), len(recipe.recipe.general.members)] == [12, 3]
 
 
