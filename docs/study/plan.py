@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gks_eval.errors import UsageError
 from gks_eval.evidence.question import read_controls
 from gks_eval.grid.settings import parse_settings
 
@@ -63,6 +64,7 @@ class Study:
         given: Further arguments of `grid` and `controls`.
         limit: Items per task; 0 for all.
         launch: Words before each command that evaluates.
+        methods: Of the leaderboard; none for all.
     """
 
     work: Path
@@ -77,6 +79,7 @@ class Study:
     given: tuple[str, ...]
     limit: int
     launch: tuple[str, ...]
+    methods: tuple[str, ...] = ()
 
     @property
     def libraries(self) -> list[str]:
@@ -92,7 +95,26 @@ class Study:
             return found
         if stage == "controls":
             found |= {"starts": ",".join(self.starts), "seeds": self.seeds}
+        elif self.methods:
+            found["methods"] = ",".join(self.methods)
         return {**found, "tasks": self.tasks, "limit": self.limit, "model_args": self.model_args}
+
+    @property
+    def ranked(self) -> tuple[dict[str, str], list[str]]:
+        """Return the methods of the leaderboard with their controls, and those without one."""
+        methods, others = controlled(prepared=self.library is None), WITHOUT_CONTROL
+        if unknown := [m for m in self.methods if m not in methods and m not in others]:
+            known = ", ".join((*methods, *others))
+            raise UsageError(f"--methods: unknown {', '.join(unknown)}; known: {known}.")
+        return (
+            {m: methods[m] for m in methods if not self.methods or m in self.methods},
+            [name for name in others if not self.methods or name in self.methods],
+        )
+
+    @property
+    def prepared(self) -> list[str]:
+        """Return the routers that need vectors of the first library."""
+        return [name for name in PREPARED if name in self.ranked[0]]
 
     @property
     def model_args(self) -> str:
@@ -115,19 +137,20 @@ class Study:
         return path
 
     def train(self) -> Iterator[list[str]]:
-        """Yield the commands that train the libraries, and the vectors of the first one."""
+        """Yield the commands that train the libraries, and prepare the vectors of the first one."""
         if self.library:
             return
         for name in self.libraries:
             yield ["gks-eval", "train", self.recipe(name).name, "--output", name]
         first = [self.libraries[0], "--data", f"{self.libraries[0]}.yaml"]
-        yield ["gks-eval", "prepare", *first, "--router", "mean_activation"]
-        yield ["gks-eval", "prepare", *first, "--router", "phatgoose", "--steps", "15"]
+        for router in self.prepared:
+            steps = ("--steps", "15") * (router == "phatgoose")
+            yield ["gks-eval", "prepare", *first, "--router", router, *steps]
 
     def leaderboard(self) -> Iterator[list[str]]:
         """Yield the grid of all methods and their controls on one library."""
-        methods = controlled(prepared=self.library is None)
-        settings = ",".join(("base", *methods, *WITHOUT_CONTROL, *methods.values()))
+        methods, others = self.ranked
+        settings = ",".join(("base", *methods, *others, *methods.values()))
         yield self._evaluate("grid", self.libraries[0], "leaderboard", "--settings", settings)
 
     def controls(self) -> Iterator[list[str]]:
@@ -148,9 +171,9 @@ class Study:
         """Yield the commands that read the results and write the numbers of the page."""
         library = self.libraries[0]
         board = ["gks-eval", "compare", "--format", "json", "--output"]
-        methods = controlled(self.library is None)
+        methods, others = self.ranked
         within = ["--equivalence", "2"]
-        ranked = [f"leaderboard/{slug(s)}" for s in ("base", *methods, *WITHOUT_CONTROL)]
+        ranked = [f"leaderboard/{slug(s)}" for s in ("base", *methods, *others)]
         yield [*board, self._to("leaderboard.json"), "--leaderboard", *within, *ranked]
         for method, control in methods.items():
             output = self._to(f"control-{slug(method)}.json")
@@ -168,7 +191,12 @@ class Study:
                 yield [*board, output, "--replicates", *words]
         if self.library is None:
             routes = ["gks-eval", "routes", "--library", library, "--accuracy", "--limit", "10"]
-            words = ["--setting", ",".join(ROUTED + PREPARED), "--recipe", f"{library}.yaml"]
+            words = [
+                "--setting",
+                ",".join((*ROUTED, *self.prepared)),
+                "--recipe",
+                f"{library}.yaml",
+            ]
             yield [*routes, *words, "--output", self._to("accuracy.json")]
             overlap = ["gks-eval", "library", "overlap", library, "--recipe", f"{library}.yaml"]
             overlap += ["--include-path", str(FOLDER / "tasks")]

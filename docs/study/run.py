@@ -92,7 +92,11 @@ def read_record(record: Path, now: dict[str, Any]) -> dict[str, Any]:
     mend = f"delete {record} to run the stage again"
     found = JsonFile("record of a stage", ResultsError, mend).read(record)
     before = found.get("study", now)  # records of older versions do not say
-    names = [f"--{name.replace('_', '-')}" for name in now if before.get(name) != now[name]]
+    names = [
+        f"--{name.replace('_', '-')}"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    ]
     if names:
         raise ResultsError(
             f"{record} is of a study with another {', '.join(names)}; name another --record, or "
@@ -137,6 +141,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--starts", default="own", help="own, shared, or both with a comma.")
     add("--seeds", type=int, default=3, help="Seeds of training, from 0 on.")
     add("--stages", default=",".join(STAGES), help="Stages to run, with commas.")
+    add("--methods", default="", help="Of the leaderboard, with commas; default: all.")
     add("--tasks", default=TASKS, help="Tasks or groups, with commas.")
     add("--limit", type=int, default=80, help="Items per task; 0 for all.")
     add("--model-args", default="dtype=bfloat16", help="As lm-eval takes them.")
@@ -167,8 +172,10 @@ def main() -> None:
         ("--model-args", given.model_args, "--batch-size", given.batch_size),
         given.limit,
         tuple(shlex.split(given.launch)),
+        tuple(filter(None, given.methods.split(","))),
     )
     try:
+        study.ranked  # noqa: B018 - checks the methods before hours of training
         for stage in stages:
             run_stage(study, stage, given.dry_run)
     except GksError as error:

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -193,6 +194,11 @@ def test_a_stage_that_does_not_exist_is_a_sentence(small: Callable[..., None]) -
         small("--stages", "grid")
 
 
+def test_methods_that_the_study_does_not_have_are_a_sentence(small: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit, match="--methods: unknown arow; known: arrow, mean_activation"):
+        small("--methods", "arow,gks:avg")
+
+
 def test_faults_of_records_are_sentences(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
     records, folder, archive = scripts["records"], tmp_path / "out", tmp_path / "r/controls.tar.xz"
     for name in ("arrow", "base"):
@@ -241,6 +247,20 @@ def test_a_record_of_another_study_is_refused(
             small()
         assert said in str(ended.value)
         assert f"delete {record} to run the stage again" in str(ended.value)
+
+
+@pytest.mark.parametrize("before", [{"limit": 40}, {"limit": 40, "methods": "arrow"}])
+@pytest.mark.parametrize("now", [{"limit": 40}, {"limit": 40, "methods": "arrow"}])
+def test_a_record_of_other_methods_is_refused(
+    before: dict[str, Any], now: dict[str, Any], scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    record = tmp_path / "stage-leaderboard.json"
+    record.write_text(json.dumps({"study": before}), "utf-8")
+    if before == now:
+        assert scripts["run"].read_record(record, now)["study"] == now
+        return
+    with pytest.raises(ResultsError, match="of a study with another --methods; name another"):
+        scripts["run"].read_record(record, now)
 
 
 @pytest.mark.model

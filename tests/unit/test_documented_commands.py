@@ -269,7 +269,9 @@ def test_the_commands_of_the_study(
     fixed = (tmp_path / "data", None, "base", "plain", starts, 3, plan["TASKS"], words, 80, ())
     trained = plan["Study"](tmp_path, tmp_path / "record", *fixed)
     given = plan["Study"](tmp_path, tmp_path / "record", None, "phi3-mini", *fixed[2:])
-    for study, counts in ((trained, (8, 1, 12, 34)), (given, (0, 1, 2, 25))):
+    some = plan["Study"](tmp_path, tmp_path / "record", *fixed, ("arrow", "phatgoose", "uniform"))
+    studies = ((trained, (8, 1, 12, 34)), (given, (0, 1, 2, 25)), (some, (7, 1, 12, 11)))
+    for study, counts in studies:
         stages = [study.train(), study.leaderboard(), study.controls(), study.evidence()]
         commands = [list(stage) for stage in stages]
         assert tuple(map(len, commands)) == counts
