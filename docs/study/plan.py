@@ -121,13 +121,18 @@ class Study:
         """Return the model's arguments."""
         return self.given[self.given.index("--model-args") + 1]
 
+    @property
+    def dtype(self) -> str:
+        """Return the dtype of the base."""
+        given = dict(part.partition("=")[::2] for part in self.model_args.split(","))
+        return given.get("dtype", "bfloat16")
+
     def recipe(self, name: str) -> Path:
         """Write the recipe of a library, and return its path."""
         start, seed = name.split("-")
         assert self.data is not None
         places = {"BASE": self.base, "SEED": seed, "START": start, "FORMAT": self.format}
-        given = dict(part.partition("=")[::2] for part in self.model_args.split(","))
-        places["DTYPE"] = given.get("dtype", "bfloat16")
+        places["DTYPE"] = self.dtype
         places["DATA"] = os.path.relpath(self.data, self.work)
         text = (FOLDER / "recipe.yaml").read_text("utf-8")
         for word, value in places.items():
@@ -191,6 +196,7 @@ class Study:
                 yield [*board, output, "--replicates", *words]
         if self.library is None:
             routes = ["gks-eval", "routes", "--library", library, "--accuracy", "--limit", "10"]
+            routes += ["--dtype", self.dtype]
             words = [
                 "--setting",
                 ",".join((*ROUTED, *self.prepared)),

@@ -20,7 +20,7 @@ from gks_eval.util.files import draft_folder, sha256_of
 from gks_eval.util.json_file import parse_json
 from gks_eval.util.paths import tasks_dir
 
-__all__ = ["pack", "unpack"]
+__all__ = ["pack", "portable", "unpack"]
 
 KEPT = ("doc_id", "filtered_resps", "filter", "metrics")
 HASHES = ("doc_hash", "prompt_hash", "target_hash")
@@ -29,22 +29,25 @@ HASHES = ("doc_hash", "prompt_hash", "target_hash")
 def pack(folder: Path, archive: Path, base: Path | None = None) -> None:
     """Write all results of a folder, at any depth, into a .tar.xz file without texts.
 
-    Equal results give equal bytes. Of the path of a local `base`, only the last part is kept.
+    Equal results give equal bytes. Paths of this machine become `portable`.
     """
-    hidden = {f"{tasks_dir().parent.as_posix()}/": ""}
-    if base is not None:
-        hidden[json.dumps(str(base))[1:-1]] = base.name
     archive.parent.mkdir(parents=True, exist_ok=True)
     draft = archive.with_suffix(".part")
     with tarfile.open(draft, "w:xz", preset=9) as file:
         for path in sorted(folder.rglob("*.json*")):
-            content = _content(path)
-            for text, shown in hidden.items():
-                content = content.replace(text.encode(), shown.encode())
+            content = portable(_content(path), base)
             member = tarfile.TarInfo(path.relative_to(folder).as_posix())
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))
     draft.replace(archive)
+
+
+def portable(content: bytes, base: Path | None) -> bytes:
+    """Return JSON without this package's folder, and with the last part of a local base's path."""
+    content = content.replace(f"{tasks_dir().parent.as_posix()}/".encode(), b"")
+    if base is None:
+        return content
+    return content.replace(json.dumps(str(base))[1:-1].encode(), base.name.encode())
 
 
 def unpack(archive: Path, folder: Path, sha256: str | None = None) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from plan import TASKS, Study
-from records import pack, unpack
+from records import pack, portable, unpack
 
 from gks_eval import __version__
 from gks_eval.errors import GksError, ResultsError
@@ -58,13 +58,17 @@ def run_stage(study: Study, stage: str, dry: bool) -> None:
             print("+", shlex.join(command))
     if dry:
         return
+    local = (study.work / study.base).resolve()
+    base = local if local.is_dir() else None
     if stage == "evidence":
         import page  # imported late because it needs matplotlib
 
+        stages = set(study.record.glob("stage-*.json"))  # they have the base as it was given
+        for path in set(study.record.glob("*.json")) - stages:
+            write_text(path, portable(path.read_bytes(), base).decode("utf-8"))
         page.main(study.record)
     if folder := STAGES[stage]:
-        local = (study.work / study.base).resolve()
-        pack(study.work / folder, archive, local if local.is_dir() else None)
+        pack(study.work / folder, archive, base)
     names = ("torch", "transformers", "peft", "lm-eval")
     found = {
         "study": study.identity(stage),

@@ -294,6 +294,8 @@ def test_blocks_say_their_language_and_options_in_prose_are_there(path: Path, ap
     apps = app, benchmark_app()
     known = {option for one in apps for command in walk(one) for option in options_of(command)}
     known |= FOREIGN
+    study = (ROOT / "docs/study/run.py").read_text("utf-8")
+    known |= set(re.findall(r'add\("(--[a-z-]+)"', study))
     known |= set(HarnessCLI()._subparsers.choices["run"]._option_string_actions)
     known |= set(get_args_parser()._option_string_actions)
     text = path.read_text("utf-8")
