@@ -60,6 +60,11 @@ def is_triton(name: str) -> bool:
     return name.partition(".")[0] == "triton" and not name.startswith("triton._C")
 
 
+# From what the kernel computes and then drops: coefficients of experts that are not chosen, and of
+# numbers above the last expert's.
+overflow = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+
+
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[ModuleType]:
     with kernel(interpreted=True) as module:
@@ -76,14 +81,19 @@ CASES: dict[str, dict[str, Any]] = {
     "unequal ranks": {"ranks": [1, 4, 2, 8, 3, 3], "general": 2, "present": True},
     "equal shares": {"temperature": float("inf"), "scale": "root"},
     "cold": {"temperature": 1e-30},
+    "colder than float32": {"temperature": 1e-50},
+    "far below zero": {"scale": "same", "lowered": 300.0},
+    "far below zero, factors": {"scale": "same", "lowered": 300.0, "factors": True, "top_k": 10},
     "signed": {"scale": "same", "dead": True, "top_k": 4},
     "many": {"experts": 1000, "rank": 2, "tokens": 2},
     "most": {"experts": 4096, "rank": 1, "tokens": 1, "top_k": 5},
-    "wide factors": {"experts": 70, "rank": 5, "factors": True, "tokens": 2, "top_k": 20},
+    "wide factors": {"experts": 150, "rank": 5, "factors": True, "tokens": 2, "top_k": 20},
+    "rank above a tile": {"experts": 2, "rank": 1100, "factors": True, "tokens": 1, "top_k": 1},
     "bfloat16": {"dtype": torch.bfloat16, "general": 4},
 }
 
 
+@overflow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_as_the_separate_operators(interpreted: ModuleType, case: dict[str, Any]) -> None:
     check(interpreted, **case)
@@ -101,6 +111,7 @@ def check(
     parts: int = 1,
     temperature: float = 1.0,
     scale: str = "magnitude",
+    lowered: float = 0.0,
     factors: bool = False,
     dead: bool = False,
     unscale: bool = False,
@@ -111,6 +122,7 @@ def check(
     experts, stacked = len(sizes), sum(sizes)
     generator = torch.Generator().manual_seed(experts + top_k)
     read = torch.randn(tokens, stacked + general + parts * experts, generator=generator)
+    read[:, stacked + general :] -= lowered
     inner, raw = read[:, : stacked + general], read[:, stacked + general :]
     gone = torch.rand(experts, generator=generator) < 0.4 if dead else None
     units = 2.0 ** torch.randint(-3, 3, (experts,), generator=generator) if unscale else None
@@ -189,6 +201,7 @@ def mixed(module: ModuleType, scores: list[float], top_k: int, dead: list[int] =
     return results[1][0].tolist(), results[2][0].tolist()
 
 
+@overflow
 def test_ties_nan_and_dead_experts(interpreted: ModuleType) -> None:
     module = interpreted
     # Of equal scores the lower number, each expert once.
@@ -203,6 +216,27 @@ def test_ties_nan_and_dead_experts(interpreted: ModuleType) -> None:
     assert chosen == [1, 3, 0]
     expected = torch.softmax(torch.tensor([-5.0, -7.0, 0.0]), 0).tolist()
     assert shares == pytest.approx(expected, rel=1e-5)
+    # Below scores of any size, and no matter how much larger their own score is.
+    chosen, shares = mixed(module, [0.0, -5e35, 0.0, -6e35, 0.0], 2, dead=[0, 2, 4])
+    assert (chosen, shares) == ([1, 3], [1.0, 0.0])
+    assert mixed(module, [0.0, -500.0, 0.0, -500.0], 2, dead=[0, 2]) == ([1, 3], [0.5, 0.5])
+    # A score of minus infinity is one more score, and each expert is chosen once.
+    low = -float("inf")
+    chosen, shares = mixed(module, [low, 1.0, low, low, low], 3)
+    assert (chosen, shares) == ([1, 0, 2], [1.0, 0.0, 0.0])
+
+
+def test_roots_of_the_smallest_squares(interpreted: ModuleType) -> None:
+    """Squares below the smallest normal number, 2^-126, count as that; temperature 2^-62."""
+    squares = [0.0, 2.0**-124, 2.0**-122]
+    results = (torch.empty(1, 3), torch.empty(1, 3, dtype=torch.int64), torch.empty(1, 3))
+    interpreted.launch(
+        torch.tensor([squares]), torch.ones(1, 3), None, None, None, None, 3, 3, 1, False, 1,
+        fused.SCALES.index("root"), 2.0**-62, results,
+    )  # fmt: skip
+    expected = torch.softmax(torch.tensor([0.5, 1.0, 2.0]), 0)
+    torch.testing.assert_close(results[2][0], expected)
+    torch.testing.assert_close(results[0][0], expected)
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
