@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from common import random_pair
+from fake_cuda import WIDE
 
 from gks_eval.method.build import build
 from gks_eval.method.mixing.split import (
@@ -58,11 +61,16 @@ def test_only_near_ties_are_routed_otherwise(dtype: torch.dtype, parts: int, mos
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e5])
 def test_parts_hold_a_float32(dtype: torch.dtype, size: float) -> None:
     directions = size * torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
+    directions[1, 0] = (1 - 2**-24) * 2.0 ** math.ceil(math.log2(8 * size))  # rounds up
+    directions[2] = -directions[2].abs()  # the largest entry is negative
     directions[3] = 0.0
-    directions[4, 5] *= 1e-9
+    directions[4] *= torch.logspace(-9, 0, 300)
+    directions[4, 0] = 2.0 ** math.ceil(math.log2(8 * size))
     rows, unscale = split(directions, dtype)
     assert rows.dtype == dtype
     assert rows.isfinite().all()
+    sizes = rows.float().view(PARTS[dtype], 5, 300).norm(dim=2)
+    assert (sizes[:-1] <= sizes[1:]).all()
     found = joined_rows(rows, PARTS[dtype], unscale)
     if dtype == BFLOAT16:
         assert unscale is None
@@ -71,13 +79,23 @@ def test_parts_hold_a_float32(dtype: torch.dtype, size: float) -> None:
         assert unscale is not None
         assert torch.equal(torch.frexp(unscale).mantissa, torch.full_like(unscale, 0.5))
         largest = directions.abs().amax(dim=1, keepdim=True)
-        allowed = 2**-23 * directions.abs() + 2**-38 * largest
+        allowed = (2**-23 * directions.abs()).maximum(2**-39 * largest)
         assert ((found - directions).abs() <= allowed).all()
 
 
 def test_a_cpu_and_float32_keep_whole_directions() -> None:
     assert not accumulates_wide(torch.device("cpu"), BFLOAT16)
     assert not accumulates_wide(torch.device("cuda"), torch.float32)
+
+
+def test_rocm_keeps_whole_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, torch.cuda's devices are AMD's."""
+    for dtype in (BFLOAT16, FLOAT16):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.version, "hip", None)
+            assert accumulates_wide(torch.device("cuda"), dtype) == WIDE
+            patch.setattr(torch.version, "hip", "6.4")
+            assert not accumulates_wide(torch.device("cuda"), dtype)
 
 
 def test_split_weights_give_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
