@@ -373,6 +373,33 @@ def test_a_task_that_holds_the_general_part(router: str, orthogonal: bool) -> No
 
 
 @pytest.mark.parametrize("router", NAMES)
+@pytest.mark.parametrize("task", [0.3, 0.05, 0.005])
+def test_a_residual_that_is_nearly_the_general_part(router: str, task: float) -> None:
+    """With a shared B its one direction is near the general part's direction, but not the same."""
+    part, own = random_pair(1, seed=30), random_pair(1, seed=31)
+    pairs = [LoraPair(task * own.A, part.B, own.scaling), *(random_pair(1, seed=n) for n in (1, 2))]
+    setting = Setting(router=router, rule="delta", combine="outputs", top_k=3, temperature=0.3)
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(5))
+    check_shares(x, pairs, [part], setting)
+
+
+@pytest.mark.parametrize("router", NAMES)
+@pytest.mark.parametrize("zero", ["same adapter", "no update"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_expert_that_adds_no_direction_to_the_general_part(
+    router: str, zero: str, first: int
+) -> None:
+    """Its residual is zero, which comes last, or not, with the general part's A."""
+    part = random_pair(3, seed=30)
+    pairs = [random_pair(3, seed=n) for n in range(4)]
+    pairs[first] = part if zero == "same adapter" else no_update(part.shape)
+    pairs[1 - first] = LoraPair(part.A, random_pair(3, seed=9).B, part.scaling)
+    setting = Setting(router=router, rule="delta", combine="outputs", top_k=3)
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(5))
+    check_shares(x, pairs, [part], setting)
+
+
+@pytest.mark.parametrize("router", NAMES)
 def test_small_updates_with_a_direction_of_no_size_and_a_general_part(router: str) -> None:
     """Singular values below 1 and of 0, of which the general part is subtracted once."""
     pairs = [random_pair(seed=n, scaling=0.02 * (n + 1)) for n in range(3)]
@@ -516,8 +543,10 @@ def test_parameters_that_do_not_fit() -> None:
         Setting.parse("spectr;weights=equal;temperature=2")[0].fitted(4)
     with pytest.raises(UsageError, match="top_k=3 is above shortlist=2"):
         Setting.parse("lag;top_k=3;shortlist=2")[0].fitted(4)
-    with pytest.raises(UsageError, match="top_k=5 is above the 4 experts"):
-        Setting.parse("lag;top_k=5")[0].fitted(4)
+    for router in NAMES:
+        with pytest.raises(UsageError, match="top_k=5 is above the 4 experts"):
+            Setting.parse(f"{router};top_k=5")[0].fitted(4)
+        assert Setting.parse(f"{router};top_k=-1")[0].fitted(4).parameters["top_k"] == 4
     with pytest.raises(UsageError, match="weights=odd: needs one of softmax, equal"):
         Setting.parse("spectr;weights=odd")
     fitted = [Setting.parse(text)[0].fitted(4) for text in ("lag", "lag;shortlist=9")]
