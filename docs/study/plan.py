@@ -197,12 +197,8 @@ class Study:
         if self.library is None:
             routes = ["gks-eval", "routes", "--library", library, "--accuracy", "--limit", "10"]
             routes += ["--dtype", self.dtype]
-            words = [
-                "--setting",
-                ",".join((*ROUTED, *self.prepared)),
-                "--recipe",
-                f"{library}.yaml",
-            ]
+            words = ["--recipe", f"{library}.yaml"]
+            words += ["--setting", ",".join((*ROUTED, *self.prepared))]
             yield [*routes, *words, "--output", self._to("accuracy.json")]
             overlap = ["gks-eval", "library", "overlap", library, "--recipe", f"{library}.yaml"]
             overlap += ["--include-path", str(FOLDER / "tasks")]
