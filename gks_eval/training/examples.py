@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gks_eval.errors import DataError
@@ -16,6 +17,7 @@ __all__ = [
     "DataReport",
     "Example",
     "SourceTarget",
+    "beginning_of",
     "chat_text",
     "encode_pair",
     "encode_pairs",
@@ -82,6 +84,17 @@ class DataReport:
             self.scored_tokens += example.scored
 
 
+def beginning_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the special tokens that the tokenizer adds before a text, such as ``<bos>``.
+
+    lm-eval encodes its requests with them; a text that already begins with them does not get them
+    twice.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    return [token for token, _ in takewhile(lambda pair: pair[1], marked)]
+
+
 def chat_text(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> tuple[str, str]:
     """Return (prompt, completion) as the model's own chat template writes them.
 
@@ -112,19 +125,21 @@ def encode_pair(
     prompt: str,
     completion: str,
     *,
+    beginning: Sequence[int],
     max_tokens: int,
     loss: str,
 ) -> tuple[Example | None, bool]:
     """Encode one row; a row that is too long loses the end of its source.
 
     Prompt and completion are encoded as one text, as the model will read them; a token belongs to
-    the completion if it ends after the prompt's last character.
+    the completion if it ends after the prompt's last character. The beginning is never scored.
 
     Args:
         tokenizer: A fast tokenizer.
         source: The part of the prompt that may be shortened.
         prompt: The text before the completion.
         completion: The answer; never shortened.
+        beginning: Tokens to put first (`beginning_of`), unless the prompt begins with them.
         max_tokens: Maximum length of a row.
         loss: ``completion`` or ``all``.
 
@@ -134,8 +149,9 @@ def encode_pair(
     encoded = tokenizer(prompt + completion, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = list(encoded["input_ids"])
     spans: list[tuple[int, int]] = list(encoded["offset_mapping"])
-    scored = [end > len(prompt) for _, end in spans]
-    excess = len(ids) - max_tokens
+    scored = [loss == "all" or end > len(prompt) for _, end in spans]
+    added = [] if ids[: len(beginning)] == list(beginning) else list(beginning)
+    excess = len(added) + len(ids) - max_tokens
     if excess > 0:
         # Chat templates may strip the source.
         start = prompt.rfind(source.strip())
@@ -146,10 +162,8 @@ def encode_pair(
         gone = set(inside[len(inside) - excess :])
         ids = [token for i, token in enumerate(ids) if i not in gone]
         scored = [flag for i, flag in enumerate(scored) if i not in gone]
-    labels = (
-        ids if loss == "all" else [t if s else IGNORED for t, s in zip(ids, scored, strict=True)]
-    )
-    return Example(tuple(ids), tuple(labels)), excess > 0
+    labels = [token if kept else IGNORED for token, kept in zip(ids, scored, strict=True)]
+    return Example((*added, *ids), (*[IGNORED] * len(added), *labels)), excess > 0
 
 
 def encode_pairs(
@@ -176,6 +190,7 @@ def encode_pairs(
     Raises:
         DataError: The chat template cannot be used.
     """
+    beginning = beginning_of(tokenizer)
     examples: list[Example] = []
     for number, source, target in pairs:
         if chat:
@@ -184,7 +199,13 @@ def encode_pairs(
             prompt = template.replace("{source}", source)
             completion = target + str(tokenizer.eos_token or "")
         example, cut = encode_pair(
-            tokenizer, source, prompt, completion, max_tokens=max_tokens, loss=loss
+            tokenizer,
+            source,
+            prompt,
+            completion,
+            beginning=beginning,
+            max_tokens=max_tokens,
+            loss=loss,
         )
         if example is None:
             report.targets_too_long += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import DataError
-from gks_eval.training.examples import DataReport, Example, SourceTarget, encode_pairs
+from gks_eval.training.examples import DataReport, Example, SourceTarget, beginning_of, encode_pairs
 from gks_eval.training.jobs import Job, digest_of_json
 from gks_eval.training.recipe import ExpertSection, GeneralMember
 from gks_eval.training.sources import expert_rows, general_texts
@@ -31,12 +31,14 @@ class JobData:
         held_out: Examples that are never trained on.
         report: Counts over `train`, and of shortened and skipped rows.
         fingerprint: SHA-256 of every id and label, `held_out` included.
+        begins_with: The special tokens that the tokenizer adds before a text; empty for none.
     """
 
     train: list[Example]
     held_out: list[Example]
     report: DataReport
     fingerprint: str
+    begins_with: str
 
 
 def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> JobData:
@@ -70,6 +72,7 @@ def load_job_data(job: Job, root: Path, tokenizer: PreTrainedTokenizerBase) -> J
         held_out,
         report,
         digest_of_json([[list(e.input_ids), list(e.labels)] for e in examples]),
+        str(tokenizer.decode(beginning_of(tokenizer))),
     )
 
 
@@ -111,15 +114,19 @@ def _general_examples(
     member, section = job.member, job.section
     assert isinstance(member, GeneralMember)
     wanted = member.windows + section.held_out
-    windows = list(itertools.islice(_windows(job, root, tokenizer, report), wanted))
+    # The beginning is a part of the prompt, so that a window stays as long as the recipe says.
+    beginning = beginning_of(tokenizer) if section.format == "plain" else []
+    prompt = max(member.prompt - len(beginning), 0)
+    length = prompt + member.completion
+    windows = list(itertools.islice(_windows(job, root, tokenizer, report, length), wanted))
     random.Random(job.seed).shuffle(windows)  # noqa: S311 - an order, not a secret
     if section.format == "plain":
-        return [window_example(window, member.prompt, section.loss) for window in windows]
+        return [window_example(window, prompt, section.loss, beginning) for window in windows]
     pairs = [
         SourceTarget(
             number,
-            str(tokenizer.decode(window[: member.prompt])),
-            str(tokenizer.decode(window[member.prompt :])),
+            str(tokenizer.decode(window[:prompt])),
+            str(tokenizer.decode(window[prompt:])),
         )
         for number, window in enumerate(windows, start=1)
     ]
@@ -131,11 +138,10 @@ def _general_examples(
 
 
 def _windows(
-    job: Job, root: Path, tokenizer: PreTrainedTokenizerBase, report: DataReport
+    job: Job, root: Path, tokenizer: PreTrainedTokenizerBase, report: DataReport, length: int
 ) -> Iterator[list[int]]:
     member = job.member
     assert isinstance(member, GeneralMember)
-    length = member.prompt + member.completion
     texts = general_texts(job, root)
 
     def encode(text: str) -> list[int]:

@@ -124,6 +124,7 @@ def _record(
         "fingerprint": fingerprint,
         "recipe": plan.recipe_hash,
         "data": data.fingerprint,
+        "begins_with": data.begins_with,
         "seed": job.seed,
         "start_seed": job.start_seed,
         "init": plan.recipe.adapter.init,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from common import assert_sentence
+from common import CHAT_TEMPLATE, assert_sentence
+from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from gks_eval.errors import DataError, GksError, HubError
@@ -81,7 +84,7 @@ def test_packed_windows_lose_only_the_rest() -> None:
     texts = {"a": [1, 2], "b": [3, 4, 5, 6], "c": [7]}
     windows = list(cut_packed(texts, texts.__getitem__, 3, separator=0))
     assert windows == [[1, 2, 0], [3, 4, 5], [6, 0, 7]]
-    example = window_example(windows[0], 2, "completion")
+    example = window_example(windows[0], 2, "completion", [])
     assert example.labels == (IGNORED, IGNORED, 0)
 
 
@@ -166,6 +169,75 @@ def test_windows_in_the_chat_template_with_loss_all(
         turns, tokenize=False
     )
     assert example.labels == example.input_ids
+
+
+BOS_TEMPLATE = "{{ bos_token }}" + CHAT_TEMPLATE
+
+
+@pytest.fixture
+def bos_base(tiny_base: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A base whose tokenizer begins every text with ``<s>``, as those of Llama and Gemma do."""
+    folder = shutil.copytree(tiny_base("llama"), tmp_path / "with-bos")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("loss", ["completion", "all"])
+@pytest.mark.parametrize(
+    "template", [None, CHAT_TEMPLATE, BOS_TEMPLATE], ids=["plain", "chat", "bos"]
+)
+def test_a_row_is_encoded_as_lm_eval_encodes_it(bos_base: Path, template: Any, loss: str) -> None:
+    lm = HFLM(pretrained=str(bos_base), device="cpu")
+    lm.tokenizer.chat_template = template
+    chat = template is not None
+    rows = [("Say it", "yes"), ("Say it again", "no")]
+    examples, _ = encode(lm.tokenizer, rows, chat=chat, loss=loss, template="Q: {source}\nA: ")
+    for (source, target), example in zip(rows, examples, strict=True):
+        text = f"Q: {source}\nA: {target}{lm.tokenizer.eos_token}"
+        if chat:
+            turns = [("user", source), ("assistant", target)]
+            text = lm.tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in turns], tokenize=False
+            )
+        assert list(example.input_ids) == lm.tok_encode(text)
+        assert example.input_ids.count(lm.tokenizer.bos_token_id) == 1
+        assert example.input_ids[0] == lm.tokenizer.bos_token_id
+        end = "<|end|>" if chat else lm.tokenizer.eos_token
+        scored = text.removeprefix("<s>") if loss == "all" else target + end
+        assert scored_text(lm.tokenizer, example).removeprefix("<s>") == scored
+
+
+def test_the_beginning_counts_for_the_length_of_a_row(bos_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bos_base)
+    (example,), report = encode(tokenizer, [("abcdefghij", "answer")], max_tokens=16)
+    assert tokenizer.decode(list(example.input_ids)) == (
+        "<s><|user|>abcde<|end|><|assistant|>answer<|end|>"
+    )
+    assert report.sources_cut == 1
+
+
+@pytest.mark.parametrize("loss", ["completion", "all"])
+@pytest.mark.parametrize("cut", ["first", "packed"])
+def test_a_window_begins_as_lm_eval_begins_a_text(
+    recipe_file: Any, bos_base: Path, tmp_path: Path, cut: str, loss: str
+) -> None:
+    lm = HFLM(pretrained=str(bos_base), device="cpu")
+    member = {"file": "mine.txt", "prompt": 4, "completion": 2, "cut": cut}
+    path = recipe_file(general={"loss": loss, "held_out": 0, "members": {"en": member}})
+    (tmp_path / "mine.txt").write_text("abcdefghij", "utf-8")
+    plan = make_plan(path)
+    job = next(job for job in plan.jobs if job.key == "general/en")
+    examples = load_job_data(job, plan.root, lm.tokenizer).train
+    expected = {"first": ["abcde"], "packed": ["abcde", "fghij"]}[cut]
+    assert sorted(list(e.input_ids) for e in examples) == sorted(map(lm.tok_encode, expected))
+    for example in examples:
+        assert example.scored == (2 if loss == "completion" else 5)
+        assert example.labels[0] == IGNORED
 
 
 def test_held_out_rows_are_not_trained_on(recipe_file: Any, tokenizer: Any) -> None:
