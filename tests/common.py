@@ -114,6 +114,23 @@ def save_byte_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
+def save_with_bos(base: Path, folder: Path) -> Path:
+    """Copy a base; its tokenizer begins every text with ``<s>``, as those of Llama and Gemma do."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    return folder
+
+
 def tiny_config(family: str, **changes: Any) -> Any:
     """Return the transformers config of a two-layer model of the family."""
     from transformers import LlamaConfig, Phi3Config, PhiConfig

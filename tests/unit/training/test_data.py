@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from common import CHAT_TEMPLATE, assert_sentence
+from common import CHAT_TEMPLATE, assert_sentence, save_with_bos
 from lm_eval.models.huggingface import HFLM
-from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from gks_eval.errors import DataError, GksError, HubError
@@ -176,15 +174,7 @@ BOS_TEMPLATE = "{{ bos_token }}" + CHAT_TEMPLATE
 
 @pytest.fixture
 def bos_base(tiny_base: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A base whose tokenizer begins every text with ``<s>``, as those of Llama and Gemma do."""
-    folder = shutil.copytree(tiny_base("llama"), tmp_path / "with-bos")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"bos_token": "<s>"})
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_with_bos(tiny_base("llama"), tmp_path / "with-bos")
 
 
 @pytest.mark.parametrize("loss", ["completion", "all"])
