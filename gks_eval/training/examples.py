@@ -17,6 +17,7 @@ __all__ = [
     "DataReport",
     "Example",
     "SourceTarget",
+    "begin",
     "beginning_of",
     "chat_text",
     "encode_pair",
@@ -87,12 +88,26 @@ class DataReport:
 def beginning_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the special tokens that the tokenizer adds before a text, such as ``<bos>``.
 
-    lm-eval encodes its requests with them; a text that already begins with them does not get them
-    twice.
+    lm-eval encodes its requests with them.
     """
     encoded = tokenizer("a", return_special_tokens_mask=True)
     marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
     return [token for token, _ in takewhile(lambda pair: pair[1], marked)]
+
+
+def begin(example: Example, beginning: Sequence[int]) -> Example:
+    """Put the beginning before an example, unscored; one that has begun already stays as it is.
+
+    lm-eval adds nothing to a text that begins with ``<bos>``, for example from a chat template.
+
+    Args:
+        example: The example.
+        beginning: As `beginning_of` returns it.
+    """
+    if example.input_ids[:1] == tuple(beginning[:1]):
+        return example
+    ignored = (IGNORED,) * len(beginning)
+    return Example((*beginning, *example.input_ids), (*ignored, *example.labels))
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> tuple[str, str]:
@@ -132,14 +147,14 @@ def encode_pair(
     """Encode one row; a row that is too long loses the end of its source.
 
     Prompt and completion are encoded as one text, as the model will read them; a token belongs to
-    the completion if it ends after the prompt's last character. The beginning is never scored.
+    the completion if it ends after the prompt's last character.
 
     Args:
         tokenizer: A fast tokenizer.
         source: The part of the prompt that may be shortened.
         prompt: The text before the completion.
         completion: The answer; never shortened.
-        beginning: Tokens to put first (`beginning_of`), unless the prompt begins with them.
+        beginning: As `begin` takes it; it counts for the length.
         max_tokens: Maximum length of a row.
         loss: ``completion`` or ``all``.
 
@@ -150,8 +165,8 @@ def encode_pair(
     ids: list[int] = list(encoded["input_ids"])
     spans: list[tuple[int, int]] = list(encoded["offset_mapping"])
     scored = [loss == "all" or end > len(prompt) for _, end in spans]
-    added = [] if ids[: len(beginning)] == list(beginning) else list(beginning)
-    excess = len(added) + len(ids) - max_tokens
+    added = 0 if ids[:1] == list(beginning[:1]) else len(beginning)
+    excess = added + len(ids) - max_tokens
     if excess > 0:
         # Chat templates may strip the source.
         start = prompt.rfind(source.strip())
@@ -163,7 +178,7 @@ def encode_pair(
         ids = [token for i, token in enumerate(ids) if i not in gone]
         scored = [flag for i, flag in enumerate(scored) if i not in gone]
     labels = [token if kept else IGNORED for token, kept in zip(ids, scored, strict=True)]
-    return Example((*added, *ids), (*[IGNORED] * len(added), *labels)), excess > 0
+    return begin(Example(tuple(ids), tuple(labels)), beginning), excess > 0
 
 
 def encode_pairs(

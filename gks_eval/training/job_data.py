@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gks_eval.errors import DataError
-from gks_eval.training.examples import DataReport, Example, SourceTarget, beginning_of, encode_pairs
+from gks_eval.training.examples import (
+    DataReport,
+    Example,
+    SourceTarget,
+    begin,
+    beginning_of,
+    encode_pairs,
+)
 from gks_eval.training.jobs import Job, digest_of_json
 from gks_eval.training.recipe import ExpertSection, GeneralMember
 from gks_eval.training.sources import expert_rows, general_texts
@@ -121,7 +128,8 @@ def _general_examples(
     windows = list(itertools.islice(_windows(job, root, tokenizer, report, length), wanted))
     random.Random(job.seed).shuffle(windows)  # noqa: S311 - an order, not a secret
     if section.format == "plain":
-        return [window_example(window, prompt, section.loss, beginning) for window in windows]
+        examples = (window_example(window, prompt, section.loss) for window in windows)
+        return [begin(example, beginning) for example in examples]
     pairs = [
         SourceTarget(
             number,

@@ -84,5 +84,8 @@ def write_trained_manifest(plan: TrainingPlan, output: Path) -> Path:
 
 
 def _summary(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("data", "rows", "tokens", "steps", "loss_first", "loss_last", "held_out")
+    keys = (
+        *("data", "begins_with", "rows", "tokens"),
+        *("steps", "loss_first", "loss_last", "held_out"),
+    )
     return {key: record[key] for key in keys if key in record}

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gks_eval.errors import GksError, LibraryError, UsageError
-from gks_eval.library.peft_adapter import RECORD
+from gks_eval.errors import GksError, UsageError
 from gks_eval.model.device import recipe_device
 from gks_eval.model.load_base import load_tokenizer, outline_of
 from gks_eval.training.accumulation import share_of
 from gks_eval.training.adapter_writer import is_finished
 from gks_eval.training.base import base_of
-from gks_eval.training.examples import DataReport, beginning_of, chat_text
+from gks_eval.training.examples import DataReport, chat_text
 from gks_eval.training.job_data import load_job_data, separator_of
 from gks_eval.training.jobs import Job, TrainingPlan
 from gks_eval.training.library_writer import check_library_output
@@ -29,7 +28,6 @@ from gks_eval.training.recipe import GeneralMember
 from gks_eval.training.sources import identity
 from gks_eval.training.start import check_targets
 from gks_eval.util.files import check_writable
-from gks_eval.util.json_file import read_or_empty
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,10 +122,6 @@ def check_run(
         check_targets(outline, recipe.adapter.targets, recipe.base_model)
         if recipe.adapter.init == "loftq":
             check_quantised(outline, recipe.adapter.targets)
-    if output is not None and tokenizer is not None:
-        for key in sorted(finished):
-            with _noted(faults):
-                _check_beginning(output / key, tokenizer)
     for job in todo:
         with _noted(faults):
             share_of(job.section.schedule, processes)
@@ -151,16 +145,6 @@ def _noted(faults: list[GksError]) -> Iterator[None]:
 def _check_packages() -> None:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UsageError(f"training needs {', '.join(missing)}: pip install 'gks-eval[train]'.")
-
-
-def _check_beginning(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    # Older versions trained without it; their adapters would be mixed with those of this run.
-    beginning = str(tokenizer.decode(beginning_of(tokenizer)))
-    if read_or_empty(folder / RECORD).get("begins_with", "") != beginning:
-        raise LibraryError(
-            f"{folder} was trained by an older version, without the {beginning} that the tokenizer"
-            " puts before a text; delete this folder to train the adapter again."
-        )
 
 
 def _check_tokenizer(job: Job, tokenizer: PreTrainedTokenizerBase) -> None:

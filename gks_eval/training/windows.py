@@ -43,15 +43,13 @@ def cut_packed(
             held = held[length:]
 
 
-def window_example(window: list[int], prompt: int, loss: str, beginning: list[int]) -> Example:
+def window_example(window: list[int], prompt: int, loss: str) -> Example:
     """Turn a window into an example: the first `prompt` tokens are the prompt.
 
     Args:
         window: Token ids.
         prompt: Number of tokens of the prompt.
         loss: ``completion`` scores the tokens after the prompt, ``all`` scores all tokens.
-        beginning: Tokens to put before the window (`gks_eval.training.examples.beginning_of`);
-            they are never scored.
     """
     labels = window if loss == "all" else [IGNORED] * prompt + window[prompt:]
-    return Example((*beginning, *window), (*[IGNORED] * len(beginning), *labels))
+    return Example(tuple(window), tuple(labels))

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from common import CHAT_TEMPLATE, assert_sentence, save_with_bos
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from gks_eval.errors import DataError, GksError, HubError
@@ -82,7 +83,7 @@ def test_packed_windows_lose_only_the_rest() -> None:
     texts = {"a": [1, 2], "b": [3, 4, 5, 6], "c": [7]}
     windows = list(cut_packed(texts, texts.__getitem__, 3, separator=0))
     assert windows == [[1, 2, 0], [3, 4, 5], [6, 0, 7]]
-    example = window_example(windows[0], 2, "completion", [])
+    example = window_example(windows[0], 2, "completion")
     assert example.labels == (IGNORED, IGNORED, 0)
 
 
@@ -196,10 +197,23 @@ def test_a_row_is_encoded_as_lm_eval_encodes_it(bos_base: Path, template: Any, l
             )
         assert list(example.input_ids) == lm.tok_encode(text)
         assert example.input_ids.count(lm.tokenizer.bos_token_id) == 1
-        assert example.input_ids[0] == lm.tokenizer.bos_token_id
         end = "<|end|>" if chat else lm.tokenizer.eos_token
-        scored = text.removeprefix("<s>") if loss == "all" else target + end
-        assert scored_text(lm.tokenizer, example).removeprefix("<s>") == scored
+        assert scored_text(lm.tokenizer, example) == (text if loss == "all" else target + end)
+
+
+def test_tokens_that_a_template_writes_in_part_are_not_added_twice(bos_base: Path) -> None:
+    """As lm-eval, which adds nothing to a text that begins with ``<s>``."""
+    lm = HFLM(pretrained=str(bos_base), device="cpu")
+    lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> <|end|> $A",
+        special_tokens=[(t, lm.tokenizer.convert_tokens_to_ids(t)) for t in ("<s>", "<|end|>")],
+    )
+    written = "<|user|>Say it<|end|><|assistant|>yes<|end|>"
+    for template, bos, added in ((CHAT_TEMPLATE, "", "<s><|end|>"), (BOS_TEMPLATE, "<s>", "")):
+        lm.tokenizer.chat_template = template
+        (example,), _ = encode(lm.tokenizer, [("Say it", "yes")])
+        assert lm.tokenizer.decode(list(example.input_ids)) == added + bos + written
+        assert list(example.input_ids) == lm.tok_encode(bos + written)
 
 
 def test_the_beginning_counts_for_the_length_of_a_row(bos_base: Path) -> None:
@@ -228,6 +242,21 @@ def test_a_window_begins_as_lm_eval_begins_a_text(
     for example in examples:
         assert example.scored == (2 if loss == "completion" else 5)
         assert example.labels[0] == IGNORED
+
+
+def test_a_window_in_the_chat_template_has_the_beginning_before_the_template(
+    recipe_file: Any, bos_base: Path, tmp_path: Path
+) -> None:
+    lm = HFLM(pretrained=str(bos_base), device="cpu")
+    member = {"file": "mine.txt", "prompt": 6, "completion": 2}
+    path = recipe_file(general={"format": "chat", "held_out": 0, "members": {"en": member}})
+    (tmp_path / "mine.txt").write_text("abcdefghij", "utf-8")
+    plan = make_plan(path)
+    job = next(job for job in plan.jobs if job.key == "general/en")
+    (example,) = load_job_data(job, plan.root, lm.tokenizer).train
+    text = "<|user|>abcdef<|end|><|assistant|>gh<|end|>"
+    assert list(example.input_ids) == lm.tok_encode(text)
+    assert example.input_ids[0] == lm.tokenizer.bos_token_id
 
 
 def test_held_out_rows_are_not_trained_on(recipe_file: Any, tokenizer: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from common import assert_sentence, save_with_bos
+import yaml
+from common import save_with_bos
 from safetensors.torch import load_file
 
 from gks_eval.errors import DataError, LibraryError, UsageError
@@ -19,7 +20,6 @@ from gks_eval.library.load import load_library
 from gks_eval.library.peft_adapter import RECORD
 from gks_eval.library.peft_adapter import WEIGHTS_FILE as WEIGHTS
 from gks_eval.training.adapter_writer import CURVE
-from gks_eval.training.estimate import estimate
 from gks_eval.training.jobs import Job, make_plan
 from gks_eval.training.loss_table import LOSS_TABLE, measure_losses
 from gks_eval.training.run_callback import RunCallback, Step
@@ -166,25 +166,14 @@ def test_finished_adapters_are_not_trained_again_until_the_recipe_changes(
     assert "experts/copy" in [job.key for job in missing_adapters(plan, tmp_path / "library")]
 
 
-def test_adapters_of_an_older_encoding_are_not_mixed_with_new_ones(
+def test_the_beginning_of_every_row_is_recorded(
     recipe_file: Recipes, tiny_base: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base = save_with_bos(tiny_base("phi3"), tmp_path / "with-bos")
-    plan = make_plan(recipe_file(base_model=str(base)))
-    library = tmp_path / "library"
-    train_library(plan, library, only=["copy"])
-    record = library / "experts/copy" / RECORD
-    assert json.loads(record.read_bytes())["begins_with"] == "<s>"
-    assert estimate(plan, ["copy", "upper"], library).faults == ()
-    record.write_text(json.dumps({**json.loads(record.read_bytes()), "begins_with": ""}), "utf-8")
-    recorder = Recorder()
-    with pytest.raises(LibraryError, match=r"experts.copy was trained .* without the <s>") as told:
-        train_library(plan, library, only=["copy", "upper"], callback=recorder)
-    assert_sentence(told.value)
-    assert recorder.events == []
-    shutil.rmtree(record.parent)
-    outcome = train_library(plan, library, only=["copy", "upper"])
-    assert outcome.trained == ("experts/copy", "experts/upper")
+    outcome = train_library(make_plan(recipe_file(base_model=str(base))), tmp_path / "library")
+    assert outcome.manifest is not None
+    adapters = yaml.safe_load(outcome.manifest.read_text("utf-8"))["provenance"]["adapters"]
+    assert {key: adapters[key]["begins_with"] for key in KEYS} == dict.fromkeys(KEYS, "<s>")
 
 
 def test_what_another_process_trains_is_left_to_it(recipe_file: Recipes, tmp_path: Path) -> None:
