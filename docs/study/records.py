@@ -14,6 +14,8 @@ import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lm_eval.utils import sanitize_model_name
+
 from gks_eval.errors import ResultsError, reason
 from gks_eval.evidence.samples import SAMPLES
 from gks_eval.util.files import draft_folder, sha256_of
@@ -47,7 +49,9 @@ def portable(content: bytes, base: Path | None) -> bytes:
     content = content.replace(f"{tasks_dir().parent.as_posix()}/".encode(), b"")
     if base is None:
         return content
-    return content.replace(json.dumps(str(base))[1:-1].encode(), base.name.encode())
+    for written in (str(base), sanitize_model_name(str(base))):  # the latter names folders
+        content = content.replace(json.dumps(written)[1:-1].encode(), base.name.encode())
+    return content
 
 
 def unpack(archive: Path, folder: Path, sha256: str | None = None) -> None:
