@@ -104,10 +104,12 @@ def begin(example: Example, beginning: Sequence[int]) -> Example:
         example: The example.
         beginning: As `beginning_of` returns it.
     """
-    if example.input_ids[:1] == tuple(beginning[:1]):
-        return example
-    ignored = (IGNORED,) * len(beginning)
-    return Example((*beginning, *example.input_ids), (*ignored, *example.labels))
+    added = _missing(example.input_ids, beginning)
+    return Example((*added, *example.input_ids), (*[IGNORED] * len(added), *example.labels))
+
+
+def _missing(ids: Sequence[int], beginning: Sequence[int]) -> Sequence[int]:
+    return () if list(ids[:1]) == list(beginning[:1]) else beginning
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> tuple[str, str]:
@@ -165,8 +167,7 @@ def encode_pair(
     ids: list[int] = list(encoded["input_ids"])
     spans: list[tuple[int, int]] = list(encoded["offset_mapping"])
     scored = [loss == "all" or end > len(prompt) for _, end in spans]
-    added = 0 if ids[:1] == list(beginning[:1]) else len(beginning)
-    excess = added + len(ids) - max_tokens
+    excess = len(_missing(ids, beginning)) + len(ids) - max_tokens
     if excess > 0:
         # Chat templates may strip the source.
         start = prompt.rfind(source.strip())
